@@ -1,0 +1,1 @@
+"""Batches enriched frames into ClickHouse, and answers what was used from there."""

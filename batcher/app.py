@@ -1,0 +1,146 @@
+"""Puts the batcher together and runs it until it is told to stop.
+
+The only room that talks to ClickHouse. It promises: a frame is acked only after the store has it;
+storing one twice changes nothing; a frame that cannot be stored is set aside with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+import structlog
+
+from batcher.buffer import Buffer, Custody, Limits
+from batcher.flusher import HEALTH_PART, Flusher
+from batcher.intake import Intake
+from batcher.migrations import migrate, set_retention, shipped
+from batcher.refusals import Refusals
+from batcher.settings import BatcherSettings
+from batcher.store import Store, keep_temporary_files_beside
+from batcher.telemetry import Instruments
+from batcher.usage import Retention
+from batcher.usage_door import QUEUE, SUBJECT, UsageDoor
+from runtime.clock import SystemClock
+from runtime.consumer import Consumer
+from runtime.errors import TransientError
+from runtime.health import Health
+from runtime.publisher import Publisher
+from runtime.retry import forever
+from runtime.service import Service
+from schemas import subjects
+
+_log = structlog.get_logger("decisec.batcher")
+
+DURABLE = "batcher"
+_ACK_WAIT_S = 6.0
+"""After a crash the next batcher gets the frames again this late; who lives renews in time."""
+_MAX_ACK_PENDING = 20_000
+_FETCH = 256
+_RENEW_EVERY_S = 1.0
+_PENDING_EVERY_S = 2.0
+
+
+async def main(service: Service[BatcherSettings]) -> None:
+    """Run until `service.stop` is set; then flush what was fetched, ack it and return.
+
+    Raises:
+        SettingsError: The store's address is wrong or missing.
+        FatalError: The store refuses this user, or its schema is not this version's.
+    """
+    settings = service.settings
+    settings.check()
+    # It logs a traceback per failed request, and the retry policy reports each anyhow.
+    logging.getLogger("clickhouse_connect").setLevel(logging.ERROR)
+    clock = SystemClock()
+    instruments = Instruments()
+    async with AsyncExitStack() as stack:
+        if settings.embedded:
+            keep_temporary_files_beside(settings.store_path)
+        store = Store(settings)
+        stack.push_async_callback(store.close)
+        reader = store
+        if not settings.embedded:
+            # A server takes queries beside inserts; a slow one then holds nothing up.
+            reader = Store(settings, name="usage")
+            stack.push_async_callback(reader.close)
+        retention = await _prepare(store, settings, service.health, service.stop)
+        if retention is None:
+            return
+        door = UsageDoor(reader, retention, instruments, clock, limit_s=settings.query_limit_s)
+        subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
+        custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 3)
+        refusals = Refusals(Publisher(service.bus), custody, instruments)
+        buffer = Buffer(
+            Limits(settings.flush_rows, settings.flush_bytes, settings.flush_age_ms), clock
+        )
+        consumer = Consumer(
+            service.bus,
+            subjects.METRICS_ENRICHED,
+            DURABLE,
+            max_batch=_FETCH,
+            max_ack_pending=_MAX_ACK_PENDING,
+            ack_wait_s=_ACK_WAIT_S,
+        )
+        flusher = Flusher(
+            sink=store,
+            buffer=buffer,
+            custody=custody,
+            refusals=refusals,
+            bus=service.bus,
+            health=service.health,
+            instruments=instruments,
+            clock=clock,
+            keep_ns=int(retention.ticks / timedelta(microseconds=1)) * 1000,
+            stop=service.stop,
+        )
+        async with asyncio.TaskGroup() as group:
+            intake = Intake(consumer, buffer, custody, refusals)
+            fetching = group.create_task(intake.run(service.stop), name="intake")
+            renewing = group.create_task(_renew(custody), name="renewal")
+            watching = group.create_task(_watch(consumer, instruments), name="pending")
+            await flusher.run()
+            for task in (fetching, renewing, watching):
+                task.cancel()
+        if service.bus.connected:
+            await subscription.unsubscribe()
+
+
+async def _prepare(
+    store: Store, settings: BatcherSettings, health: Health, stop: asyncio.Event
+) -> Retention | None:
+    """Open the store and bring its schema up to date; None if told to stop before that."""
+    health.unready(HEALTH_PART, "not opened yet")
+    policy = forever("store-open").copy(stop=lambda _: stop.is_set())
+    try:
+        async for attempt in policy:
+            with attempt:
+                born = await migrate(store, shipped())
+                await set_retention(store, "samples", settings.samples_days)
+                await set_retention(store, "usage_minute", settings.usage_days)
+    except TransientError as error:
+        _log.warning("store.never_opened", error=str(error))
+        return None
+    health.ready(HEALTH_PART)
+    return Retention(
+        born=born,
+        ticks=timedelta(days=settings.samples_days),
+        minutes=timedelta(days=settings.usage_days),
+    )
+
+
+async def _renew(custody: Custody) -> None:
+    while True:
+        await asyncio.sleep(_RENEW_EVERY_S)
+        await custody.renew()
+
+
+async def _watch(consumer: Consumer, instruments: Instruments) -> None:
+    while True:
+        await asyncio.sleep(_PENDING_EVERY_S)
+        try:
+            instruments.pending(await consumer.pending())
+        except TransientError as error:
+            _log.debug("pending.unknown", error=str(error))

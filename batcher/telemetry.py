@@ -1,0 +1,65 @@
+"""The batcher's instruments; their names are declared here and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from runtime.telemetry import meter
+
+
+class Instruments:
+    """What the batcher counts."""
+
+    def __init__(self) -> None:
+        m = meter()
+        self._rows = m.create_counter("decisec_batcher_rows", description="Rows stored")
+        self._frames = m.create_counter("decisec_batcher_frames", description="Frames stored")
+        self._bytes = m.create_counter(
+            "decisec_batcher_frame_bytes", unit="By", description="Bytes of the frames stored"
+        )
+        self._flush = m.create_histogram(
+            "decisec_batcher_flush", unit="s", description="From the batch to the store's yes"
+        )
+        self._lag = m.create_histogram(
+            "decisec_batcher_lag", unit="s", description="From sampling to queryable, per frame"
+        )
+        self._retries = m.create_counter(
+            "decisec_batcher_retries", description="Failed inserts, by class of error"
+        )
+        self._refused = m.create_counter(
+            "decisec_batcher_frames_refused", description="Frames set aside, by reason"
+        )
+        self._pending = m.create_gauge(
+            "decisec_batcher_pending", description="Frames in the stream and not yet stored"
+        )
+        self._usage = m.create_histogram(
+            "decisec_batcher_usage_query", unit="s", description="Time to answer a usage query"
+        )
+
+    def stored(self, *, rows: int, frames: int, size: int, seconds: float) -> None:
+        """One insert went through."""
+        self._rows.add(rows)
+        self._frames.add(frames)
+        self._bytes.add(size)
+        self._flush.record(seconds)
+
+    def lagged(self, lags_ms: Iterable[int]) -> None:
+        """Lags of the frames of an insert."""
+        for lag_ms in lags_ms:
+            self._lag.record(lag_ms / 1000)
+
+    def retried(self, error: BaseException) -> None:
+        """An insert failed and will be tried again."""
+        self._retries.add(1, {"class": type(error).__name__})
+
+    def refused(self, reason: str) -> None:
+        """A frame was set aside."""
+        self._refused.add(1, {"reason": reason})
+
+    def pending(self, frames: int) -> None:
+        """How many frames wait."""
+        self._pending.set(frames)
+
+    def answered(self, seconds: float, outcome: str) -> None:
+        """A usage query was answered."""
+        self._usage.record(seconds, {"outcome": outcome})

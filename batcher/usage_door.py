@@ -1,0 +1,92 @@
+"""Answers `usage.query.<customer>`: whose usage it is says the subject, never the message."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import structlog
+
+from batcher.store import Store
+from batcher.telemetry import Instruments
+from batcher.usage import RefusedQueryError, Retention, check, report
+from runtime.bus import Message
+from runtime.clock import Clock
+from runtime.errors import FatalError, OverloadedError, TransientError
+from schemas import subjects
+from schemas.codec import encode
+from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
+from schemas.units import NS_PER_S
+from schemas.usage import UsageReply, UsageReport, decode_usage_query
+
+_log = structlog.get_logger("decisec.usage")
+
+QUEUE = "batcher"
+SUBJECT = "usage.query.*"
+MAX_REPLY_BYTES = 1_000_000
+"""Just under the 1 MiB that NATS takes."""
+
+
+class UsageDoor:
+    """A bus handler: one query after the other, each bounded in time and memory.
+
+    With an embedded store a query and an insert wait for each other, because the engine has one
+    thread: a query holds inserts up for `limit_s` at most.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        retention: Retention,
+        instruments: Instruments,
+        clock: Clock,
+        *,
+        limit_s: int,
+    ) -> None:
+        self._store = store
+        self._retention = retention
+        self._instruments = instruments
+        self._clock = clock
+        self._limit_s = limit_s
+
+    async def answer(self, message: Message) -> bytes:
+        """The encoded `UsageReply` to a query; errors travel inside it."""
+        began_ns = self._clock.monotonic_ns()
+        reply = await self._reply(message)
+        body = encode(reply)
+        if len(body) > MAX_REPLY_BYTES:
+            reply = _refusal(
+                ErrorCode.BAD_REQUEST, "the answer passes 1 MB; name at most 1000 VMs in vm_ids"
+            )
+            body = encode(reply)
+        outcome = reply.error.code.value if reply.error else "ok"
+        self._instruments.answered((self._clock.monotonic_ns() - began_ns) / NS_PER_S, outcome)
+        return body
+
+    async def _reply(self, message: Message) -> UsageReply:
+        try:
+            return UsageReply(report=await self._report(message))
+        except (InvalidIdError, MalformedMessageError, RefusedQueryError) as error:
+            return _refusal(ErrorCode.BAD_REQUEST, str(error))
+        except OverloadedError as error:
+            _log.warning("query.failed", subject=message.subject, error=str(error))
+            return _refusal(
+                ErrorCode.UNAVAILABLE,
+                "the store is overloaded; try later, or ask for fewer VMs or a shorter window",
+            )
+        except TransientError as error:
+            _log.warning("query.failed", subject=message.subject, error=str(error))
+            return _refusal(ErrorCode.UNAVAILABLE, "the store is away; try again later")
+        except FatalError as error:
+            _log.error("query.failed", subject=message.subject, error=str(error))
+            return _refusal(ErrorCode.INTERNAL, "the store refuses the query; see the log")
+
+    async def _report(self, message: Message) -> UsageReport:
+        customer_id = subjects.customer_of(message.subject)
+        query = decode_usage_query(message.data)
+        now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
+        window = check(query, self._retention, now)
+        return await report(self._store, customer_id, query, window, limit_s=self._limit_s)
+
+
+def _refusal(code: ErrorCode, message: str) -> UsageReply:
+    return UsageReply(error=ErrorInfo(code=code, message=message))

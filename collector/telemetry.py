@@ -1,0 +1,67 @@
+"""The collector's instruments; their names are declared here and nowhere else."""
+
+from __future__ import annotations
+
+from collector.messages import Outcome
+from runtime.telemetry import meter
+from schemas.units import NS_PER_S
+
+
+class Instruments:
+    """What the collector counts."""
+
+    def __init__(self) -> None:
+        m = meter()
+        self._frames = m.create_counter(
+            "decisec_collector_frames", description="Frames passed on or refused as a whole"
+        )
+        self._samples = m.create_counter(
+            "decisec_collector_samples", description="Samples passed on"
+        )
+        self._rejected = m.create_counter(
+            "decisec_collector_rejected", description="Samples refused, by reason"
+        )
+        self._waited = m.create_counter(
+            "decisec_collector_frames_waited", description="Frames that waited for a VM's record"
+        )
+        self._postponed = m.create_counter(
+            "decisec_collector_frames_postponed",
+            description="Frames left for another delivery because the bus took no answer",
+        )
+        self._batch = m.create_histogram(
+            "decisec_collector_batch", unit="s", description="From a batch's arrival to its acks"
+        )
+        self._lag = m.create_histogram(
+            "decisec_collector_lag", unit="s", description="From sampling to collecting, per frame"
+        )
+        self._missing = m.create_gauge(
+            "decisec_collector_seq_missing", description="Skipped frames that have not come since"
+        )
+        self._hosts = m.create_gauge("decisec_collector_hosts", description="Hosts heard of")
+
+    def passed(self, outcome: Outcome) -> None:
+        """A frame was decided about, and all that follows from it is stored."""
+        self._frames.add(1)
+        if outcome.samples:
+            self._samples.add(outcome.samples)
+        for reason, rows in outcome.rejected.items():
+            self._rejected.add(rows, {"reason": reason})
+        if outcome.lag_ns is not None:
+            self._lag.record(outcome.lag_ns / NS_PER_S)
+
+    def waited(self) -> None:
+        """A frame was sent back because a VM's record may be on its way."""
+        self._waited.add(1)
+
+    def postponed(self) -> None:
+        """A frame stays unanswered and will be delivered again."""
+        self._postponed.add(1)
+
+    def batch(self, seconds: float) -> None:
+        """A batch is done."""
+        self._batch.record(seconds)
+
+    def state(self, *, missing: int, hosts: int) -> None:
+        """What is missing, and of how many hosts."""
+        self._missing.set(missing)
+        self._hosts.set(hosts)

@@ -1,0 +1,76 @@
+"""The command tree and its main: parses, runs, and turns every error into a code and a sentence."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from importlib import metadata
+
+import typer
+
+from decisec.cli import dev, services, streams, usage, vm
+from decisec.cli.exits import EPILOG, CommandError, Exit, Failure, failure_of
+from decisec.cli.output import Json, show_json, tell
+
+app = typer.Typer(
+    name="decisec",
+    help="Runs microVMs on many hosts and meters every one of them each 100 ms.",
+    epilog=EPILOG,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(vm.app, name="vm")
+app.add_typer(streams.app, name="streams")
+dev.register(app)
+services.register(app)
+usage.register(app)
+
+
+@app.command()
+def version(as_json: Json = False) -> None:
+    """Print the version."""
+    number = metadata.version("decisec")
+    if as_json:
+        show_json({"version": number})
+    else:
+        sys.stdout.write(f"decisec {number}\n")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line; returns the exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    as_json = "--json" in given
+    try:
+        result = app(args=given, prog_name="decisec", standalone_mode=False)
+    except typer.TyperException as error:
+        if as_json:
+            tell(Failure(error.format_message(), Exit.USAGE, "usage"), as_json=True)
+        else:
+            show_usage = getattr(error, "show", None)
+            if show_usage is not None:
+                show_usage()
+        return Exit.USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has had enough; the interpreter must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.OK
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a sentence, no traceback
+        failure = failure_of(error)
+        if failure is None:
+            if os.environ.get("DECISEC_TRACEBACK"):
+                traceback.print_exc()
+            failure = Failure(
+                f"this is a defect of decisec: {type(error).__name__}: {error}. "
+                "Set DECISEC_TRACEBACK=1 for the whole story, and report it",
+                Exit.FAILED,
+                "internal",
+            )
+        tell(failure, as_json=as_json)
+        if isinstance(error, CommandError) and failure.kind == "usage":
+            return Exit.USAGE
+        return int(failure.code)
+    return result if isinstance(result, int) else Exit.OK

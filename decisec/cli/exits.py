@@ -1,0 +1,94 @@
+"""Exit codes, and the one place where an error becomes a code and a sentence."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+
+class Exit(IntEnum):
+    """What the shell sees."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    NOT_FOUND = 4
+    DENIED = 5
+    INTERRUPTED = 130
+
+
+EPILOG = (
+    "Exit codes: 0 done; 1 failed; 2 wrong usage or refused input; 3 not reachable or not "
+    "available now; 4 not found; 5 denied; 130 interrupted."
+)
+
+
+class CommandError(Exception):
+    """A command that cannot go on.
+
+    Args:
+        message: A clear sentence that says what to do.
+        code: What the shell sees.
+        kind: Stable snake_case word for scripts.
+    """
+
+    def __init__(
+        self, message: str, code: Exit = Exit.FAILED, kind: str = "failed", status: int = 0
+    ) -> None:
+        super().__init__(message)
+        self.failure = Failure(message, code, kind, status)
+
+
+class Failure(NamedTuple):
+    """An error as it is told: `status` is the API's HTTP status, 0 if it has none."""
+
+    message: str
+    code: Exit
+    kind: str
+    status: int = 0
+
+
+_OF_STATUS = {
+    400: Exit.USAGE,
+    401: Exit.DENIED,
+    403: Exit.DENIED,
+    404: Exit.NOT_FOUND,
+    413: Exit.USAGE,
+    422: Exit.USAGE,
+    429: Exit.UNREACHABLE,
+    503: Exit.UNREACHABLE,
+    504: Exit.UNREACHABLE,
+}
+
+
+def failure_of(error: Exception) -> Failure | None:
+    """What to tell of an error; None for one that only a defect can raise."""
+    # Loaded only once something has failed: `--help` must stay quick.
+    import httpx
+
+    from decisec.dev.errors import StackError
+    from decisec.sdk.errors import ApiError, ConfigurationError
+    from runtime.errors import FatalError, TransientError
+
+    match error:
+        case CommandError():
+            return error.failure
+        case ApiError(problem=problem):
+            fields = "; ".join(f"{wrong.field}: {wrong.message}" for wrong in problem.errors)
+            message = fields or problem.detail or problem.title
+            if error.status == httpx.codes.UNAUTHORIZED:
+                message = f"the token is refused: {message}. Get another one: `decisec token`"
+            code = _OF_STATUS.get(error.status, Exit.FAILED)
+            return Failure(message, code, problem.code, error.status)
+        case ConfigurationError():
+            return Failure(str(error), Exit.USAGE, "bad_configuration")
+        case httpx.TransportError():
+            reason = str(error) or type(error).__name__
+            return Failure(f"the API cannot be reached: {reason}", Exit.UNREACHABLE, "unreachable")
+        case TransientError():
+            return Failure(str(error), Exit.UNREACHABLE, "unavailable")
+        case StackError() | FatalError():
+            return Failure(str(error), Exit.FAILED, "failed")
+        case _:
+            return None

@@ -1,0 +1,176 @@
+"""`decisec usage` and `decisec top`: what VMs used, and what they do now."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from decisec.cli.connection import (
+    DEFAULT_STATE,
+    ApiUrl,
+    NatsUrl,
+    StateDirectory,
+    Token,
+    api_client,
+    bus,
+)
+from decisec.cli.exits import EPILOG, CommandError, Exit
+from decisec.cli.output import Json, console, show, show_json
+
+if TYPE_CHECKING:
+    from schemas.usage import UsageReport
+
+_REFRESH_S = 0.5
+_ONCE_S = 1.3
+"""Long enough for a whole window of samples."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    app.command(epilog=EPILOG)(usage)
+    app.command(epilog=EPILOG)(top)
+
+
+def usage(
+    start: Annotated[
+        str, typer.Option(help="From this time on (ISO 8601).", show_default="today 00:00 UTC")
+    ] = "",
+    end: Annotated[
+        str, typer.Option(help="Before this time (ISO 8601).", show_default="tomorrow 00:00 UTC")
+    ] = "",
+    vm: Annotated[list[str] | None, typer.Option(metavar="UUID", help="Only these VMs.")] = None,
+    as_json: Json = False,
+    api_url: ApiUrl = "",
+    token: Token = "",
+    state_dir: StateDirectory = DEFAULT_STATE,
+) -> None:
+    """Report what your VMs used in a window of time."""
+    window = (_instant("--start", start), _instant("--end", end))
+    wanted = [_vm_id(text) for text in vm or []]
+    with api_client(api_url, token, state_dir) as client:
+        report = client.usage(start=window[0], end=window[1], vm_ids=wanted)
+        names = {} if as_json else {view.vm_id: view.name for view in client.list_vms()}
+    if as_json:
+        show_json(report)
+    else:
+        show(usage_table(report, names))
+
+
+def _instant(option: str, text: str) -> datetime | None:
+    if not text:
+        return None
+    try:
+        instant = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise CommandError(
+            f"{option}: {text!r} is no ISO 8601 time such as 2026-01-31T12:00:00Z",
+            Exit.USAGE,
+            "usage",
+        ) from error
+    return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def _vm_id(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError as error:
+        raise CommandError(f"--vm: {text!r} is no UUID", Exit.USAGE, "usage") from error
+
+
+def usage_table(report: UsageReport, names: dict[UUID, str]) -> Any:
+    """A row per VM and their sums."""
+    from rich.table import Table
+
+    from decisec.live.quantities import cpu_seconds, gib_seconds, seconds, size
+
+    simulated = any(row.simulated for row in report.vms)
+    table = Table(
+        title=f"Usage of {report.customer_id}" + (" [bold red](simulated)[/]" if simulated else ""),
+        caption=f"{report.start.isoformat()} to {report.end.isoformat()}",
+        show_footer=True,
+    )
+    totals = report.totals
+    table.add_column("VM", footer="total", no_wrap=True)
+    for heading, footer in (
+        ("uptime", seconds(totals.get("uptime_ms", 0))),
+        ("CPU", cpu_seconds(totals.get("cpu_ns", 0))),
+        ("memory", gib_seconds(totals.get("mem_kib_ms", 0))),
+        ("disk read", size(totals.get("disk_read_bytes", 0))),
+        ("disk written", size(totals.get("disk_write_bytes", 0))),
+        ("net in", size(totals.get("net_rx_bytes", 0))),
+        ("net out", size(totals.get("net_tx_bytes", 0))),
+        ("samples", str(sum(row.samples for row in report.vms))),
+    ):
+        table.add_column(heading, footer=footer, justify="right", no_wrap=True)
+    table.add_column("settled", no_wrap=True)
+    for row in report.vms:
+        table.add_row(
+            names.get(row.vm_id) or str(row.vm_id),
+            seconds(row.uptime_ms),
+            cpu_seconds(row.cpu_ns),
+            gib_seconds(row.mem_kib_ms),
+            size(row.disk_read_bytes),
+            size(row.disk_write_bytes),
+            size(row.net_rx_bytes),
+            size(row.net_tx_bytes),
+            str(row.samples),
+            "yes" if row.settled else "not yet",
+        )
+    return table
+
+
+def top(
+    once: Annotated[bool, typer.Option("--once", help="Show one table and end.")] = False,
+    as_json: Json = False,
+    nats_url: NatsUrl = "",
+    api_url: ApiUrl = "",
+    token: Token = "",
+    state_dir: StateDirectory = DEFAULT_STATE,
+) -> None:
+    """Show what your VMs do now, until Ctrl-C; once only without a terminal."""
+    with api_client(api_url, token, state_dir) as client:
+        customer = client.whoami().customer_id
+        names = {view.vm_id: view.name for view in client.list_vms()}
+    once = once or as_json or not sys.stdout.isatty()
+    asyncio.run(_top(customer, names, nats_url, state_dir, once=once, as_json=as_json))
+
+
+async def _top(
+    customer: str,
+    names: dict[UUID, str],
+    nats_url: str,
+    state_dir: Path,
+    *,
+    once: bool,
+    as_json: bool,
+) -> None:
+    from rich.live import Live as Screen
+
+    from decisec.live.board import table
+    from decisec.live.feed import following, now_ms
+
+    async with (
+        bus(nats_url, state_dir) as connection,
+        following(connection, frozenset({customer})) as live,
+    ):
+        if once:
+            await asyncio.sleep(_ONCE_S)
+            rates = live.rates(now_ms())
+            if as_json:
+                show_json({"customer_id": customer, "lag_ms": live.lag_ms, "vms": rates})
+            else:
+                show(table(rates, live.lag_ms, names, title=f"VMs of {customer}"))
+            return
+        with Screen(console=console(), auto_refresh=False, screen=False) as screen:
+            while True:
+                screen.update(
+                    table(live.rates(now_ms()), live.lag_ms, names, title=f"VMs of {customer}"),
+                    refresh=True,
+                )
+                await asyncio.sleep(_REFRESH_S)

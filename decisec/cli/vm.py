@@ -1,0 +1,278 @@
+"""`decisec vm …`: the life of a VM."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
+
+import typer
+
+from decisec.cli.connection import DEFAULT_STATE, ApiUrl, StateDirectory, Token, api_client
+from decisec.cli.exits import EPILOG, CommandError, Exit
+from decisec.cli.output import Json, show, show_json
+
+if TYPE_CHECKING:
+    from decisec.sdk import Client
+    from schemas.api import VmAndOperation, VmView
+
+app = typer.Typer(help="Make, look at, start, stop and delete VMs.", no_args_is_help=True,
+                  epilog=EPILOG)  # fmt: skip
+
+WAIT_S = 60.0
+
+VmArgument = Annotated[str, typer.Argument(metavar="VM", help="Id or name of the VM.")]
+NoWait = Annotated[
+    bool,
+    typer.Option("--no-wait", help="Return once the command is accepted.", show_default=False),
+]
+Grace = Annotated[
+    float,
+    typer.Option("--grace", min=0, max=300, help="Seconds the guest has before it is ended."),
+]
+
+
+def _pairs(option: str, values: list[str]) -> dict[str, str]:
+    pairs = dict(value.partition("=")[::2] for value in values)
+    if len(pairs) != len(values) or not all("=" in value for value in values):
+        raise CommandError(f"{option}: give NAME=VALUE, each name once", Exit.USAGE, "usage")
+    return pairs
+
+
+@app.command(epilog=EPILOG)
+def create(
+    image: Annotated[str, typer.Option(help="Image, by its name in the host's store.")] = "tiny",
+    name: Annotated[str, typer.Option(help="A name of your own.", show_default=False)] = "",
+    vcpus: Annotated[int, typer.Option(min=1, help="Virtual CPUs.")] = 1,
+    memory: Annotated[int, typer.Option(min=1, help="Memory in MiB.")] = 128,
+    disk: Annotated[int, typer.Option(min=0, help="Disk in MiB; 0 for none.")] = 0,
+    network: Annotated[bool, typer.Option(help="With a network interface.")] = True,
+    arg: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Kernel argument that the image allows."),
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Label of your own.")
+    ] = None,
+    boot: Annotated[bool, typer.Option("--boot", help="Boot it as well.")] = False,
+    no_wait: NoWait = False,
+    as_json: Json = False,
+    api_url: ApiUrl = "",
+    token: Token = "",
+    state_dir: StateDirectory = DEFAULT_STATE,
+) -> None:
+    """Make a VM."""
+    import msgspec
+
+    from schemas.api import CreateVmRequest
+
+    wanted = {
+        "image": image,
+        "name": name,
+        "vcpus": vcpus,
+        "memory_mib": memory,
+        "disk_mib": disk,
+        "network": network,
+        "kernel_args": _pairs("--arg", arg or []),
+        "labels": _pairs("--label", label or []),
+        "boot": boot,
+    }
+    try:
+        request = msgspec.convert(wanted, CreateVmRequest)
+    except msgspec.ValidationError as error:
+        raise CommandError(f"this VM cannot be asked for: {error}", Exit.USAGE, "usage") from error
+    with api_client(api_url, token, state_dir) as client:
+        _report(client.create_vm(request, wait_s=_wait_s(no_wait)), as_json)
+
+
+@app.command("ls", epilog=EPILOG)
+def list_vms(
+    state: Annotated[str, typer.Option(help="Only VMs in this state.", show_default=False)] = "",
+    as_json: Json = False,
+    api_url: ApiUrl = "",
+    token: Token = "",
+    state_dir: StateDirectory = DEFAULT_STATE,
+) -> None:
+    """List your VMs."""
+    from schemas.vms import VmState
+
+    if state and state not in set(VmState):
+        known = ", ".join(VmState)
+        raise CommandError(f"--state: {state!r} is none of {known}", Exit.USAGE, "usage")
+    with api_client(api_url, token, state_dir) as client:
+        found = list(client.list_vms(state=VmState(state) if state else None))
+    if as_json:
+        show_json({"vms": found})
+    else:
+        show(_table(found))
+
+
+@app.command(epilog=EPILOG)
+def get(
+    vm: VmArgument,
+    as_json: Json = False,
+    api_url: ApiUrl = "",
+    token: Token = "",
+    state_dir: StateDirectory = DEFAULT_STATE,
+) -> None:
+    """Look at one VM."""
+    with api_client(api_url, token, state_dir) as client:
+        view = client.get_vm(_find(client, vm))
+    if as_json:
+        show_json(view)
+    else:
+        show(_details(view))
+
+
+def _verb(name: str, doc: str, act: Callable[[Client, UUID, float], VmAndOperation]) -> None:
+    def command(
+        vm: VmArgument,
+        no_wait: NoWait = False,
+        as_json: Json = False,
+        api_url: ApiUrl = "",
+        token: Token = "",
+        state_dir: StateDirectory = DEFAULT_STATE,
+    ) -> None:
+        with api_client(api_url, token, state_dir) as client:
+            _report(act(client, _find(client, vm), _wait_s(no_wait)), as_json)
+
+    app.command(name, help=doc, epilog=EPILOG)(command)
+
+
+def _stop_verb(
+    name: str, doc: str, act: Callable[[Client, UUID, float, float], VmAndOperation]
+) -> None:
+    def command(
+        vm: VmArgument,
+        grace: Grace = 10.0,
+        no_wait: NoWait = False,
+        as_json: Json = False,
+        api_url: ApiUrl = "",
+        token: Token = "",
+        state_dir: StateDirectory = DEFAULT_STATE,
+    ) -> None:
+        with api_client(api_url, token, state_dir) as client:
+            _report(act(client, _find(client, vm), grace, _wait_s(no_wait)), as_json)
+
+    app.command(name, help=doc, epilog=EPILOG)(command)
+
+
+_verb("boot", "Start a VM.", lambda c, vm, wait_s: c.boot_vm(vm, wait_s=wait_s))
+_stop_verb(
+    "shutdown",
+    "Ask the guest to stop; end it after the grace period.",
+    lambda c, vm, grace_s, wait_s: c.shutdown_vm(vm, grace_s=grace_s, wait_s=wait_s),
+)
+_verb("pause", "Stop the vCPUs; memory stays allocated and billed.",
+      lambda c, vm, wait_s: c.pause_vm(vm, wait_s=wait_s))  # fmt: skip
+_verb("resume", "Let the vCPUs go on.", lambda c, vm, wait_s: c.resume_vm(vm, wait_s=wait_s))
+_stop_verb(
+    "reboot",
+    "Shut down and boot again.",
+    lambda c, vm, grace_s, wait_s: c.reboot_vm(vm, grace_s=grace_s, wait_s=wait_s),
+)
+_verb("delete", "End a VM if it runs, and free all it holds.",
+      lambda c, vm, wait_s: c.delete_vm(vm, wait_s=wait_s))  # fmt: skip
+
+
+def _wait_s(no_wait: bool) -> float:
+    return 0.0 if no_wait else WAIT_S
+
+
+def _find(client: Client, vm: str) -> UUID:
+    """The VM that an argument means: an id, or a name that exactly one VM has."""
+    try:
+        return UUID(vm)
+    except ValueError:
+        pass
+    found = [view.vm_id for view in client.list_vms() if view.name == vm]
+    match found:
+        case [vm_id]:
+            return vm_id
+        case []:
+            raise CommandError(
+                f"no VM has the name or id {vm!r}; see `decisec vm ls`", Exit.NOT_FOUND, "not_found"
+            )
+        case _:
+            raise CommandError(
+                f"{len(found)} VMs have the name {vm!r}; give the id", Exit.USAGE, "ambiguous"
+            )
+
+
+def _report(done: VmAndOperation, as_json: bool) -> None:
+    from schemas.hosts import OperationStatus
+
+    if as_json:
+        show_json(done)
+        return
+    vm, operation = done.vm, done.operation
+    if operation.status is OperationStatus.SUCCEEDED:
+        state = operation.state or vm.state
+        show(f"{operation.verb} done: VM {vm.vm_id} {vm.name} is {state}".replace("  ", " "))
+    else:
+        show(
+            f"{operation.verb} accepted: VM {vm.vm_id}, operation {operation.operation_id} is "
+            f"{operation.status}"
+        )
+
+
+def _table(vms: list[VmView]) -> Any:
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("id", "name", "state", "host", "driver"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("vCPUs", "memory", "disk"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for vm in vms:
+        table.add_row(
+            str(vm.vm_id),
+            vm.name,
+            vm.state,
+            vm.host_id,
+            _driver(vm),
+            str(vm.spec.vcpus),
+            f"{vm.spec.memory_mib} MiB",
+            f"{vm.spec.disk_mib} MiB" if vm.spec.disk_mib else "-",
+        )
+    return table
+
+
+def _driver(vm: VmView) -> str:
+    return f"{vm.driver} (simulated)" if vm.simulated else vm.driver or "-"
+
+
+def _details(vm: VmView) -> Any:
+    from rich.table import Table
+
+    from decisec.live.quantities import cpu_seconds, seconds, size
+
+    table = Table(show_header=False, box=None)
+    rows = {
+        "id": str(vm.vm_id),
+        "name": vm.name or "-",
+        "state": vm.state.value,
+        "host": vm.host_id,
+        "driver": _driver(vm),
+        "image": vm.spec.image,
+        "vCPUs": str(vm.spec.vcpus),
+        "memory": f"{vm.spec.memory_mib} MiB",
+        "disk": f"{vm.spec.disk_mib} MiB",
+        "incarnation": str(vm.incarnation),
+        "created": vm.created_at.isoformat(timespec="seconds"),
+        "started": vm.started_at.isoformat(timespec="milliseconds") if vm.started_at else "-",
+    }
+    if vm.final_counters is not None:
+        final = vm.final_counters
+        rows |= {
+            "exit reason": vm.exit_reason.value if vm.exit_reason else "-",
+            "uptime": seconds(final.uptime_ms),
+            "CPU": cpu_seconds(final.cpu_ns),
+            "disk": f"{size(final.disk_read_bytes)} read, {size(final.disk_write_bytes)} written",
+            "network": f"{size(final.net_rx_bytes)} in, {size(final.net_tx_bytes)} out",
+        }
+    if vm.last_error is not None:
+        rows["last error"] = f"{vm.last_error.code}: {vm.last_error.message}"
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

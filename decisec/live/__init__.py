@@ -1,0 +1,1 @@
+"""Looking at VMs while they run: frames from the bus become rates, rates become a table."""

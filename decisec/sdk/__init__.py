@@ -1,0 +1,47 @@
+"""The Python SDK: `Client` and `AsyncClient` with the same methods, and the errors they raise."""
+
+from decisec.sdk.asynchronous import AsyncClient
+from decisec.sdk.calls import WhoAmI
+from decisec.sdk.errors import (
+    ApiError,
+    BadRequestError,
+    ConfigurationError,
+    ConflictError,
+    DeadlineExceededError,
+    ForbiddenError,
+    HypervisorFailedError,
+    IllegalTransitionError,
+    NoCapacityError,
+    NotFoundError,
+    OperationFailedError,
+    PayloadTooLargeError,
+    RateLimitedError,
+    UnauthenticatedError,
+    UnavailableError,
+    UnexpectedAnswerError,
+    UnknownImageError,
+)
+from decisec.sdk.synchronous import Client
+
+__all__ = [
+    "ApiError",
+    "AsyncClient",
+    "BadRequestError",
+    "Client",
+    "ConfigurationError",
+    "ConflictError",
+    "DeadlineExceededError",
+    "ForbiddenError",
+    "HypervisorFailedError",
+    "IllegalTransitionError",
+    "NoCapacityError",
+    "NotFoundError",
+    "OperationFailedError",
+    "PayloadTooLargeError",
+    "RateLimitedError",
+    "UnauthenticatedError",
+    "UnavailableError",
+    "UnexpectedAnswerError",
+    "UnknownImageError",
+    "WhoAmI",
+]

@@ -1,0 +1,164 @@
+"""The asyncio client."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterable
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+import httpx
+from tenacity import AsyncRetrying
+
+from decisec.sdk import calls
+from decisec.sdk.calls import Call, T, WhoAmI, decode
+from decisec.sdk.errors import OperationFailedError
+from decisec.sdk.transport import FIRST_PAUSE_S, TIMEOUT_S, Target, build, next_pause_s, policy
+from schemas.api import CreateVmRequest, OperationView, VmAndOperation, VmView
+from schemas.hosts import OperationStatus
+from schemas.usage import UsageReport
+from schemas.vms import VmState
+
+
+class AsyncClient:
+    """Talks to the API from asyncio. `Client` has the same methods.
+
+    Every method raises ApiError (a subclass tells which) when the API refuses, and
+    `httpx.TransportError` when it cannot be reached; reads are tried again a few times first.
+    `wait_s` lets a mutation answer only once it is done, 60 s at most; with 0 it answers at
+    once, and the operation tells of the end.
+
+    Args:
+        base_url: Address of the API; `DECISEC_API_URL` or http://127.0.0.1:8080 by default.
+        token: Bearer token; `DECISEC_TOKEN` by default.
+        timeout_s: For connecting, and for each answer on top of `wait_s`.
+        transport: Replaces the network, for tests.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        target = Target(base_url, token)
+        self._http = httpx.AsyncClient(
+            base_url=target.base_url, headers=target.headers, timeout=timeout_s, transport=transport
+        )
+
+    async def __aenter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def create_vm(self, request: CreateVmRequest, *, wait_s: float = 0.0) -> VmAndOperation:
+        """Make a VM; boot it as well if `request.boot`."""
+        return await self._send(calls.create_vm(request, wait_s))
+
+    async def list_vms(
+        self, *, state: VmState | None = None, page_size: int = 100
+    ) -> AsyncIterator[VmView]:
+        """All VMs in the order in which they were made, fetched page by page."""
+        cursor = ""
+        while True:
+            page = await self._send(calls.list_vms(state, page_size, cursor))
+            for vm in page.vms:
+                yield vm
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+    async def get_vm(self, vm_id: UUID | str) -> VmView:
+        """One VM."""
+        return await self._send(calls.get_vm(vm_id))
+
+    async def boot_vm(self, vm_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
+        """Start a VM: a new incarnation."""
+        return await self._send(calls.verb(vm_id, "boot", wait_s))
+
+    async def shutdown_vm(
+        self, vm_id: UUID | str, *, grace_s: float = 10.0, wait_s: float = 0.0
+    ) -> VmAndOperation:
+        """Ask the guest to stop; its VMM is ended after `grace_s` if it did not."""
+        return await self._send(calls.stop_verb(vm_id, "shutdown", grace_s, wait_s))
+
+    async def pause_vm(self, vm_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
+        """Stop the vCPUs."""
+        return await self._send(calls.verb(vm_id, "pause", wait_s))
+
+    async def resume_vm(self, vm_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
+        """Let the vCPUs go on."""
+        return await self._send(calls.verb(vm_id, "resume", wait_s))
+
+    async def reboot_vm(
+        self, vm_id: UUID | str, *, grace_s: float = 10.0, wait_s: float = 0.0
+    ) -> VmAndOperation:
+        """Shut down and boot again: a new incarnation."""
+        return await self._send(calls.stop_verb(vm_id, "reboot", grace_s, wait_s))
+
+    async def delete_vm(self, vm_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
+        """End a VM if it runs, and free all it holds."""
+        return await self._send(calls.delete_vm(vm_id, wait_s))
+
+    async def get_operation(self, operation_id: UUID | str) -> OperationView:
+        """One operation."""
+        return await self._send(calls.get_operation(operation_id))
+
+    async def wait_operation(
+        self, operation_id: UUID | str, *, timeout_s: float = 120.0
+    ) -> OperationView:
+        """Look at an operation until it has succeeded.
+
+        Raises:
+            OperationFailedError: It has failed.
+            TimeoutError: It has done neither within `timeout_s`.
+        """
+        give_up_s = time.monotonic() + timeout_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            operation = await self.get_operation(operation_id)
+            if operation.status is OperationStatus.SUCCEEDED:
+                return operation
+            if operation.status is OperationStatus.FAILED:
+                raise OperationFailedError(operation)
+            if time.monotonic() + pause_s > give_up_s:
+                raise TimeoutError(f"operation {operation_id} is still {operation.status.value}")
+            await asyncio.sleep(pause_s)
+            pause_s = next_pause_s(pause_s)
+
+    async def usage(
+        self,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        vm_ids: Iterable[UUID | str] = (),
+    ) -> UsageReport:
+        """Usage in `[start, end)`, times with a zone; today in UTC by default."""
+        return await self._send(calls.usage(start, end, vm_ids))
+
+    async def whoami(self) -> WhoAmI:
+        """What the API reads from the token."""
+        return await self._send(calls.whoami())
+
+    async def _send(self, call: Call[T]) -> T:
+        async def attempt() -> httpx.Response:
+            return await self._http.send(build(self._http, call))
+
+        return decode(call, await AsyncRetrying(**policy(call))(attempt))

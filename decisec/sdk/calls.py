@@ -1,0 +1,169 @@
+"""Every call of the API as data: what is sent, and what the answer means. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, TypeVar
+from uuid import UUID
+
+import httpx
+import msgspec
+
+from decisec.sdk.errors import UnexpectedAnswerError, error_of
+from schemas.api import (
+    CreateVmRequest,
+    OperationView,
+    Problem,
+    ShutdownRequest,
+    VmAndOperation,
+    VmList,
+    VmView,
+)
+from schemas.usage import UsageReport
+from schemas.vms import VmState
+
+MAX_WAIT_S = 60
+T = TypeVar("T")
+
+
+class WhoAmI(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API reads from the token."""
+
+    subject: str
+    customer_id: str
+    scopes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request.
+
+    Attributes:
+        answer: Type of a good answer's body.
+        wait_s: How long the API itself may take on purpose.
+    """
+
+    method: str
+    path: str
+    answer: type[T]
+    params: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    wait_s: float = 0.0
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether doing it twice is as good as once."""
+        return self.method == "GET"
+
+
+def decode(call: Call[T], response: httpx.Response) -> T:
+    """The answer's body.
+
+    Raises:
+        ApiError: The API refused, or the answer makes no sense.
+    """
+    if response.is_success:
+        try:
+            return msgspec.json.decode(response.content, type=call.answer)
+        except msgspec.DecodeError as error:
+            raise _unexpected(response, str(error)) from error
+    try:
+        problem = msgspec.json.decode(response.content, type=Problem)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _unexpected(response, "no problem+json") from error
+    raise error_of(problem, response.status_code, _retry_after_s(response))
+
+
+def _retry_after_s(response: httpx.Response) -> float | None:
+    value = response.headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None
+
+
+def _unexpected(response: httpx.Response, why: str) -> UnexpectedAnswerError:
+    problem = Problem(
+        type="about:blank",
+        title="Unexpected answer",
+        status=response.status_code,
+        code="unexpected_answer",
+        detail=f"{response.request.url} does not answer like this API: {why}",
+    )
+    return UnexpectedAnswerError(problem, response.status_code)
+
+
+def create_vm(request: CreateVmRequest, wait_s: float) -> Call[VmAndOperation]:
+    """`POST /v1/vms`."""
+    return _mutation("POST", "/v1/vms", wait_s, msgspec.json.encode(request))
+
+
+def list_vms(state: VmState | None, page_size: int, cursor: str) -> Call[VmList]:
+    """`GET /v1/vms`: one page."""
+    params = [("limit", str(page_size))]
+    if cursor:
+        params.append(("cursor", cursor))
+    if state is not None:
+        params.append(("state", state.value))
+    return Call("GET", "/v1/vms", VmList, params=tuple(params))
+
+
+def get_vm(vm_id: UUID | str) -> Call[VmView]:
+    """`GET /v1/vms/{vm_id}`."""
+    return Call("GET", f"/v1/vms/{_uuid(vm_id)}", VmView)
+
+
+def verb(vm_id: UUID | str, name: str, wait_s: float) -> Call[VmAndOperation]:
+    """`POST /v1/vms/{vm_id}/{verb}`."""
+    return _mutation("POST", f"/v1/vms/{_uuid(vm_id)}/{name}", wait_s)
+
+
+def stop_verb(vm_id: UUID | str, name: str, grace_s: float, wait_s: float) -> Call[VmAndOperation]:
+    """`POST /v1/vms/{vm_id}/shutdown` or `/reboot`."""
+    body = msgspec.json.encode(ShutdownRequest(grace_s=grace_s))
+    return _mutation("POST", f"/v1/vms/{_uuid(vm_id)}/{name}", wait_s, body)
+
+
+def delete_vm(vm_id: UUID | str, wait_s: float) -> Call[VmAndOperation]:
+    """`DELETE /v1/vms/{vm_id}`."""
+    return _mutation("DELETE", f"/v1/vms/{_uuid(vm_id)}", wait_s)
+
+
+def get_operation(operation_id: UUID | str) -> Call[OperationView]:
+    """`GET /v1/operations/{operation_id}`."""
+    return Call("GET", f"/v1/operations/{_uuid(operation_id)}", OperationView)
+
+
+def usage(
+    start: datetime | None, end: datetime | None, vm_ids: Iterable[UUID | str]
+) -> Call[UsageReport]:
+    """`GET /v1/usage`."""
+    params: list[tuple[str, str]] = []
+    for name, value in (("start", start), ("end", end)):
+        if value is not None:
+            if value.tzinfo is None:
+                raise ValueError(f"{name} needs a time zone")
+            params.append((name, value.isoformat()))
+    params.extend(("vm_id", str(_uuid(vm_id))) for vm_id in vm_ids)
+    return Call("GET", "/v1/usage", UsageReport, params=tuple(params))
+
+
+def whoami() -> Call[WhoAmI]:
+    """`GET /v1/whoami`."""
+    return Call("GET", "/v1/whoami", WhoAmI)
+
+
+def _mutation(method: str, path: str, wait_s: float, body: bytes = b"") -> Call[VmAndOperation]:
+    headers: dict[str, str] = {}
+    # The API waits whole seconds; rounding up keeps what was asked for.
+    wait = min(MAX_WAIT_S, int(-(-wait_s // 1)))
+    if wait > 0:
+        headers["Prefer"] = f"wait={wait}"
+    if body:
+        headers["Content-Type"] = "application/json"
+    return Call(method, path, VmAndOperation, body=body, headers=headers, wait_s=float(wait))
+
+
+def _uuid(value: UUID | str) -> UUID:
+    # A path is only ever made of a parsed UUID, so no id can lead anywhere else.
+    return value if isinstance(value, UUID) else UUID(value)

@@ -1,0 +1,127 @@
+"""What the SDK raises when the API says no. Connection errors stay httpx's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from schemas.api import OperationView, Problem
+from schemas.errors import ErrorCode
+
+
+class ConfigurationError(ValueError):
+    """There is no token, or the base URL is none."""
+
+
+class ApiError(Exception):
+    """The API refused, or an operation failed.
+
+    Attributes:
+        problem: The problem as the API told it; `problem.code` is stable.
+        status: HTTP status.
+        retry_after_s: When a further try makes sense, if the API said so.
+    """
+
+    def __init__(self, problem: Problem, status: int, retry_after_s: float | None = None) -> None:
+        parts = [f"{status} {problem.code}"]
+        if problem.detail:
+            parts.append(problem.detail)
+        if problem.trace_id:
+            parts.append(f"(trace {problem.trace_id})")
+        super().__init__(": ".join(parts[:2]) + "".join(f" {part}" for part in parts[2:]))
+        self.problem = problem
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class BadRequestError(ApiError):
+    """400: `problem.errors` names the fields."""
+
+
+class UnauthenticatedError(ApiError):
+    """401: the token is missing, expired or not valid."""
+
+
+class ForbiddenError(ApiError):
+    """403: the token lacks a scope, the customer is suspended, or a quota is used up."""
+
+
+class NotFoundError(ApiError):
+    """404: it is not there, or not yours."""
+
+
+class ConflictError(ApiError):
+    """409."""
+
+
+class IllegalTransitionError(ConflictError):
+    """409: the VM's state does not allow it."""
+
+
+class PayloadTooLargeError(ApiError):
+    """413."""
+
+
+class UnknownImageError(ApiError):
+    """422: no host has the image."""
+
+
+class RateLimitedError(ApiError):
+    """429."""
+
+
+class UnavailableError(ApiError):
+    """503: try again."""
+
+
+class NoCapacityError(UnavailableError):
+    """503: no host can take the VM now."""
+
+
+class DeadlineExceededError(ApiError):
+    """504: no host began the command in time."""
+
+
+class HypervisorFailedError(ApiError):
+    """502."""
+
+
+class UnexpectedAnswerError(ApiError):
+    """The answer is not one of this API; something else may answer at this address."""
+
+
+class OperationFailedError(Exception):
+    """An operation that was waited for has failed.
+
+    Attributes:
+        operation: The operation, with its error.
+    """
+
+    def __init__(self, operation: OperationView) -> None:
+        error = operation.error
+        super().__init__(
+            f"{operation.verb} of VM {operation.vm_id} failed: "
+            + (f"{error.code.value}: {error.message}" if error else "no reason given")
+        )
+        self.operation = operation
+
+
+_KINDS: Mapping[str, type[ApiError]] = {
+    ErrorCode.BAD_REQUEST: BadRequestError,
+    ErrorCode.UNAUTHENTICATED: UnauthenticatedError,
+    ErrorCode.FORBIDDEN: ForbiddenError,
+    ErrorCode.NOT_FOUND: NotFoundError,
+    ErrorCode.CONFLICT: ConflictError,
+    ErrorCode.ILLEGAL_TRANSITION: IllegalTransitionError,
+    ErrorCode.PAYLOAD_TOO_LARGE: PayloadTooLargeError,
+    ErrorCode.UNKNOWN_IMAGE: UnknownImageError,
+    ErrorCode.RATE_LIMITED: RateLimitedError,
+    ErrorCode.UNAVAILABLE: UnavailableError,
+    ErrorCode.NO_CAPACITY: NoCapacityError,
+    ErrorCode.DEADLINE_EXCEEDED: DeadlineExceededError,
+    ErrorCode.HYPERVISOR_FAILED: HypervisorFailedError,
+}
+
+
+def error_of(problem: Problem, status: int, retry_after_s: float | None = None) -> ApiError:
+    """The error class that stands for a problem's code; plain ApiError for codes of later APIs."""
+    return _KINDS.get(problem.code, ApiError)(problem, status, retry_after_s)

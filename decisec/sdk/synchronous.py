@@ -1,0 +1,160 @@
+"""The blocking client."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+from uuid import UUID
+
+import httpx
+from tenacity import Retrying
+
+from decisec.sdk import calls
+from decisec.sdk.calls import Call, T, WhoAmI, decode
+from decisec.sdk.errors import OperationFailedError
+from decisec.sdk.transport import FIRST_PAUSE_S, TIMEOUT_S, Target, build, next_pause_s, policy
+from schemas.api import CreateVmRequest, OperationView, VmAndOperation, VmView
+from schemas.hosts import OperationStatus
+from schemas.usage import UsageReport
+from schemas.vms import VmState
+
+
+class Client:
+    """Talks to the API and blocks. `AsyncClient` has the same methods.
+
+    Every method raises ApiError (a subclass tells which) when the API refuses, and
+    `httpx.TransportError` when it cannot be reached; reads are tried again a few times first.
+    `wait_s` lets a mutation answer only once it is done, 60 s at most; with 0 it answers at
+    once, and the operation tells of the end.
+
+    Args:
+        base_url: Address of the API; `DECISEC_API_URL` or http://127.0.0.1:8080 by default.
+        token: Bearer token; `DECISEC_TOKEN` by default.
+        timeout_s: For connecting, and for each answer on top of `wait_s`.
+        transport: Replaces the network, for tests.
+    """
+
+    def __init__(
+        self,
+        base_url: str | None = None,
+        token: str | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        target = Target(base_url, token)
+        self._http = httpx.Client(
+            base_url=target.base_url, headers=target.headers, timeout=timeout_s, transport=transport
+        )
+
+    def __enter__(self) -> Self:
+        """The client itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def create_vm(self, request: CreateVmRequest, *, wait_s: float = 0.0) -> VmAndOperation:
+        """Make a VM; boot it as well if `request.boot`."""
+        return self._send(calls.create_vm(request, wait_s))
+
+    def list_vms(self, *, state: VmState | None = None, page_size: int = 100) -> Iterator[VmView]:
+        """All VMs in the order in which they were made, fetched page by page."""
+        cursor = ""
+        while True:
+            page = self._send(calls.list_vms(state, page_size, cursor))
+            yield from page.vms
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+    def get_vm(self, vm_id: UUID | str) -> VmView:
+        """One VM."""
+        return self._send(calls.get_vm(vm_id))
+
+    def boot_vm(self, vm_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
+        """Start a VM: a new incarnation."""
+        return self._send(calls.verb(vm_id, "boot", wait_s))
+
+    def shutdown_vm(
+        self, vm_id: UUID | str, *, grace_s: float = 10.0, wait_s: float = 0.0
+    ) -> VmAndOperation:
+        """Ask the guest to stop; its VMM is ended after `grace_s` if it did not."""
+        return self._send(calls.stop_verb(vm_id, "shutdown", grace_s, wait_s))
+
+    def pause_vm(self, vm_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
+        """Stop the vCPUs."""
+        return self._send(calls.verb(vm_id, "pause", wait_s))
+
+    def resume_vm(self, vm_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
+        """Let the vCPUs go on."""
+        return self._send(calls.verb(vm_id, "resume", wait_s))
+
+    def reboot_vm(
+        self, vm_id: UUID | str, *, grace_s: float = 10.0, wait_s: float = 0.0
+    ) -> VmAndOperation:
+        """Shut down and boot again: a new incarnation."""
+        return self._send(calls.stop_verb(vm_id, "reboot", grace_s, wait_s))
+
+    def delete_vm(self, vm_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
+        """End a VM if it runs, and free all it holds."""
+        return self._send(calls.delete_vm(vm_id, wait_s))
+
+    def get_operation(self, operation_id: UUID | str) -> OperationView:
+        """One operation."""
+        return self._send(calls.get_operation(operation_id))
+
+    def wait_operation(
+        self, operation_id: UUID | str, *, timeout_s: float = 120.0
+    ) -> OperationView:
+        """Look at an operation until it has succeeded.
+
+        Raises:
+            OperationFailedError: It has failed.
+            TimeoutError: It has done neither within `timeout_s`.
+        """
+        give_up_s = time.monotonic() + timeout_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            operation = self.get_operation(operation_id)
+            if operation.status is OperationStatus.SUCCEEDED:
+                return operation
+            if operation.status is OperationStatus.FAILED:
+                raise OperationFailedError(operation)
+            if time.monotonic() + pause_s > give_up_s:
+                raise TimeoutError(f"operation {operation_id} is still {operation.status.value}")
+            time.sleep(pause_s)
+            pause_s = next_pause_s(pause_s)
+
+    def usage(
+        self,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        vm_ids: Iterable[UUID | str] = (),
+    ) -> UsageReport:
+        """Usage in `[start, end)`, times with a zone; today in UTC by default."""
+        return self._send(calls.usage(start, end, vm_ids))
+
+    def whoami(self) -> WhoAmI:
+        """What the API reads from the token."""
+        return self._send(calls.whoami())
+
+    def _send(self, call: Call[T]) -> T:
+        def attempt() -> httpx.Response:
+            return self._http.send(build(self._http, call))
+
+        return decode(call, Retrying(**policy(call))(attempt))

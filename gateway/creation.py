@@ -1,0 +1,368 @@
+"""Creating a VM: placed, placed again if a host refuses, booted if asked for, undone if it fails.
+
+Everything about a creation is in the buckets, under ids that follow from the VM's own. So a
+gateway that is killed half way leaves nothing that the next one cannot pick up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from hashlib import blake2b
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from gateway.commands import CommandDesk, operation_of
+from gateway.errors import RefusedError, unavailable
+from gateway.fleet import Fleet
+from gateway.operations import Operations, failed, shown
+from gateway.placement import Placement, need_of, place
+from gateway.reservations import Reservations
+from runtime.buckets import RevisionConflictError
+from runtime.clock import utc_now
+from runtime.errors import PoisonError, TransientError
+from runtime.retry import forever
+from schemas.commands import BootVm, CreateVm
+from schemas.errors import ErrorCode, ErrorInfo
+from schemas.hosts import HostInfo, Operation, OperationStatus
+from schemas.ids import new_id
+from schemas.subjects import vm_key
+from schemas.vms import VmRecord, VmSpec, VmState
+
+_log = structlog.get_logger("decisec.creation")
+
+MAX_ATTEMPTS = 16
+_ANSWER_MARGIN_S = 2.0
+"""A command begun just before its deadline is still answered after it."""
+
+_UNDONE_WITHIN_S = 1.0
+
+_NOTHING_MADE = frozenset(
+    {
+        ErrorCode.NO_CAPACITY,
+        ErrorCode.UNKNOWN_IMAGE,
+        ErrorCode.UNSUPPORTED,
+        ErrorCode.BAD_REQUEST,
+        ErrorCode.FORBIDDEN,
+        ErrorCode.UNAVAILABLE,
+    }
+)
+"""With these codes an agent has refused a create and holds nothing of the VM."""
+
+
+def _derived(vm_id: UUID, what: bytes) -> UUID:
+    """A UUIDv7 of the VM's time whose rest follows from the VM's id."""
+    rest = int.from_bytes(blake2b(vm_id.bytes + what, digest_size=10).digest(), "big")
+    value = (vm_id.int >> 80 << 80) | rest
+    value = value & ~(0xF << 76) | 7 << 76
+    value = value & ~(0x3 << 62) | 2 << 62
+    return UUID(int=value)
+
+
+def create_id(vm_id: UUID, attempt: int) -> UUID:
+    """Command id of the create on the `attempt`-th host, from 0."""
+    return _derived(vm_id, b"create%d" % attempt)
+
+
+def boot_id(vm_id: UUID) -> UUID:
+    """Command id of the boot that was asked for together with the create."""
+    return _derived(vm_id, b"boot")
+
+
+class Creation:
+    """Creates VMs.
+
+    Args:
+        fleet: Hosts and records.
+        operations: Results.
+        desk: The way to the agents.
+        group: Holds the work that goes on after the caller has its answer.
+        region: Only hosts of this region are used.
+        deadline_s: Time for the whole creation.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        operations: Operations,
+        desk: CommandDesk,
+        group: asyncio.TaskGroup,
+        *,
+        region: str,
+        deadline_s: float,
+    ) -> None:
+        self._fleet = fleet
+        self._operations = operations
+        self._desk = desk
+        self._group = group
+        self._region = region
+        self._deadline_s = deadline_s
+        self._reservations = Reservations()
+        self._under_way: dict[UUID, asyncio.Task[Operation | None]] = {}
+        operations.listen(self._reservations.take)
+
+    async def begin(
+        self,
+        customer_id: str,
+        spec: VmSpec,
+        *,
+        name: str,
+        pool: str,
+        price_plan: str,
+        boot: bool,
+        requested_by: str,
+    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None]]:
+        """Place a VM and store its first command.
+
+        Returns:
+            The record, the operation that ends when all that was asked for is done, and the
+            work that goes on; its result is that operation's end.
+
+        Raises:
+            RefusedError: NO_CAPACITY, UNKNOWN_IMAGE or UNAVAILABLE; no VM was made.
+        """
+        now = utc_now()
+        vm_id = new_id()
+        host = self._reserve(spec, pool, create_id(vm_id, 0), now, frozenset())
+        if isinstance(host, ErrorInfo):
+            raise RefusedError(host.code, host.message, retry_after_s=5.0)
+        record = VmRecord(
+            vm_id=vm_id,
+            customer_id=customer_id,
+            host_id=host.host_id,
+            spec=spec,
+            name=name,
+            pool=pool,
+            region=host.region,
+            price_plan=price_plan,
+            created_at=now,
+        )
+        key = vm_key(customer_id, vm_id)
+        # At once, so that the quota counts it before anything is awaited.
+        self._fleet.note(record)
+        deadline = now + timedelta(seconds=self._deadline_s)
+        try:
+            await self._fleet.specs.create(key, record)
+            if boot:
+                # Before the create: once that is published, nothing may fail the request.
+                goal = operation_of(self._boot(record, now, deadline, requested_by))
+                await self._operations.create(goal)
+            operation = await self._desk.issue(self._create(record, 0, now, deadline, requested_by))
+        except (RefusedError, TransientError) as error:
+            # Settling takes the record away again, however long the bus is away; where it is
+            # there, the caller hears of the failure after that.
+            await asyncio.wait({self._settle_later(record)}, timeout=_UNDONE_WITHIN_S)
+            raise error if isinstance(error, RefusedError) else unavailable() from error
+        return record, goal if boot else operation, self._settle_later(record)
+
+    async def current(self, operation: Operation) -> Operation:
+        """What a create has come to, over all hosts that it was tried on.
+
+        Raises:
+            TransientError: The server cannot be reached.
+        """
+        if operation.operation_id != create_id(operation.vm_id, 0):
+            return operation
+        for attempt in range(1, MAX_ATTEMPTS):
+            if not _refused_for_room(operation):
+                return operation
+            successor = await self._operations.get(create_id(operation.vm_id, attempt))
+            if successor is None:
+                break
+            operation = successor
+        record = self._fleet.record(vm_key(operation.customer_id, operation.vm_id))
+        being_placed = record is not None and record.deleted_at is None
+        if being_placed and _refused_for_room(operation) and utc_now() < operation.deadline:
+            return msgspec.structs.replace(
+                operation, status=OperationStatus.PENDING, error=None, finished_at=None
+            )
+        return operation
+
+    def resume(self) -> int:
+        """Pick up creations that a gateway left; returns how many there may be."""
+        count = 0
+        for record in self._fleet.records():
+            status = self._fleet.status(vm_key(record.customer_id, record.vm_id))
+            if (
+                status is None
+                or status.host_id != record.host_id
+                or status.state in (VmState.PENDING, VmState.CREATING, VmState.CREATED)
+            ):
+                self._settle_later(record, resumed=True)
+                count += 1
+        return count
+
+    def _settle_later(
+        self, record: VmRecord, *, resumed: bool = False
+    ) -> asyncio.Task[Operation | None]:
+        vm_id = record.vm_id
+        if vm_id in self._under_way:
+            return self._under_way[vm_id]
+        task = self._group.create_task(self._persist(record, resumed), name=f"creation-{vm_id}")
+        self._under_way[vm_id] = task
+        task.add_done_callback(lambda _: self._under_way.pop(vm_id, None))
+        return task
+
+    async def _persist(self, record: VmRecord, resumed: bool) -> Operation | None:
+        try:
+            async for attempt in forever("creation"):
+                with attempt:
+                    return await self._settle(record, resumed)
+        except PoisonError as error:
+            _log.error("creation.abandoned", vm_id=str(record.vm_id), error=str(error))
+        return None
+
+    async def _settle(self, record: VmRecord, resumed: bool) -> Operation | None:
+        """Bring a creation to its end; every step finds out what was done already."""
+        last = await self._settle_create(record, resumed)
+        goal = await self._operations.bucket.get(str(boot_id(record.vm_id)))
+        if last is None or last.status is OperationStatus.FAILED:
+            error = (last.error if last else None) or unavailable().info
+            if goal is not None and goal.value.status is OperationStatus.PENDING:
+                # Never published, so still ours to end.
+                await self._operations.fail(goal.value, error, goal.revision)
+            await self._undo(record, error)
+            return failed(goal.value, error, utc_now()) if goal else last
+        if goal is None or goal.value.finished:
+            return goal.value if goal else last
+        boot = goal.value
+        entry = await self._fleet.specs.get(vm_key(record.customer_id, record.vm_id))
+        host_id = entry.value.host_id if entry else last.host_id
+        if boot.status is OperationStatus.PENDING and utc_now() < boot.deadline:
+            await self._desk.publish(
+                BootVm(
+                    command_id=boot.operation_id,
+                    customer_id=boot.customer_id,
+                    vm_id=boot.vm_id,
+                    host_id=host_id,
+                    issued_at=boot.created_at,
+                    deadline=boot.deadline,
+                    requested_by=boot.requested_by,
+                )
+            )
+        return await self._answer(boot) or boot
+
+    async def _settle_create(self, record: VmRecord, resumed: bool) -> Operation | None:
+        avoid: set[str] = set()
+        operation: Operation | None = None
+        for attempt in range(MAX_ATTEMPTS):
+            found = await self._operations.get(create_id(record.vm_id, attempt))
+            if found is None and operation is not None and _refused_for_room(operation):
+                if utc_now() >= operation.deadline:
+                    return operation
+                found = await self._place_again(record, operation, attempt, avoid)
+            elif found is not None and not found.finished and resumed:
+                # Its publish may not have happened; repeating one that has changes nothing.
+                await self._desk.publish(self._repeat(record, found, attempt))
+            if found is None:
+                return operation
+            operation = await self._answer(found) or shown(found, found.deadline + _LATE)
+            if not _refused_for_room(operation):
+                return operation
+            avoid.add(operation.host_id)
+        return operation
+
+    async def _answer(self, operation: Operation) -> Operation | None:
+        left_s = (operation.deadline - utc_now()).total_seconds() + _ANSWER_MARGIN_S
+        # Asked at least once, so that a result that stands is found after the deadline too.
+        return await self._operations.finished(operation.operation_id, max(left_s, 1.0))
+
+    async def _place_again(
+        self, record: VmRecord, refused: Operation, attempt: int, avoid: set[str]
+    ) -> Operation | None:
+        command_id = create_id(record.vm_id, attempt)
+        host = self._reserve(record.spec, record.pool, command_id, utc_now(), frozenset(avoid))
+        if isinstance(host, ErrorInfo):
+            return None
+        key = vm_key(record.customer_id, record.vm_id)
+        entry = await self._fleet.specs.get(key)
+        if entry is None or entry.value.deleted_at is not None:
+            self._reservations.release(command_id)
+            return None
+        moved = msgspec.structs.replace(entry.value, host_id=host.host_id, region=host.region)
+        try:
+            await self._fleet.specs.update(key, moved, entry.revision)
+        except RevisionConflictError as error:
+            self._reservations.release(command_id)
+            raise TransientError("another gateway places this VM as well") from error
+        self._fleet.note(moved)
+        _log.info("vm.placed_again", vm_id=str(record.vm_id), host=host.host_id, attempt=attempt)
+        command = self._create(moved, attempt, utc_now(), refused.deadline, refused.requested_by)
+        try:
+            return await self._desk.issue(command)
+        except RefusedError as error:
+            raise TransientError(error.message) from error
+
+    async def _undo(self, record: VmRecord, error: ErrorInfo) -> None:
+        """Take away the record of a VM that was never made."""
+        key = vm_key(record.customer_id, record.vm_id)
+        status = await self._fleet.statuses.get(key)
+        if status is not None and error.code not in _NOTHING_MADE:
+            return  # the agent holds something of it; its owner deletes it
+        await self._fleet.specs.delete(key)
+        self._fleet.forget(key)
+        _log.info("vm.not_created", vm_id=str(record.vm_id), code=error.code.value)
+
+    def _reserve(
+        self, spec: VmSpec, pool: str, command_id: UUID, now: datetime, avoid: frozenset[str]
+    ) -> HostInfo | ErrorInfo:
+        hosts = self._fleet.hosts
+        placement: Placement = place(
+            spec,
+            hosts.values(),
+            self._reservations.in_flight(hosts, now),
+            now,
+            pool=pool,
+            region=self._region,
+            avoid=avoid,
+        )
+        if placement.host is None:
+            return placement.error
+        # No await between choosing and holding: two requests cannot be given the same room.
+        deadline = now + timedelta(seconds=self._deadline_s)
+        self._reservations.hold(command_id, placement.host.host_id, need_of(spec), deadline)
+        return placement.host
+
+    def _create(
+        self, record: VmRecord, attempt: int, now: datetime, deadline: datetime, by: str
+    ) -> CreateVm:
+        return CreateVm(
+            command_id=create_id(record.vm_id, attempt),
+            customer_id=record.customer_id,
+            vm_id=record.vm_id,
+            host_id=record.host_id,
+            issued_at=now,
+            deadline=deadline,
+            requested_by=by,
+            spec=record.spec,
+        )
+
+    def _repeat(self, record: VmRecord, operation: Operation, attempt: int) -> CreateVm:
+        command = self._create(
+            record, attempt, operation.created_at, operation.deadline, operation.requested_by
+        )
+        return msgspec.structs.replace(command, host_id=operation.host_id)
+
+    def _boot(self, record: VmRecord, now: datetime, deadline: datetime, by: str) -> BootVm:
+        return BootVm(
+            command_id=boot_id(record.vm_id),
+            customer_id=record.customer_id,
+            vm_id=record.vm_id,
+            host_id=record.host_id,
+            issued_at=now,
+            deadline=deadline,
+            requested_by=by,
+        )
+
+
+_LATE = timedelta(microseconds=1)
+
+
+def _refused_for_room(operation: Operation) -> bool:
+    return (
+        operation.status is OperationStatus.FAILED
+        and operation.error is not None
+        and operation.error.code is ErrorCode.NO_CAPACITY
+    )

@@ -1,0 +1,219 @@
+"""The VMs, hosts and customers as the bus last told of them, and questions about them."""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable
+from contextlib import suppress
+from uuid import UUID
+
+import msgspec
+
+from gateway.placement import need_of, total
+from runtime.buckets import Bucket, Entry, Mirror
+from runtime.bus import Bus
+from schemas.api import VmView
+from schemas.errors import InvalidIdError
+from schemas.hosts import Customer, HostInfo, Resources, decode_customer, decode_host_info
+from schemas.subjects import CUSTOMERS, HOSTS, VM_SPECS, VM_STATUS, parse_vm_key, vm_key
+from schemas.vms import VmRecord, VmState, VmStatus, decode_vm_record, decode_vm_status
+
+_SHOWN_WITHIN_S = 1.0
+
+
+def view(record: VmRecord, status: VmStatus | None) -> VmView:
+    """A VM as its owner sees it."""
+    if status is not None and status.host_id != record.host_id:
+        # Left by a host that refused the VM before it was placed elsewhere.
+        status = None
+    seen = VmView(
+        vm_id=record.vm_id,
+        customer_id=record.customer_id,
+        name=record.name,
+        state=VmState.PENDING,
+        spec=record.spec,
+        host_id=record.host_id,
+        created_at=record.created_at,
+    )
+    if status is None:
+        return seen
+    return msgspec.structs.replace(
+        seen,
+        state=status.state,
+        incarnation=status.incarnation,
+        driver=status.driver,
+        simulated=status.simulated,
+        started_at=status.started_at,
+        final_counters=status.final_counters,
+        exit_reason=status.exit_reason,
+        last_error=status.last_error,
+    )
+
+
+class Fleet:
+    """Four mirrored buckets. Reads are from memory; `fresh` asks the server.
+
+    Args:
+        bus: The connection.
+        on_deleted: Called with the key of every VM whose agent says it is deleted.
+    """
+
+    def __init__(self, bus: Bus, on_deleted: Callable[[str], None] | None = None) -> None:
+        self.specs = Bucket(bus, VM_SPECS, decode_vm_record)
+        self.statuses = Bucket(bus, VM_STATUS, decode_vm_status)
+        self._on_deleted = on_deleted
+        self._records: dict[str, VmRecord] = {}
+        self._ids: dict[str, list[UUID]] = {}
+        self._watchers: dict[str, set[asyncio.Event]] = {}
+        self._spec_mirror = Mirror(self.specs, self._take_record)
+        self._status_mirror = Mirror(self.statuses, self._take_status)
+        self._host_mirror = Mirror(Bucket(bus, HOSTS, decode_host_info))
+        self._customer_mirror = Mirror(Bucket(bus, CUSTOMERS, decode_customer))
+
+    async def run(self) -> None:
+        """Follow the buckets until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for name, mirror in (
+                ("mirror-specs", self._spec_mirror.run()),
+                ("mirror-status", self._status_mirror.run()),
+                ("mirror-hosts", self._host_mirror.run()),
+                ("mirror-customers", self._customer_mirror.run()),
+            ):
+                group.create_task(mirror, name=name)
+
+    async def synced(self) -> None:
+        """Return once everything that stood at the start is there."""
+        await self._spec_mirror.synced()
+        await self._status_mirror.synced()
+        await self._host_mirror.synced()
+        await self._customer_mirror.synced()
+
+    @property
+    def hosts(self) -> dict[str, HostInfo]:
+        """Heartbeats by host."""
+        return self._host_mirror.values
+
+    def customer(self, customer_id: str) -> Customer | None:
+        """The operator's entry, if there is one."""
+        return self._customer_mirror.values.get(customer_id)
+
+    def record(self, key: str) -> VmRecord | None:
+        """A VM's record, tombstones included."""
+        return self._records.get(key)
+
+    def records(self) -> list[VmRecord]:
+        """All records that are no tombstones."""
+        return [record for record in self._records.values() if record.deleted_at is None]
+
+    def status(self, key: str) -> VmStatus | None:
+        """What the agent last said of a VM."""
+        return self._status_mirror.values.get(key)
+
+    def get(self, customer_id: str, vm_id: UUID) -> VmView | None:
+        """One VM of a customer, unless it is deleted."""
+        key = vm_key(customer_id, vm_id)
+        record = self._records.get(key)
+        if record is None or record.deleted_at is not None:
+            return None
+        found = view(record, self.status(key))
+        return None if found.state is VmState.DELETED else found
+
+    def page(
+        self, customer_id: str, *, after: UUID | None, limit: int, state: VmState | None
+    ) -> tuple[tuple[VmView, ...], UUID | None]:
+        """Up to `limit` VMs in the order of their ids, and where the next page starts after."""
+        ids = self._ids.get(customer_id, [])
+        start = 0 if after is None else bisect_right(ids, after)
+        found: list[VmView] = []
+        for vm_id in ids[start:]:
+            vm = self.get(customer_id, vm_id)
+            if vm is None or (state is not None and vm.state is not state):
+                continue
+            if len(found) == limit:
+                return tuple(found), found[-1].vm_id
+            found.append(vm)
+        return tuple(found), None
+
+    def used(self, customer_id: str) -> Resources:
+        """What a customer's VMs take, whatever their state."""
+        return total(
+            need_of(self._records[vm_key(customer_id, vm_id)].spec)
+            for vm_id in self._ids.get(customer_id, ())
+        )
+
+    async def fresh(
+        self, customer_id: str, vm_id: UUID
+    ) -> tuple[Entry[VmRecord], VmStatus | None] | None:
+        """Record and status as they stand on the server; None for a VM that is gone.
+
+        Raises:
+            TransientError: The server cannot be reached.
+        """
+        key = vm_key(customer_id, vm_id)
+        # Unknown here is not yet proof: another gateway may have just made it.
+        record, status = await asyncio.gather(self.specs.get(key), self.statuses.get(key))
+        if record is None or record.value.deleted_at is not None:
+            return None
+        if status is not None and status.value.state is VmState.DELETED:
+            return None
+        return record, status.value if status else None
+
+    async def shown(self, key: str, status: VmStatus) -> None:
+        """Wait until reads from memory show this status or a later one, a second at most."""
+        event = asyncio.Event()
+        watchers = self._watchers.setdefault(key, set())
+        watchers.add(event)
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_SHOWN_WITHIN_S):
+                    while (known := self.status(key)) is None or (
+                        known.updated_at < status.updated_at
+                    ):
+                        event.clear()
+                        await event.wait()
+        finally:
+            watchers.discard(event)
+            if not watchers:
+                self._watchers.pop(key, None)
+
+    def note(self, record: VmRecord) -> None:
+        """Take a record that this gateway has just written, before the bus tells of it."""
+        self._take_record(vm_key(record.customer_id, record.vm_id), record)
+
+    def forget(self, key: str) -> None:
+        """Take note that this gateway has just removed a record."""
+        self._take_record(key, None)
+
+    def _take_record(self, key: str, record: VmRecord | None) -> None:
+        known = self._records.get(key)
+        if record is None:
+            if known is not None:
+                del self._records[key]
+                self._unlist(known)
+            return
+        if known is not None and known.deleted_at is not None:
+            return  # a tombstone is final; this is an older word that comes late
+        try:
+            parse_vm_key(key)
+        except InvalidIdError:
+            return
+        self._records[key] = record
+        if record.deleted_at is not None:
+            self._unlist(record)
+        elif known is None:
+            insort(self._ids.setdefault(record.customer_id, []), record.vm_id)
+
+    def _unlist(self, record: VmRecord) -> None:
+        ids = self._ids.get(record.customer_id, [])
+        at = bisect_left(ids, record.vm_id)
+        if at < len(ids) and ids[at] == record.vm_id:
+            del ids[at]
+            if not ids:
+                del self._ids[record.customer_id]
+
+    def _take_status(self, key: str, status: VmStatus | None) -> None:
+        for event in self._watchers.get(key, ()):
+            event.set()
+        if status is not None and status.state is VmState.DELETED and self._on_deleted:
+            self._on_deleted(key)

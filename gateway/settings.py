@@ -1,0 +1,55 @@
+"""Settings of the gateway: section `gateway`, variables `DECISEC_GATEWAY_*`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from runtime.settings import CommonSettings, Port
+from schemas.ids import RegionId
+
+
+class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the gateway takes besides the common settings.
+
+    Attributes:
+        api_host: Address of the HTTP API.
+        api_port: Port of the same; 0 takes a free one and logs it.
+        jwt_key: HS256 key for development tokens, as text of at least 32 bytes.
+        jwt_key_file: File that holds that key instead; white space around it is dropped.
+        jwt_key_id: Accepted value of a token's `kid`; a token without one is accepted as well.
+        jwt_issuer: Required `iss`.
+        jwt_audience: Required `aud`.
+        jwt_leeway_s: Clock difference that `exp` and `nbf` may have.
+        customer_claim: Claim that names the customer.
+        max_body_bytes: Larger request bodies are refused.
+        command_deadline_s: An agent that has not begun a command by then leaves it.
+        publish_limit_s: How long a command may take to reach its stream.
+        usage_timeout_s: How long a usage query may take.
+        region: Only hosts of this region get VMs from here.
+    """
+
+    api_host: str = "127.0.0.1"
+    api_port: Port = 8080
+    jwt_key: str = ""
+    jwt_key_file: str = ""
+    jwt_key_id: str = "dev"
+    jwt_issuer: Annotated[str, msgspec.Meta(min_length=1)] = "decisec-dev"
+    jwt_audience: Annotated[str, msgspec.Meta(min_length=1)] = "decisec"
+    jwt_leeway_s: Annotated[int, msgspec.Meta(ge=0, le=300)] = 5
+    customer_claim: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "customer"
+    max_body_bytes: Annotated[int, msgspec.Meta(ge=1024, le=16_777_216)] = 65_536
+    command_deadline_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
+    publish_limit_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
+    usage_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+    region: RegionId = "local"
+
+    def __repr__(self) -> str:
+        """Without the key, so that no log of the settings holds it."""
+        shown = (
+            f"{name}={getattr(self, name)!r}"
+            for name in self.__struct_fields__
+            if name != "jwt_key"
+        )
+        return f"GatewaySettings({', '.join(shown)})"

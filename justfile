@@ -1,0 +1,98 @@
+# decisec: `just` lists the recipes. Everything installs by package name into .venv.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+python := ".venv/bin/python"
+
+# List the recipes
+[private]
+default:
+    @just --justfile {{ justfile() }} --list --unsorted
+
+# Run the main job on the best hypervisor that works here: 5 VMs, live table, usage report
+[group('use')]
+demo *args: setup
+    {{ python }} -m decisec demo {{ args }}
+
+# Keep the whole stack up until Ctrl-C; prints the API address and a development token
+[group('use')]
+dev *args: setup
+    {{ python }} -m decisec dev {{ args }}
+
+# Fetch the pinned Firecracker test binaries into .decisec/bin, digests checked
+[group('use')]
+firecracker dest=".decisec/bin": setup
+    {{ python }} -m decisec.devkit.firecracker --dest {{ dest }}
+
+# Run every check and every test, then list what was skipped and why
+[group('check')]
+test *args: setup system lint types arch
+    {{ python }} -m pytest {{ args }}
+
+# Run the unit tests only
+[group('check')]
+test-fast *args: setup
+    {{ python }} -m pytest tests/unit {{ args }}
+
+# Check style and formatting
+[group('check')]
+lint: setup
+    .venv/bin/ruff check .
+    .venv/bin/ruff format --check .
+
+# Check types, strictly
+[group('check')]
+types: setup
+    {{ python }} -m mypy
+
+# Check that imports between the packages point one way
+[group('check')]
+arch: setup
+    .venv/bin/lint-imports
+
+# Measure what the tests never time; prints JSON, ratios against baselines of the same run
+[group('check')]
+bench: setup
+    {{ python }} -m tests.load.bench_collector
+    {{ python }} -m tests.load.bench_batcher
+
+# Format the code
+[group('change')]
+format: setup
+    .venv/bin/ruff check --fix .
+    .venv/bin/ruff format .
+
+# Resolve the dependencies anew into the hashed lock
+[group('change')]
+lock:
+    uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+      --generate-hashes --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
+
+# Create .venv from the hashed lock; does nothing when it is up to date
+[group('change')]
+setup:
+    @wanted="$(cat requirements.lock pyproject.toml | sha256sum)"; \
+    if [ "$(cat .venv/.decisec-lock 2>/dev/null)" != "$wanted" ]; then \
+      echo "setting up .venv from requirements.lock ..." >&2; \
+      [ -x .venv/bin/python ] || uv venv -q .venv --python ">=3.11"; \
+      uv pip sync -q --python .venv --require-hashes requirements.lock; \
+      uv pip install -q --python .venv --no-deps --no-build-isolation -e .; \
+      echo "$wanted" > .venv/.decisec-lock; \
+    fi
+
+# Install the system packages that tests use, when root; tests skip what is missing
+[group('change')]
+system:
+    @missing=""; \
+    for pair in qemu-system-x86_64:qemu-system-x86 nsenter:util-linux gcc:gcc; do \
+      command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"; \
+    done; \
+    if [ -n "$missing" ]; then \
+      if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+        echo "installing$missing ..." >&2; \
+        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null \
+          || echo "could not install$missing; tests that need them will be skipped" >&2; \
+      else \
+        echo "missing$missing; tests that need them will be skipped" >&2; \
+      fi; \
+    fi

@@ -1,0 +1,231 @@
+"""Typed KV buckets, and mirrors of them in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import msgspec
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
+
+from runtime.bus import Bus
+from runtime.errors import DecisecError, PoisonError, TransientError
+from schemas.codec import encode
+from schemas.errors import MalformedMessageError
+
+_log = structlog.get_logger("decisec.buckets")
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+_RESYNC_S = 10.0
+
+
+class RevisionConflictError(DecisecError):
+    """The key exists already, or has been written by somebody else since it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry(Generic[T]):
+    """A value, and the revision to give to `update`."""
+
+    value: T
+    revision: int
+
+
+class Bucket(Generic[T]):
+    """One KV bucket whose values are all of one type.
+
+    Every call raises TransientError when the server or the bucket cannot be reached.
+    """
+
+    def __init__(self, bus: Bus, name: str, decode: Callable[[bytes], T]) -> None:
+        self.name = name
+        self.bus = bus
+        self._decode = decode
+        self._store: KeyValue | None = None
+
+    async def store(self) -> KeyValue:
+        """The library's handle of the bucket."""
+        if self._store is None:
+            try:
+                self._store = await self.bus.js.key_value(self.name)
+            except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+                raise TransientError(f"no bucket {self.name} (yet): {error}") from error
+        return self._store
+
+    def decode(self, key: str, data: bytes | None) -> T:
+        """Read a value.
+
+        Raises:
+            PoisonError: It is not of the bucket's type.
+        """
+        try:
+            return self._decode(data or b"")
+        except MalformedMessageError as error:
+            raise PoisonError("malformed_value", f"{self.name}/{key}: {error}") from error
+
+    async def get(self, key: str) -> Entry[T] | None:
+        """The value of a key, or None."""
+        store = await self.store()
+        try:
+            entry = await store.get(key)
+        except nats.js.errors.KeyNotFoundError:
+            return None
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise self._transient("read", key, error) from error
+        return Entry(self.decode(key, entry.value), entry.revision or 0)
+
+    async def put(self, key: str, value: T) -> int:
+        """Write a value whatever stands there; returns the revision."""
+        store = await self.store()
+        try:
+            return await store.put(key, encode(value))
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise self._transient("write", key, error) from error
+
+    async def create(self, key: str, value: T) -> int:
+        """Write a value where none stands.
+
+        Raises:
+            RevisionConflictError: One stands there.
+        """
+        store = await self.store()
+        try:
+            return await store.create(key, encode(value))
+        except (nats.js.errors.KeyWrongLastSequenceError, nats.js.errors.KeyDeletedError) as error:
+            raise RevisionConflictError(f"{self.name}/{key} exists") from error
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise self._transient("create", key, error) from error
+
+    async def update(self, key: str, value: T, revision: int) -> int:
+        """Write a value if the key still stands at `revision`.
+
+        Raises:
+            RevisionConflictError: It does not.
+        """
+        store = await self.store()
+        try:
+            return await store.update(key, encode(value), last=revision)
+        except nats.js.errors.KeyWrongLastSequenceError as error:
+            raise RevisionConflictError(f"{self.name}/{key} has changed") from error
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise self._transient("update", key, error) from error
+
+    async def delete(self, key: str) -> None:
+        """Remove a key; nothing happens if there is none."""
+        store = await self.store()
+        try:
+            await store.delete(key)
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise self._transient("delete", key, error) from error
+
+    def _transient(self, verb: str, key: str, error: BaseException) -> TransientError:
+        return TransientError(f"cannot {verb} {self.name}/{key}: {str(error) or 'no answer'}")
+
+
+class Mirror(Generic[T]):
+    """A bucket's values in memory, kept up to date by `run`.
+
+    Attributes:
+        values: Key to value. Read only.
+    """
+
+    def __init__(
+        self, bucket: Bucket[T], on_change: Callable[[str, T | None], None] | None = None
+    ) -> None:
+        self.values: dict[str, T] = {}
+        self._bucket = bucket
+        self._on_change = on_change
+        self._synced = asyncio.Event()
+        self._revision = 0
+
+    async def synced(self) -> None:
+        """Return once all values that stood at the start are there."""
+        await self._synced.wait()
+
+    async def run(self) -> None:
+        """Follow the bucket until cancelled; starts over after each reconnect."""
+        bus = self._bucket.bus
+        while True:
+            async with asyncio.TaskGroup() as group:
+                tasks = {
+                    group.create_task(self._follow_or_log(), name=f"mirror-{self._bucket.name}"),
+                    group.create_task(bus.reconnected_after(bus.epoch), name="mirror-reconnect"),
+                }
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in tasks:
+                    task.cancel()
+
+    async def _follow_or_log(self) -> None:
+        try:
+            await self._follow()
+        except TransientError as error:
+            _log.warning("mirror.interrupted", bucket=self._bucket.name, error=str(error))
+            await asyncio.sleep(0.25)
+
+    async def _follow(self) -> None:
+        store = await self._bucket.store()
+        try:
+            watcher = await store.watchall()
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise TransientError(f"cannot watch {self._bucket.name}: {error}") from error
+        seen: set[str] = set()
+        initial = True
+        try:
+            while True:
+                try:
+                    # Not `watcher.updates`: its wait_for can swallow a cancellation (Python 3.11).
+                    async with asyncio.timeout(_RESYNC_S):
+                        entry = await anext(watcher)
+                except TimeoutError:
+                    if initial or await self._behind():
+                        return
+                    continue
+                if entry is None:
+                    for key in self.values.keys() - seen:
+                        self._drop(key)
+                    initial = False
+                    self._synced.set()
+                    continue
+                seen.add(entry.key)
+                self._take(entry)
+        finally:
+            await _stop_watching(watcher)
+
+    async def _behind(self) -> bool:
+        try:
+            info = await self._bucket.bus.js.stream_info(f"KV_{self._bucket.name}")
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise TransientError(f"no word about {self._bucket.name}: {error}") from error
+        return info.state.last_seq > self._revision
+
+    def _take(self, entry: KeyValue.Entry) -> None:
+        self._revision = max(self._revision, entry.revision or 0)
+        if entry.operation in (KV_DEL, KV_PURGE):
+            self._drop(entry.key)
+            return
+        try:
+            value = self._bucket.decode(entry.key, entry.value)
+        except PoisonError as error:
+            _log.error("value.refused", bucket=self._bucket.name, key=entry.key, error=str(error))
+            return
+        self.values[entry.key] = value
+        if self._on_change:
+            self._on_change(entry.key, value)
+
+    def _drop(self, key: str) -> None:
+        if self.values.pop(key, None) is not None and self._on_change:
+            self._on_change(key, None)
+
+
+async def _stop_watching(watcher: KeyValue.KeyWatcher) -> None:
+    try:
+        await watcher.stop()  # type: ignore[no-untyped-call]
+    except nats.errors.Error as error:
+        # The connection is gone, and the watch with it.
+        _log.debug("watch.already_gone", error=str(error))

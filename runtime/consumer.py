@@ -1,0 +1,268 @@
+"""Pull consumers as batches: low latency when idle, large batches under load.
+
+One pull request for many messages is kept open at the server and topped up when it is half
+used; what has arrived is handed out at once, so a batch never waits for its successors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+import nats.errors
+import nats.js.errors
+import structlog
+from nats.aio.msg import Msg
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from runtime.bus import Bus
+from runtime.errors import TransientError
+from runtime.retry import forever
+
+_log = structlog.get_logger("decisec.consumer")
+
+_HEARTBEAT_S = 1.0
+_EXPIRES_S = 30.0
+_STATUS_HEARTBEAT = "100"
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """One message from a stream, to be answered by exactly one of ack, nak or term.
+
+    Attributes:
+        sequence: Its place in the stream.
+        attempts: How often it was delivered, this time included.
+    """
+
+    raw: Msg
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    stream: str
+    sequence: int
+    attempts: int
+
+    async def ack(self) -> None:
+        """Done: never deliver it again. Lost acks lead to a redelivery."""
+        await _answer(self.raw.ack())
+
+    async def ack_sync(self, timeout_s: float = 2.0) -> None:
+        """Done, and wait until the server knows.
+
+        Raises:
+            TransientError: The server did not confirm in time.
+        """
+        await _answer(self.raw.ack_sync(timeout=timeout_s))
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        """Not done: deliver it again after `delay_s`."""
+        await _answer(self.raw.nak(delay=delay_s or None))
+
+    async def in_progress(self) -> None:
+        """Still at work: start the ack wait anew."""
+        await _answer(self.raw.in_progress())
+
+    async def term(self) -> None:
+        """Never deliver it again, although it was not done; log why before."""
+        await _answer(self.raw.term())
+
+
+class Consumer:
+    """A durable pull consumer of one stream.
+
+    Args:
+        bus: The connection.
+        stream: Must exist; waited for if it does not.
+        durable: Name; instances with the same one share the work.
+        filter_subjects: Only these; empty means all.
+        max_batch: Messages handed out at once at most.
+        max_ack_pending: Messages delivered and not yet answered at most, over all instances.
+        ack_wait_s: After this without an answer a message is delivered again.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        stream: str,
+        durable: str,
+        *,
+        filter_subjects: tuple[str, ...] = (),
+        max_batch: int = 64,
+        max_ack_pending: int = 1024,
+        ack_wait_s: float = 30.0,
+    ) -> None:
+        self.stream = stream
+        self.durable = durable
+        self._bus = bus
+        self._max_batch = max_batch
+        self._config = ConsumerConfig(
+            durable_name=durable,
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ack_wait_s,
+            max_deliver=-1,
+            max_ack_pending=max_ack_pending,
+            filter_subjects=list(filter_subjects) or None,
+        )
+        self._arrived: deque[Msg] = deque()
+        self._wakeup = asyncio.Event()
+        self._open = 0
+
+    async def ensure(self) -> None:
+        """Create the consumer, or bring it up to date; waits for stream and server."""
+        async for attempt in forever(f"consumer-{self.durable}"):
+            with attempt:
+                try:
+                    await self._bus.js.add_consumer(self.stream, self._config)
+                except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+                    raise TransientError(
+                        f"cannot set up consumer {self.durable} of {self.stream}: {error}"
+                    ) from error
+
+    async def pending(self) -> int:
+        """Messages in the stream that this consumer has yet to answer.
+
+        Raises:
+            TransientError: The server did not say.
+        """
+        try:
+            info = await self._bus.js.consumer_info(self.stream, self.durable)
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise TransientError(f"no word about consumer {self.durable}: {error}") from error
+        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+    async def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Delivery]]:
+        """Batches of 1 to `max_batch` deliveries, until `stop` is set.
+
+        What has arrived and was not handed out by then is given back to the server.
+        """
+        await self.ensure()
+        inbox = self._bus.client.new_inbox()
+        subscription = await self._bus.client.subscribe(inbox, cb=self._receive)
+        try:
+            async for batch in self._hand_out(inbox, stop):
+                yield batch
+        finally:
+            # Unsubscribing also ends the pull request at the server.
+            if self._bus.connected:
+                await subscription.unsubscribe()
+                for message in self._arrived:
+                    if not _status(message):
+                        await _answer(message.nak())
+            self._arrived.clear()
+
+    async def _hand_out(self, inbox: str, stop: asyncio.Event) -> AsyncIterator[list[Delivery]]:
+        epoch = self._bus.epoch
+        self._open = 0
+        silences = 0
+        async with _stop_wakes(stop, self._wakeup):
+            while not stop.is_set():
+                if epoch != self._bus.epoch:
+                    epoch, self._open = self._bus.epoch, 0
+                    await self.ensure()
+                if self._open <= self._max_batch // 2 and self._bus.connected:
+                    await self._pull(inbox, self._max_batch - self._open)
+                if not self._arrived and not await self._wait():
+                    silences += 1
+                    if self._bus.connected and silences >= 2:
+                        # Neither a message nor a heartbeat: the pull or the consumer is gone.
+                        _log.warning("consumer.silent", consumer=self.durable)
+                        self._open, silences = 0, 0
+                        await self.ensure()
+                    continue
+                silences = 0
+                batch = self._take()
+                if batch:
+                    yield batch
+
+    async def _wait(self) -> bool:
+        self._wakeup.clear()
+        try:
+            async with asyncio.timeout(2 * _HEARTBEAT_S):
+                await self._wakeup.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _receive(self, message: Msg) -> None:
+        self._arrived.append(message)
+        self._wakeup.set()
+
+    async def _pull(self, inbox: str, batch: int) -> None:
+        request = {
+            "batch": batch,
+            "expires": int(_EXPIRES_S * 1e9),
+            "idle_heartbeat": int(_HEARTBEAT_S * 1e9),
+        }
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.durable}"
+        try:
+            await self._bus.client.publish(subject, json.dumps(request).encode(), reply=inbox)
+        except (nats.errors.Error, OSError) as error:
+            _log.warning("consumer.pull_failed", consumer=self.durable, error=str(error))
+            return
+        self._open += batch
+
+    def _take(self) -> list[Delivery]:
+        batch: list[Delivery] = []
+        while self._arrived and len(batch) < self._max_batch:
+            message = self._arrived.popleft()
+            status = _status(message)
+            if not status:
+                self._open = max(0, self._open - 1)
+                batch.append(_delivery(message))
+            elif status != _STATUS_HEARTBEAT:
+                # The pull request ended: expired, consumer gone, leader moved, no responders.
+                left = (message.headers or {}).get("Nats-Pending-Messages")
+                self._open = max(0, self._open - int(left)) if left else 0
+        return batch
+
+
+class _stop_wakes:  # noqa: N801 - reads as a statement: `async with _stop_wakes(...)`
+    """Sets an event when `stop` is set, for the length of the block."""
+
+    def __init__(self, stop: asyncio.Event, event: asyncio.Event) -> None:
+        self._stop = stop
+        self._event = event
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="consumer-stop")
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+
+    async def _run(self) -> None:
+        await self._stop.wait()
+        self._event.set()
+
+
+def _status(message: Msg) -> str:
+    if message.data or not message.headers:
+        return ""
+    return message.headers.get("Status", "")
+
+
+def _delivery(message: Msg) -> Delivery:
+    metadata = message.metadata
+    return Delivery(
+        raw=message,
+        subject=message.subject,
+        data=message.data,
+        headers=message.headers or {},
+        stream=metadata.stream,
+        sequence=metadata.sequence.stream,
+        attempts=metadata.num_delivered,
+    )
+
+
+async def _answer(answer: object) -> None:
+    try:
+        await answer  # type: ignore[misc]
+    except (nats.errors.Error, OSError, TimeoutError) as error:
+        raise TransientError(f"could not answer a delivery: {error}") from error

@@ -1,0 +1,117 @@
+"""Bodies of the HTTP API, version 1, as gateway and SDK both see them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from schemas.errors import ErrorInfo
+from schemas.hosts import OperationStatus
+from schemas.ids import CommandId, CustomerId, HostId, ImageName, VmId
+from schemas.vms import (
+    Counters,
+    ExitReason,
+    KernelArgName,
+    KernelArgValue,
+    LabelName,
+    LabelValue,
+    Timestamp,
+    VmSpec,
+    VmState,
+)
+
+
+class CreateVmRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /v1/vms`. See `VmSpec` for the fields."""
+
+    image: ImageName
+    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)|^$(?!\n)")] = ""
+    vcpus: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
+    memory_mib: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 128
+    disk_mib: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 0
+    network: bool = True
+    kernel_args: Annotated[dict[KernelArgName, KernelArgValue], msgspec.Meta(max_length=16)] = (
+        msgspec.field(default_factory=dict)
+    )
+    labels: Annotated[dict[LabelName, LabelValue], msgspec.Meta(max_length=32)] = msgspec.field(
+        default_factory=dict
+    )
+    boot: bool = False
+
+    def to_spec(self) -> VmSpec:
+        """The spec that is asked for."""
+        return VmSpec(**{name: getattr(self, name) for name in VmSpec.__struct_fields__})
+
+
+class ShutdownRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Optional body of `POST /v1/vms/{vm_id}/shutdown` and `/reboot`."""
+
+    grace_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
+
+
+class VmView(msgspec.Struct, frozen=True, kw_only=True):
+    """A VM as its owner sees it."""
+
+    vm_id: VmId
+    customer_id: CustomerId
+    name: str
+    state: VmState
+    spec: VmSpec
+    host_id: HostId
+    incarnation: int = 0
+    driver: str = ""
+    simulated: bool = False
+    created_at: Timestamp
+    started_at: Timestamp | None = None
+    final_counters: Counters | None = None
+    exit_reason: ExitReason | None = None
+    last_error: ErrorInfo | None = None
+
+
+class VmList(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `GET /v1/vms`; `next_cursor` is empty on the last page."""
+
+    vms: tuple[VmView, ...]
+    next_cursor: str = ""
+
+
+class OperationView(msgspec.Struct, frozen=True, kw_only=True):
+    """A command and how far it has come."""
+
+    operation_id: CommandId
+    vm_id: VmId
+    verb: str
+    status: OperationStatus
+    state: VmState | None = None
+    error: ErrorInfo | None = None
+    created_at: Timestamp
+    deadline: Timestamp
+    finished_at: Timestamp | None = None
+
+
+class VmAndOperation(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to every mutation of a VM."""
+
+    vm: VmView
+    operation: OperationView
+
+
+class FieldProblem(msgspec.Struct, frozen=True, kw_only=True):
+    """One field that is wrong: a JSON path such as `$.vcpus`, and why."""
+
+    field: str
+    message: str
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """RFC 9457 problem details; `code` is one of `ErrorCode` and stable."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str = ""
+    instance: str = ""
+    trace_id: str = ""
+    errors: tuple[FieldProblem, ...] = ()

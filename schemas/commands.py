@@ -1,0 +1,111 @@
+"""Commands to an agent: imperative, idempotent by `command_id`, ordered per VM.
+
+The W3C trace context travels in the NATS headers, not in the message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from schemas.codec import decoder
+from schemas.ids import CommandId, CustomerId, HostId, VmId
+from schemas.vms import Timestamp, VmSpec
+
+
+class _Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What every command carries.
+
+    Attributes:
+        deadline: After this instant the agent answers `deadline_exceeded` and does nothing.
+        requested_by: Subject of the token or the service that asked.
+    """
+
+    command_id: CommandId
+    customer_id: CustomerId
+    vm_id: VmId
+    host_id: HostId
+    issued_at: Timestamp
+    deadline: Timestamp
+    requested_by: Annotated[str, msgspec.Meta(max_length=255)] = ""
+
+    @property
+    def verb(self) -> str:
+        """The word that stands for this command in subjects and operations."""
+        return VERB_OF[type(self)]
+
+
+class CreateVm(_Command, frozen=True, kw_only=True, tag="CreateVm"):
+    """Reserve resources and prepare disks; nothing runs yet."""
+
+    spec: VmSpec
+
+
+class BootVm(_Command, frozen=True, kw_only=True, tag="BootVm"):
+    """Start the VMM and the guest: a new incarnation."""
+
+
+class ShutdownVm(_Command, frozen=True, kw_only=True, tag="ShutdownVm"):
+    """Ask the guest to stop; end the VMM after `grace_s` seconds if it did not."""
+
+    grace_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
+
+
+class DeleteVm(_Command, frozen=True, kw_only=True, tag="DeleteVm"):
+    """Free everything the VM holds; a running VMM is ended first."""
+
+
+class PauseVm(_Command, frozen=True, kw_only=True, tag="PauseVm"):
+    """Stop the vCPUs; memory stays allocated and billed."""
+
+
+class ResumeVm(_Command, frozen=True, kw_only=True, tag="ResumeVm"):
+    """Let the vCPUs of a paused VM go on."""
+
+
+class RebootVm(_Command, frozen=True, kw_only=True, tag="RebootVm"):
+    """Shut down and boot again: a new incarnation."""
+
+    grace_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
+
+
+class SnapshotVm(_Command, frozen=True, kw_only=True, tag="SnapshotVm"):
+    """Keep the state of a VM under a snapshot id."""
+
+    snapshot_id: VmId
+
+
+class RestoreVm(_Command, frozen=True, kw_only=True, tag="RestoreVm"):
+    """Start a VM from a snapshot."""
+
+    snapshot_id: VmId
+
+
+Command = (
+    CreateVm
+    | BootVm
+    | ShutdownVm
+    | DeleteVm
+    | PauseVm
+    | ResumeVm
+    | RebootVm
+    | SnapshotVm
+    | RestoreVm
+)
+
+VERB_OF: dict[type, str] = {
+    CreateVm: "create",
+    BootVm: "boot",
+    ShutdownVm: "shutdown",
+    DeleteVm: "delete",
+    PauseVm: "pause",
+    ResumeVm: "resume",
+    RebootVm: "reboot",
+    SnapshotVm: "snapshot",
+    RestoreVm: "restore",
+}
+COMMAND_OF: dict[str, type] = {verb: kind for kind, verb in VERB_OF.items()}
+
+decode_command: Callable[[bytes], Command] = decoder(Command)

@@ -1,0 +1,114 @@
+"""Events: facts in the past tense.
+
+On `vm.evt.<customer>.<vm>.<type>` and `host.evt.<host>.<type>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import msgspec
+
+from schemas.codec import decoder
+from schemas.errors import ErrorInfo
+from schemas.ids import CommandId, CustomerId, EventId, HostId, RunId, VmId
+from schemas.vms import Counters, ExitReason, Timestamp
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _VmEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """What every event of a VM carries; `command_id` where a command caused it."""
+
+    event_id: EventId
+    at: Timestamp
+    customer_id: CustomerId
+    vm_id: VmId
+    host_id: HostId
+    incarnation: Count = 0
+    command_id: CommandId | None = None
+
+
+class VmCreated(_VmEvent, frozen=True, kw_only=True, tag="vm_created"):
+    """Resources are reserved, disks exist."""
+
+
+class VmStarted(_VmEvent, frozen=True, kw_only=True, tag="vm_started"):
+    """A new incarnation runs."""
+
+    driver: str
+    simulated: bool = False
+
+
+class VmPaused(_VmEvent, frozen=True, kw_only=True, tag="vm_paused"):
+    """The vCPUs stand still."""
+
+
+class VmResumed(_VmEvent, frozen=True, kw_only=True, tag="vm_resumed"):
+    """The vCPUs go on."""
+
+
+class VmStopped(_VmEvent, frozen=True, kw_only=True, tag="vm_stopped"):
+    """The incarnation's VMM is gone; these are its last counters."""
+
+    reason: ExitReason
+    final_counters: Counters
+
+
+class VmDeleted(_VmEvent, frozen=True, kw_only=True, tag="vm_deleted"):
+    """Nothing of the VM is left on the host."""
+
+
+class VmFailed(_VmEvent, frozen=True, kw_only=True, tag="vm_failed"):
+    """The VM cannot go on without help."""
+
+    error: ErrorInfo
+
+
+class _HostEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    event_id: EventId
+    at: Timestamp
+    host_id: HostId
+
+
+class GapOpened(_HostEvent, frozen=True, kw_only=True, tag="gap_opened"):
+    """Frames `seq_first..seq_last` of a run did not arrive in order; they may still come."""
+
+    run_id: RunId
+    seq_first: Count
+    seq_last: Count
+
+
+class GapClosed(_HostEvent, frozen=True, kw_only=True, tag="gap_closed"):
+    """The missing frames of a gap have all arrived."""
+
+    run_id: RunId
+    seq_first: Count
+    seq_last: Count
+
+
+class HostSuspected(_HostEvent, frozen=True, kw_only=True, tag="host_suspected"):
+    """No frame for one second."""
+
+
+class HostSilent(_HostEvent, frozen=True, kw_only=True, tag="host_silent"):
+    """No frame for ten seconds."""
+
+
+class HostHeard(_HostEvent, frozen=True, kw_only=True, tag="host_heard"):
+    """Frames come again after a silence."""
+
+    silent_ms: Count
+
+
+VmEvent = VmCreated | VmStarted | VmPaused | VmResumed | VmStopped | VmDeleted | VmFailed
+HostEvent = GapOpened | GapClosed | HostSuspected | HostSilent | HostHeard
+
+decode_vm_event: Callable[[bytes], VmEvent] = decoder(VmEvent)
+decode_host_event: Callable[[bytes], HostEvent] = decoder(HostEvent)
+
+
+def event_type(event: VmEvent | HostEvent) -> str:
+    """The event's tag: last token of its subject."""
+    return str(event.__struct_config__.tag)

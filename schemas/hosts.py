@@ -1,0 +1,131 @@
+"""Hosts, customers and operations: the values of the remaining KV buckets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from schemas.codec import decoder
+from schemas.errors import ErrorInfo
+from schemas.ids import (
+    CommandId,
+    CustomerId,
+    HostId,
+    ImageName,
+    PoolId,
+    PricePlanId,
+    RegionId,
+    RunId,
+    VmId,
+)
+from schemas.vms import LabelName, LabelValue, Timestamp, VmState
+
+Amount = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """An amount of what VMs take from a host.
+
+    Attributes:
+        vcpus: Virtual CPUs, overcommit already applied.
+        memory_mib: Guest memory.
+        disk_mib: Space for VM disks.
+        slots: VMs.
+    """
+
+    vcpus: Amount = 0
+    memory_mib: Amount = 0
+    disk_mib: Amount = 0
+    slots: Amount = 0
+
+
+class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """Value of bucket `hosts`: a host's heartbeat, written by its agent every second.
+
+    Attributes:
+        run_id: New at every agent start.
+        driver: The hypervisor driver that VMs on this host get.
+        driver_reason: Why this driver was chosen, for people.
+        simulated: The driver's numbers are made up.
+        images: Names in the host's image store.
+        free: Capacity less what VMs and reservations hold.
+    """
+
+    host_id: HostId
+    run_id: RunId
+    boot_id: str
+    pool: PoolId = "default"
+    region: RegionId = "local"
+    labels: dict[LabelName, LabelValue] = msgspec.field(default_factory=dict)
+    version: str
+    driver: str
+    driver_version: str = ""
+    driver_reason: str = ""
+    simulated: bool = False
+    images: tuple[ImageName, ...] = ()
+    draining: bool = False
+    capacity: Resources
+    free: Resources
+    vms: Amount = 0
+    heartbeat_at: Timestamp
+
+
+class CustomerStatus(StrEnum):
+    """Whether a customer may change things."""
+
+    ACTIVE = "active"
+    SUSPENDED = "suspended"
+
+
+class Customer(msgspec.Struct, frozen=True, kw_only=True):
+    """Value of bucket `customers`, written by the operator."""
+
+    customer_id: CustomerId
+    status: CustomerStatus = CustomerStatus.ACTIVE
+    pool: PoolId = "default"
+    price_plan: PricePlanId = "default"
+    quota: Resources = Resources(vcpus=64, memory_mib=131_072, disk_mib=1_048_576, slots=100)
+    created_at: Timestamp
+
+
+class OperationStatus(StrEnum):
+    """How far a command has come."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+class Operation(msgspec.Struct, frozen=True, kw_only=True):
+    """Value of bucket `operations`: one command and its result.
+
+    The gateway creates it as pending before it publishes the command; from then on only the
+    agent writes it.
+    """
+
+    operation_id: CommandId
+    customer_id: CustomerId
+    vm_id: VmId
+    host_id: HostId
+    verb: str
+    status: OperationStatus
+    state: VmState | None = None
+    error: ErrorInfo | None = None
+    requested_by: str = ""
+    created_at: Timestamp
+    deadline: Timestamp
+    finished_at: Timestamp | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether a result stands."""
+        return self.status in (OperationStatus.SUCCEEDED, OperationStatus.FAILED)
+
+
+decode_host_info: Callable[[bytes], HostInfo] = decoder(HostInfo)
+decode_customer: Callable[[bytes], Customer] = decoder(Customer)
+decode_operation: Callable[[bytes], Operation] = decoder(Operation)

@@ -1,0 +1,137 @@
+"""Every subject, stream, bucket and KV key, built from checked ids only."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+from uuid import UUID
+
+from schemas.commands import COMMAND_OF, Command
+from schemas.errors import InvalidIdError, MalformedMessageError
+from schemas.events import HostEvent, VmEvent, event_type
+from schemas.ids import parse_uuid, token
+
+VM_COMMANDS = "VM_COMMANDS"
+VM_EVENTS = "VM_EVENTS"
+HOST_EVENTS = "HOST_EVENTS"
+METRICS_RAW = "METRICS_RAW"
+METRICS_ENRICHED = "METRICS_ENRICHED"
+METRICS_REJECTED = "METRICS_REJECTED"
+AUDIT = "AUDIT"
+
+CUSTOMERS = "customers"
+VM_SPECS = "vm_specs"
+VM_STATUS = "vm_status"
+HOSTS = "hosts"
+OPERATIONS = "operations"
+
+METRICS_STORED = "metrics.stored"
+"""Core NATS, not kept: a batcher's word that frames can be queried."""
+
+
+def vm_command(command: Command) -> str:
+    """`vm.cmd.<host>.<vm>.<verb>`."""
+    return f"vm.cmd.{token(command.host_id)}.{command.vm_id}.{command.verb}"
+
+
+def vm_commands_of(host_id: str) -> str:
+    """Filter for all commands to one host."""
+    return f"vm.cmd.{token(host_id)}.>"
+
+
+def vm_event(event: VmEvent) -> str:
+    """`vm.evt.<customer>.<vm>.<type>`."""
+    return f"vm.evt.{token(event.customer_id)}.{event.vm_id}.{event_type(event)}"
+
+
+def vm_events_of(customer_id: str) -> str:
+    """Filter for all events of one customer's VMs."""
+    return f"vm.evt.{token(customer_id)}.>"
+
+
+def host_event(event: HostEvent) -> str:
+    """`host.evt.<host>.<type>`."""
+    return f"host.evt.{token(event.host_id)}.{event_type(event)}"
+
+
+def metrics_raw(host_id: str) -> str:
+    """`metrics.raw.<host>`."""
+    return f"metrics.raw.{token(host_id)}"
+
+
+def metrics_enriched(host_id: str) -> str:
+    """`metrics.enriched.<host>`."""
+    return f"metrics.enriched.{token(host_id)}"
+
+
+def metrics_rejected(reason: str, host_id: str) -> str:
+    """`metrics.rejected.<reason>.<host>`."""
+    return f"metrics.rejected.{reason}.{token(host_id)}"
+
+
+def host_of_metrics(subject: str) -> str:
+    """The host in `metrics.raw.<host>` or `metrics.enriched.<host>`.
+
+    Raises:
+        InvalidIdError: The subject does not end in a valid host id.
+    """
+    return token(subject.rpartition(".")[2])
+
+
+def usage_query(customer_id: str) -> str:
+    """`usage.query.<customer>`."""
+    return f"usage.query.{token(customer_id)}"
+
+
+def vm_request(customer_id: str, verb: str) -> str:
+    """`vm.req.<customer>.<verb>`."""
+    return f"vm.req.{token(customer_id)}.{token(verb)}"
+
+
+def customer_of(subject: str) -> str:
+    """The customer in `usage.query.<customer>`, `vm.req.<customer>.<verb>` or `vm.evt.…`.
+
+    Raises:
+        InvalidIdError: There is no valid customer id at that place.
+    """
+    parts = subject.split(".")
+    if len(parts) < 3:
+        raise InvalidIdError(f"{subject[:80]!r} names no customer")
+    return token(parts[2])
+
+
+class CommandAddress(NamedTuple):
+    """What a command's subject says."""
+
+    host_id: str
+    vm_id: UUID
+    verb: str
+
+
+def parse_vm_command(subject: str) -> CommandAddress:
+    """Take `vm.cmd.<host>.<vm>.<verb>` apart.
+
+    Raises:
+        MalformedMessageError: With reason `bad_subject`.
+    """
+    parts = subject.split(".")
+    if len(parts) != 5 or parts[:2] != ["vm", "cmd"] or parts[4] not in COMMAND_OF:
+        raise MalformedMessageError("bad_subject", f"{subject[:120]!r} is no command subject")
+    try:
+        return CommandAddress(token(parts[2]), parse_uuid(parts[3]), parts[4])
+    except InvalidIdError as error:
+        raise MalformedMessageError("bad_subject", str(error)) from error
+
+
+def vm_key(customer_id: str, vm_id: UUID) -> str:
+    """Key of `vm_specs` and `vm_status`: `<customer>.<vm>`."""
+    return f"{token(customer_id)}.{vm_id}"
+
+
+def parse_vm_key(key: str) -> tuple[str, UUID]:
+    """Customer and VM of a key of `vm_specs` or `vm_status`.
+
+    Raises:
+        InvalidIdError: It is no such key.
+    """
+    customer, _, vm = key.partition(".")
+    return token(customer), parse_uuid(vm)

@@ -1,0 +1,168 @@
+"""A VM: what its owner asked for, the states it passes, and what is known of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from schemas.codec import decoder
+from schemas.errors import ErrorInfo
+from schemas.ids import CustomerId, HostId, ImageName, PoolId, PricePlanId, RegionId, VmId
+from schemas.units import Counter
+
+Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
+
+KernelArgName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,31}$(?!\n)")]
+KernelArgValue = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._:-]{0,64}$(?!\n)")]
+LabelName = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
+LabelValue = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]{0,63}$(?!\n)")]
+
+
+class VmState(StrEnum):
+    """Where a VM stands. `TRANSITIONS` says what may follow."""
+
+    PENDING = "pending"
+    CREATING = "creating"
+    CREATED = "created"
+    BOOTING = "booting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+    DELETING = "deleting"
+    DELETED = "deleted"
+    FAILED = "failed"
+
+
+STATE_NUMBERS: Mapping[VmState, int] = {state: number for number, state in enumerate(VmState)}
+"""The byte that stands for a state in a metric frame: append-only."""
+
+_S = VmState
+TRANSITIONS: Mapping[VmState, frozenset[VmState]] = {
+    _S.PENDING: frozenset({_S.CREATING, _S.DELETING, _S.FAILED}),
+    _S.CREATING: frozenset({_S.CREATED, _S.DELETING, _S.FAILED}),
+    _S.CREATED: frozenset({_S.BOOTING, _S.DELETING, _S.FAILED}),
+    _S.BOOTING: frozenset({_S.RUNNING, _S.STOPPING, _S.STOPPED, _S.FAILED}),
+    _S.RUNNING: frozenset({_S.PAUSED, _S.STOPPING, _S.STOPPED, _S.FAILED}),
+    _S.PAUSED: frozenset({_S.RUNNING, _S.STOPPING, _S.STOPPED, _S.FAILED}),
+    _S.STOPPING: frozenset({_S.STOPPED, _S.FAILED}),
+    _S.STOPPED: frozenset({_S.BOOTING, _S.DELETING, _S.FAILED}),
+    _S.DELETING: frozenset({_S.DELETED, _S.FAILED}),
+    _S.DELETED: frozenset(),
+    _S.FAILED: frozenset({_S.STOPPING, _S.DELETING}),
+}
+
+METERED_STATES = frozenset({_S.BOOTING, _S.RUNNING, _S.PAUSED, _S.STOPPING})
+"""States in which a VMM process exists and is sampled."""
+
+
+class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """What a customer asks for. Names an image; never a path, a tap or a socket.
+
+    Attributes:
+        image: Name in the host's image store.
+        vcpus: Virtual CPUs.
+        memory_mib: Guest memory in MiB.
+        disk_mib: Size of the VM's own writable disk in MiB; 0 means no disk.
+        network: Whether the VM gets a network interface.
+        kernel_args: Arguments for the guest's kernel; the image says which ones it allows.
+        labels: The customer's own names for things.
+    """
+
+    image: ImageName
+    vcpus: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
+    memory_mib: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 128
+    disk_mib: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 0
+    network: bool = True
+    kernel_args: Annotated[dict[KernelArgName, KernelArgValue], msgspec.Meta(max_length=16)] = (
+        msgspec.field(default_factory=dict)
+    )
+    labels: Annotated[dict[LabelName, LabelValue], msgspec.Meta(max_length=32)] = msgspec.field(
+        default_factory=dict
+    )
+
+
+class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Value of bucket `vm_specs`, written by the gateway: what was asked for, and where it went.
+
+    A deleted VM's record stays as a tombstone (`deleted_at` set) at least as long as raw
+    metrics can be replayed, so that a late sample still finds its owner.
+    """
+
+    vm_id: VmId
+    customer_id: CustomerId
+    host_id: HostId
+    spec: VmSpec
+    name: Annotated[str, msgspec.Meta(max_length=63)] = ""
+    pool: PoolId = "default"
+    region: RegionId = "local"
+    price_plan: PricePlanId = "default"
+    created_at: Timestamp
+    deleted_at: Timestamp | None = None
+
+
+class Counters(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything billable: cumulative since the incarnation's VMM started, never decreasing.
+
+    Attributes:
+        uptime_ms: Time since VMM start, pauses included.
+        cpu_ns: CPU time of the whole VMM process.
+        mem_kib_ms: Allocated guest memory integrated over time, KiB times ms.
+        disk_read_bytes: Bytes the guest read from its disks.
+        disk_write_bytes: Bytes the guest wrote to its disks.
+        net_rx_bytes: Bytes the guest received, Ethernet headers included.
+        net_tx_bytes: Bytes the guest sent, Ethernet headers included.
+    """
+
+    uptime_ms: Counter = 0
+    cpu_ns: Counter = 0
+    mem_kib_ms: Counter = 0
+    disk_read_bytes: Counter = 0
+    disk_write_bytes: Counter = 0
+    net_rx_bytes: Counter = 0
+    net_tx_bytes: Counter = 0
+
+
+METERS: tuple[str, ...] = Counters.__struct_fields__
+"""Names of the billable counters, in the order in which frames, tables and reports hold them."""
+
+
+class ExitReason(StrEnum):
+    """Why a VMM process ended."""
+
+    REQUESTED = "requested"
+    GUEST_SHUTDOWN = "guest_shutdown"
+    KILLED = "killed"
+    CRASHED = "crashed"
+    UNKNOWN = "unknown"
+
+
+class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Value of bucket `vm_status`, written by the VM's agent only.
+
+    Attributes:
+        incarnation: Grows by one at each VMM start; 0 before the first.
+        simulated: The numbers come from the simulator, not from a hypervisor.
+        final_counters: The last incarnation's counters, once its VMM has ended.
+    """
+
+    vm_id: VmId
+    customer_id: CustomerId
+    host_id: HostId
+    state: VmState
+    incarnation: Annotated[int, msgspec.Meta(ge=0)] = 0
+    driver: str = ""
+    simulated: bool = False
+    started_at: Timestamp | None = None
+    final_counters: Counters | None = None
+    exit_reason: ExitReason | None = None
+    last_error: ErrorInfo | None = None
+    updated_at: Timestamp
+
+
+decode_vm_record: Callable[[bytes], VmRecord] = decoder(VmRecord)
+decode_vm_status: Callable[[bytes], VmStatus] = decoder(VmStatus)

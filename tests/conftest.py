@@ -1,0 +1,39 @@
+"""What all tests share: telemetry as in a service, and a check that no child process is left."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.telemetry import configure_logging, configure_telemetry
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _telemetry() -> None:
+    configure_logging("tests", "warning")
+    configure_telemetry("tests")
+
+
+def _children() -> set[int]:
+    path = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    return {int(pid) for pid in path.read_text().split()} if path.exists() else set()
+
+
+@pytest.fixture(autouse=True)
+def _no_child_left() -> Iterator[None]:
+    """A test that leaves a child process behind has failed."""
+    before = _children()
+    yield
+    left = _children() - before
+    commands = {pid: _command(pid) for pid in left}
+    assert not {p: c for p, c in commands.items() if c}, f"child processes left: {commands}"
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except OSError:
+        return ""

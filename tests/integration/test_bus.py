@@ -1,0 +1,231 @@
+"""The bus against a real nats-server that is killed now and then."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from runtime.buckets import Bucket, Mirror, RevisionConflictError
+from runtime.bus import Bus, Message
+from runtime.consumer import Consumer
+from runtime.errors import FatalError, PoisonError, TransientError
+from runtime.publisher import Publisher
+from runtime.streams import Drift, apply, compare, declared
+from runtime.telemetry import span
+from schemas.hosts import Customer, decode_customer
+from tests.support.nats import NatsServer, bus_with_streams
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[tuple[NatsServer, Bus]]:
+    async with bus_with_streams(tmp_path) as pair:
+        yield pair
+
+
+def customer(name: str) -> Customer:
+    from runtime.clock import utc_now
+
+    return Customer(customer_id=name, created_at=utc_now())
+
+
+async def test_applying_the_declaration_twice_changes_nothing(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """`streams apply` is idempotent, and `diff` is clean after it."""
+    _, bus = served
+    before = await apply(bus, declared())
+    assert {d.drift for d in before} == {Drift.SAME}
+    assert {d.drift for d in await compare(bus, declared())} == {Drift.SAME}
+
+
+async def test_a_changed_stream_shows_as_drift_and_is_repaired(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """What somebody changed by hand is named with both values and put right."""
+    _, bus = served
+    config = (await bus.js.stream_info("METRICS_RAW")).config
+    await bus.js.update_stream(config.evolve(max_age=60.0, duplicate_window=30.0))
+    drifted = [d for d in await compare(bus, declared()) if d.drift is not Drift.SAME]
+    assert [d.name for d in drifted] == ["METRICS_RAW"]
+    assert drifted[0].fields["max_age"] == ("259200", "60")
+    await apply(bus, declared())
+    assert {d.drift for d in await compare(bus, declared())} == {Drift.SAME}
+
+
+async def test_a_repeated_message_id_is_stored_once(served: tuple[NatsServer, Bus]) -> None:
+    """The retry of a publish whose ack was lost has no effect."""
+    _, bus = served
+    publisher = Publisher(bus)
+    first = await publisher.publish("metrics.raw.h1", b"x", msg_id="h1:1")
+    again = await publisher.publish("metrics.raw.h1", b"x", msg_id="h1:1")
+    assert (first.duplicate, again.duplicate) == (False, True)
+    assert first.sequence == again.sequence
+
+
+async def test_a_message_over_the_limit_is_poison(served: tuple[NatsServer, Bus]) -> None:
+    """What can never be stored is not retried."""
+    _, bus = served
+    with pytest.raises(PoisonError, match="max_payload"):
+        await Publisher(bus).publish("metrics.raw.h1", b"x" * 2_000_000, msg_id="a")
+
+
+async def test_a_batch_comes_at_once_and_holds_what_has_arrived(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """A lone message is not held back, and a backlog comes in large batches."""
+    _, bus = served
+    stop = asyncio.Event()
+    publisher = Publisher(bus)
+    consumer = Consumer(bus, "METRICS_RAW", "test", max_batch=50)
+    seen: list[bytes] = []
+    sizes: list[int] = []
+    async with asyncio.timeout(20):
+        await publisher.publish("metrics.raw.h1", b"0", msg_id="0")
+        async for batch in consumer.batches(stop):
+            sizes.append(len(batch))
+            for delivery in batch:
+                seen.append(delivery.data)
+                await delivery.ack()
+            if len(seen) == 1:
+                await asyncio.gather(
+                    *(
+                        publisher.publish("metrics.raw.h1", str(i).encode(), msg_id=str(i))
+                        for i in range(1, 301)
+                    )
+                )
+            if len(seen) == 301:
+                stop.set()
+    assert sorted(map(int, seen)) == list(range(301))
+    assert sizes[0] == 1
+    assert max(sizes) > 1
+
+
+async def test_nothing_is_lost_when_the_server_is_killed_under_load(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """Publisher and consumer both get over three kills of nats-server; all arrive."""
+    server, bus = served
+    stop = asyncio.Event()
+    publisher = Publisher(bus, ack_timeout_s=1.0)
+    consumer = Consumer(bus, "METRICS_RAW", "test", max_batch=50, ack_wait_s=2.0)
+    total = 1500
+    seen: set[int] = set()
+
+    async def produce() -> None:
+        for i in range(total):
+            await publisher.publish("metrics.raw.h1", str(i).encode(), msg_id=str(i))
+
+    async def consume() -> None:
+        async for batch in consumer.batches(stop):
+            for delivery in batch:
+                seen.add(int(delivery.data))
+                try:
+                    await delivery.ack()
+                except TransientError:
+                    continue
+            if len(seen) == total:
+                stop.set()
+
+    async def disturb() -> None:
+        for reached in (200, 600, 1000):
+            while len(seen) < reached:
+                await asyncio.sleep(0.01)
+            await server.kill()
+            await server.start()
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(produce(), name="produce")
+        group.create_task(consume(), name="consume")
+        group.create_task(disturb(), name="disturb")
+    assert seen == set(range(total))
+    info = await bus.js.stream_info("METRICS_RAW")
+    assert info.state.messages == total
+
+
+async def test_a_mirror_follows_its_bucket_across_a_restart(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """A change and a deletion made after a kill of the server arrive in the mirror."""
+    server, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    await bucket.put("acme", customer("acme"))
+    await bucket.put("globex", customer("globex"))
+    changed = asyncio.Event()
+    mirror = Mirror(bucket, lambda _key, _value: changed.set())
+
+    async def until(condition: object) -> None:
+        while mirror.values.keys() != condition:
+            changed.clear()
+            await changed.wait()
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run(), name="mirror")
+        await mirror.synced()
+        assert mirror.values.keys() == {"acme", "globex"}
+        await server.kill()
+        await server.start()
+        await bus.reconnected_after(0)
+        await bucket.put("initech", customer("initech"))
+        await bucket.delete("acme")
+        await until({"globex", "initech"})
+        task.cancel()
+
+
+async def test_a_key_is_created_once_and_updated_only_at_its_revision(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """Optimistic writes: the second creator and the stale updater both lose."""
+    _, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    assert await bucket.get("acme") is None
+    revision = await bucket.create("acme", customer("acme"))
+    with pytest.raises(RevisionConflictError):
+        await bucket.create("acme", customer("acme"))
+    newer = await bucket.update("acme", customer("acme"), revision)
+    with pytest.raises(RevisionConflictError):
+        await bucket.update("acme", customer("acme"), revision)
+    entry = await bucket.get("acme")
+    assert entry is not None
+    assert entry.revision == newer
+
+
+async def test_a_failing_handler_leaves_the_subscription_alive(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """One bad message is logged; the next one is answered, with the asker's trace."""
+    _, bus = served
+    headers: list[str] = []
+
+    async def answer(message: Message) -> bytes:
+        headers.append(message.headers.get("traceparent", ""))
+        return b"%d" % (10 // int(message.data))
+
+    await bus.subscribe("test.divide", answer)
+    with pytest.raises(TransientError):
+        await bus.request("test.divide", b"0", timeout_s=0.2)
+    with span("ask") as current:
+        reply = await bus.request("test.divide", b"5", timeout_s=2)
+        trace_id = f"{current.get_span_context().trace_id:032x}"
+    assert reply.data == b"2"
+    assert trace_id in headers[-1]
+    with pytest.raises(TransientError, match="nobody answers"):
+        await bus.request("test.nobody", b"", timeout_s=1)
+
+
+async def test_connecting_waits_for_a_server_until_told_to_stop(tmp_path: Path) -> None:
+    """A service may start before NATS does, and can still be stopped then."""
+    server = NatsServer(tmp_path)
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.3, stop.set)
+    with pytest.raises(FatalError, match="before NATS could be reached"):
+        async with Bus.connect(server.settings(), name="test", stop=stop):
+            pass
+    asyncio.get_running_loop().call_later(0.2, lambda: None)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(server.start(), name="late-server")
+        async with Bus.connect(server.settings(), name="test") as bus:
+            assert bus.connected
+    await server.kill()

@@ -1,0 +1,121 @@
+"""The store over HTTP: the same client code against a server, with the faults a network has."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import pytest_asyncio
+
+from batcher.migrations import migrate, set_retention, shipped
+from batcher.settings import BatcherSettings
+from batcher.store import Store
+from batcher.usage import Window, report
+from runtime.errors import FatalError, OverloadedError, PoisonError, TransientError
+from schemas.ids import new_id
+from schemas.usage import UsageQuery
+from tests.support.clickhouse_door import Door, clickhouse_door
+from tests.support.nats import free_port
+from tests.support.store import Reading, enriched, insert
+
+PASSWORD = "correct horse: battery/staple"
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    path = tmp_path_factory.mktemp("server") / "store"
+    with clickhouse_door(path, password=PASSWORD) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def store(door: Door) -> AsyncIterator[Store]:
+    opened = Store(BatcherSettings(store_url=door.url, store_password=PASSWORD))
+    try:
+        await migrate(opened, shipped())
+        yield opened
+    finally:
+        await opened.close()
+
+
+def reading(customer: str, cpu_ns: int = 5) -> Reading:
+    now_ms = int(datetime.now(UTC).timestamp()) * 1000
+    return Reading(new_id(), now_ms, counters={"cpu_ns": cpu_ns}, customer=customer)
+
+
+async def used(store: Store, customer: str) -> tuple[int, int]:
+    """CPU and samples of a customer in the last minutes."""
+    now = datetime.now(UTC)
+    query = UsageQuery(start=now - timedelta(minutes=5), end=now + timedelta(minutes=5))
+    answer = await report(
+        store, customer, query, Window.between(query.start, query.end), limit_s=10
+    )
+    return answer.totals["cpu_ns"], sum(row.samples for row in answer.vms)
+
+
+async def test_a_server_takes_what_the_embedded_store_takes(store: Store) -> None:
+    """Migrations, retention, Arrow inserts and usage queries with parameters, over HTTP."""
+    await migrate(store, shipped())
+    await set_retention(store, "samples", 5)
+    await insert(store, [enriched([reading("http"), reading("http", 2**62)])])
+    assert await used(store, "http") == (2**62 + 5, 2)
+    assert await used(store, "it's `me`") == (0, 0)
+
+
+async def test_an_answer_that_is_lost_does_not_double_the_rows(store: Store, door: Door) -> None:
+    """The insert was done and the connection ended: the same token again adds nothing."""
+    frames = [enriched([reading("cut")])]
+    door.faults.extend(["cut"] * 4)
+    with pytest.raises(TransientError):
+        await insert(store, frames)
+    door.faults.clear()
+    await insert(store, frames)
+    assert await used(store, "cut") == (5, 1)
+    rows = await store.query("SELECT count() FROM samples WHERE customer_id = 'cut'")
+    assert rows[0][0] == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (252, OverloadedError),
+        (241, OverloadedError),
+        (469, PoisonError),
+        (497, FatalError),
+        (999, TransientError),
+    ],
+)
+async def test_a_servers_error_codes_are_told_apart(
+    store: Store, door: Door, code: int, kind: type[Exception]
+) -> None:
+    """Each code leads to what the loop must do, and the store works again afterwards."""
+    customer = f"code-{code}"
+    frames = [enriched([reading(customer)])]
+    door.faults.append(code)
+    with pytest.raises(kind):
+        await insert(store, frames)
+    door.faults.clear()
+    await insert(store, frames)
+    assert await used(store, customer) == (5, 1)
+
+
+async def test_a_wrong_password_is_fatal_and_stays_secret(door: Door) -> None:
+    """The operator has to act; the message does not show what was tried."""
+    store = Store(BatcherSettings(store_url=door.url, store_password="hunter2"))
+    try:
+        with pytest.raises(FatalError) as caught:
+            await store.query("SELECT 1")
+    finally:
+        await store.close()
+    assert "hunter2" not in str(caught.value)
+
+
+async def test_a_server_that_is_not_there_is_transient() -> None:
+    """The batcher waits for it."""
+    store = Store(BatcherSettings(store_url=f"http://127.0.0.1:{free_port()}"))
+    try:
+        with pytest.raises(TransientError):
+            await store.query("SELECT 1")
+    finally:
+        await store.close()

@@ -1,0 +1,260 @@
+"""How fast the batcher stores, how late, and how small. Prints JSON.
+
+Three runs on one machine, all with a real nats-server and chDB:
+
+- `bare`: prepared Arrow tables into the store, nothing else.
+- `backlog`: the same frames waiting in the stream, through a batcher process.
+- `live`: a few VMs at 10 Hz for a while: lag, parts, CPU.
+
+    python -m tests.load.bench_batcher --frames 1000 --vms 1000 --seconds 120
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from batcher.batch import table, token
+from batcher.settings import BatcherSettings
+from batcher.store import Store
+from runtime.bus import Bus, Message
+from runtime.publisher import Publisher
+from runtime.telemetry import configure_logging
+from schemas import subjects
+from schemas.frames import EnrichedFrame, FramesStored, encode_frame
+from schemas.ids import new_id
+from tests.support.batcher import BatcherProcess, all_stored, batcher_process
+from tests.support.nats import bus_with_streams
+from tests.support.store import DAY_NS, embedded_store
+
+_BATCH_ROWS = 200_000
+
+
+def frames(vms: int, count: int, *, seed: int = 1) -> Iterator[EnrichedFrame]:
+    """One host's frames: exact uptime and memory, noisy CPU and network, disks now and then."""
+    random = np.random.default_rng(seed)
+    ids = b"".join(new_id().bytes for _ in range(vms))
+    run_id = new_id()
+    start_ms = time.time_ns() // 10**8 * 100 - count * 100
+    counters = {
+        name: np.zeros(vms, "<u8")
+        for name in (
+            "uptime_ms", "cpu_ns", "mem_kib_ms", "disk_read_bytes", "disk_write_bytes",
+            "net_rx_bytes", "net_tx_bytes",
+        )
+    }  # fmt: skip
+    for seq in range(count):
+        busy = random.random(vms) < 0.1
+        counters["uptime_ms"] += np.uint64(100)
+        counters["cpu_ns"] += random.integers(1_000_000, 100_000_000, vms).astype("<u8")
+        counters["mem_kib_ms"] += np.uint64(131_072 * 100)
+        for disk in ("disk_read_bytes", "disk_write_bytes"):
+            counters[disk] += np.where(busy, random.integers(0, 64, vms) * 4096, 0).astype("<u8")
+        for net in ("net_rx_bytes", "net_tx_bytes"):
+            counters[net] += random.integers(0, 20, vms).astype("<u8") * np.uint64(1514)
+        yield EnrichedFrame(
+            host="h1", run_id=run_id, seq=seq, tick_ms=start_ms + seq * 100,
+            sampled_at_ns=(start_ms + seq * 100) * 10**6 + int(random.integers(0, 10**6)),
+            collected_at_ns=time.time_ns(), region="local",
+            customers=("acme", "globex"), pools=("default",), price_plans=("default",),
+            vm_ids=ids, incarnations=np.ones(vms, "<u4").tobytes(),
+            states=np.full(vms, 4, "<u1").tobytes(), flags=np.zeros(vms, "<u1").tobytes(),
+            mem_bytes=np.full(vms, 64 * 2**20, "<u8").tobytes(),
+            customer_index=(np.arange(vms) % 2).astype("<u2").tobytes(),
+            pool_index=np.zeros(vms, "<u2").tobytes(),
+            price_plan_index=np.zeros(vms, "<u2").tobytes(),
+            vcpus=np.ones(vms, "<u2").tobytes(), memory_mib=np.full(vms, 128, "<u4").tobytes(),
+            **{name: column.tobytes() for name, column in counters.items()},  # type: ignore[arg-type]
+        )  # fmt: skip
+
+
+async def size_of(store: Store) -> dict[str, Any]:
+    """Rows and bytes on disk per table, after all merges."""
+    out: dict[str, Any] = {}
+    for name in ("samples", "usage_minute"):
+        await store.command(f"OPTIMIZE TABLE {name} FINAL")
+        rows = await store.query(
+            "SELECT sum(rows), sum(bytes_on_disk) FROM system.parts "
+            "WHERE active AND database = currentDatabase() AND table = {t:String}",
+            {"t": name},
+        )
+        out[name] = {"rows": rows[0][0], "bytes_on_disk": rows[0][1]}
+        out[name]["bytes_per_row"] = round(rows[0][1] / max(1, rows[0][0]), 2)
+    return out
+
+
+async def bare(folder: Path, vms: int, count: int) -> dict[str, Any]:
+    """Prepared tables straight into the store."""
+    all_frames = list(frames(vms, count))
+    step = max(1, _BATCH_ROWS // vms)
+    batches = [all_frames[i : i + step] for i in range(0, count, step)]
+    began = time.perf_counter()
+    tables = [table(b, now_ns=time.time_ns(), keep_ns=DAY_NS) for b in batches]
+    built = time.perf_counter() - began
+    async with embedded_store(folder / "bare") as store:
+        await store.insert("samples", tables[0], token=token(batches[0]))
+        began = time.perf_counter()
+        for rows, batch in zip(tables[1:], batches[1:], strict=True):
+            await store.insert("samples", rows, token=token(batch))
+        seconds = time.perf_counter() - began
+        sizes = await size_of(store)
+    return {
+        "rows": vms * count,
+        "insert_rows_per_s": round((vms * count - tables[0].num_rows) / seconds),
+        "build_rows_per_s": round(vms * count / built),
+        "stored": sizes,
+    }
+
+
+@dataclass
+class Ear:
+    """Hears what the batcher says it has stored."""
+
+    messages: list[FramesStored] = field(default_factory=list)
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def on_stored(self, message: Message) -> None:
+        self.messages.append(msgspec.json.decode(message.data, type=FramesStored))
+        self.heard.set()
+
+
+@asynccontextmanager
+async def stack(folder: Path) -> AsyncIterator[tuple[str, Bus, Ear]]:
+    """A nats-server with streams, and an ear on it."""
+    async with bus_with_streams(folder / "nats") as (server, bus):
+        ear = Ear()
+        await bus.subscribe(subjects.METRICS_STORED, ear.on_stored)
+        yield server.url, bus, ear
+
+
+async def publish_all(bus: Bus, some: Iterator[EnrichedFrame]) -> None:
+    """As fast as the stream takes them."""
+    publisher = Publisher(bus, max_in_flight=64)
+    pending: set[asyncio.Task[Any]] = set()
+    async with asyncio.TaskGroup() as group:
+        for frame in some:
+            while len(pending) >= 64:
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            sending = publisher.publish(
+                subjects.metrics_enriched(frame.host), encode_frame(frame), msg_id=frame.msg_id
+            )
+            pending.add(group.create_task(sending, name=f"publish-{frame.seq}"))
+
+
+async def backlog(folder: Path, vms: int, count: int) -> dict[str, Any]:
+    """Frames that wait in the stream, through a batcher process."""
+    async with stack(folder) as (url, bus, ear):
+        await publish_all(bus, frames(vms, count))
+        async with batcher_process(folder, url) as batcher:
+            await first_heard(ear)
+            began_ns, first = ear.messages[0].stored_at_ns, ear.messages[0].rows
+            await all_stored(bus, timeout_s=600)
+            stored = sum(message.rows for message in ear.messages) - first
+            seconds = (ear.messages[-1].stored_at_ns - began_ns) / 1e9
+            cpu_s = cpu_seconds(batcher)
+            await batcher.stop()
+    return {
+        "rows": vms * count,
+        "flushes": len(ear.messages),
+        # From the first flush to the last, so that the start of the process does not count.
+        "rows_per_s": round(stored / seconds) if seconds else None,
+        "cpu_s": cpu_s,
+    }
+
+
+async def live(folder: Path, vms: int, seconds: int) -> dict[str, Any]:
+    """A few VMs at 10 Hz, in real time."""
+    async with stack(folder) as (url, bus, ear), batcher_process(folder, url) as batcher:
+        publisher = Publisher(bus)
+        [first, *rest] = list(frames(vms, seconds * 10 + 1))
+        await publisher.publish("metrics.enriched.h1", encode_frame(first), msg_id=first.msg_id)
+        await first_heard(ear)
+        ear.messages.clear()
+        cpu_before = cpu_seconds(batcher)
+        due = time.monotonic()
+        for frame in rest:
+            now_ns = time.time_ns()
+            fresh = msgspec.structs.replace(frame, sampled_at_ns=now_ns, collected_at_ns=now_ns)
+            await publisher.publish("metrics.enriched.h1", encode_frame(fresh), msg_id=fresh.msg_id)
+            due += 0.1
+            await asyncio.sleep(max(0.0, due - time.monotonic()))
+        await all_stored(bus)
+        cpu_s = cpu_seconds(batcher) - cpu_before
+        await batcher.stop()
+    store = Store(BatcherSettings(store_path=str(batcher.store_path)))
+    try:
+        parts = await store.query(
+            "SELECT table, count() FROM system.parts "
+            "WHERE active AND database = currentDatabase() GROUP BY table"
+        )
+    finally:
+        await store.close()
+    lags = np.array([lag for message in ear.messages for lag in message.lags_ms])
+    return {
+        "vms": vms,
+        "seconds": seconds,
+        "flushes": len(ear.messages),
+        "lag_ms": {
+            "p50": float(np.percentile(lags, 50)),
+            "p99": float(np.percentile(lags, 99)),
+            "max": int(lags.max()),
+        },
+        "active_parts": {str(name): int(number) for name, number in parts},
+        "cpu_ratio": round(cpu_s / seconds, 3),
+    }
+
+
+async def first_heard(ear: Ear) -> None:
+    """Return once something was stored."""
+    async with asyncio.timeout(60):
+        await ear.heard.wait()
+
+
+def cpu_seconds(batcher: BatcherProcess) -> float:
+    """User and system time of the process so far."""
+    fields = Path(f"/proc/{batcher.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All three runs."""
+    out: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(prefix="bench-batcher-") as folder:
+        root = Path(folder)
+        for name in ("bare", "backlog", "live"):
+            (root / name).mkdir()
+        out["bare"] = await bare(root / "bare", arguments.vms, arguments.frames)
+        out["backlog"] = await backlog(root / "backlog", arguments.vms, arguments.frames)
+        out["backlog"]["ratio_to_bare"] = round(
+            out["backlog"]["rows_per_s"] / out["bare"]["insert_rows_per_s"], 3
+        )
+        out["live"] = await live(root / "live", arguments.live_vms, arguments.seconds)
+    return out
+
+
+def main() -> None:
+    """Parse, run, print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--frames", type=int, default=1000)
+    parser.add_argument("--vms", type=int, default=1000, help="VMs per frame")
+    parser.add_argument("--live-vms", type=int, default=5)
+    parser.add_argument("--seconds", type=int, default=120)
+    configure_logging("bench", "warning")
+    sys.stdout.write(json.dumps(asyncio.run(run(parser.parse_args())), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""A real agent process on a real bus, for tests that kill it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from runtime.buckets import Bucket
+from runtime.bus import Bus
+from runtime.clock import utc_now
+from runtime.publisher import Publisher
+from schemas.codec import encode
+from schemas.commands import Command
+from schemas.events import VmEvent, decode_vm_event
+from schemas.frames import Frame, decode_frame
+from schemas.hosts import HostInfo, Operation, decode_host_info, decode_operation
+from schemas.ids import new_id
+from schemas.subjects import (
+    HOSTS,
+    METRICS_RAW,
+    OPERATIONS,
+    VM_EVENTS,
+    VM_STATUS,
+    vm_command,
+    vm_key,
+)
+from schemas.vms import VmStatus, decode_vm_status
+from vm_agent.images import ImageStore
+
+HOST = "h1"
+CUSTOMER = "acme"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class AgentProcess:
+    """`python -m vm_agent` on one data directory, started, stopped and killed by a test."""
+
+    def __init__(self, folder: Path, nats_url: str, **settings: str) -> None:
+        self.data_dir = folder
+        self._log = folder.with_suffix(".log")
+        self._env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("DECISEC_")},
+            "DECISEC_NATS_URL": nats_url,
+            "DECISEC_GRACE_S": "8",
+            "DECISEC_AGENT_HOST_ID": HOST,
+            "DECISEC_AGENT_DATA_DIR": str(folder),
+            **{f"DECISEC_AGENT_{name.upper()}": value for name, value in settings.items()},
+        }
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        """Start the process; `Client.host` tells when it is there."""
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "vm_agent", env=self._env, cwd=ROOT, stderr=log
+            )
+
+    async def stop(self) -> int:
+        """SIGTERM; the exit code."""
+        return await self._end(signal.SIGTERM)
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        await self._end(signal.SIGKILL)
+
+    async def reap(self) -> str:
+        """Run the reaper; what it printed."""
+        reaper = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "vm_agent", "reap", "--data-dir", str(self.data_dir)),
+            cwd=ROOT,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        output, _ = await reaper.communicate()
+        assert reaper.returncode == 0, output
+        return output.decode()
+
+    def log(self) -> str:
+        """What the agent wrote to stderr."""
+        return self._log.read_text() if self._log.exists() else ""
+
+    async def _end(self, number: signal.Signals) -> int:
+        process, self._process = self._process, None
+        if process is None:
+            return 0
+        if process.returncode is None:
+            process.send_signal(number)
+        return await process.wait()
+
+
+class Client:
+    """What a gateway, a collector and a curious person do on the bus."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.bus = bus
+        self._publisher = Publisher(bus)
+        self._operations = Bucket(bus, OPERATIONS, decode_operation)
+        self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
+        self._hosts = Bucket(bus, HOSTS, decode_host_info)
+
+    async def send(self, kind: Callable[..., Command], vm_id: UUID, **fields: Any) -> Command:
+        """Publish a command."""
+        given = {
+            "command_id": new_id(),
+            "customer_id": CUSTOMER,
+            "host_id": HOST,
+            "issued_at": utc_now(),
+            "deadline": utc_now() + timedelta(seconds=60),
+        }
+        command = kind(**{**given, "vm_id": vm_id, **fields})
+        await self.publish(command, msg_id=str(command.command_id))
+        return command
+
+    async def publish(self, command: Command, *, msg_id: str) -> None:
+        """Publish a command under an id of one's own."""
+        await self._publisher.publish(vm_command(command), encode(command), msg_id=msg_id)
+
+    async def do(self, kind: Callable[..., Command], vm_id: UUID, **fields: Any) -> Operation:
+        """Publish a command and wait for its result."""
+        command = await self.send(kind, vm_id, **fields)
+        return await self.result(command.command_id)
+
+    async def result(self, command_id: UUID) -> Operation:
+        """The result of a command, once it is there."""
+        while True:
+            entry = await self._operations.get(str(command_id))
+            if entry is not None and entry.value.finished:
+                return entry.value
+            await asyncio.sleep(0.01)
+
+    async def status(self, vm_id: UUID, customer: str = CUSTOMER) -> VmStatus | None:
+        """What `vm_status` says."""
+        entry = await self._statuses.get(vm_key(customer, vm_id))
+        return entry.value if entry else None
+
+    async def host(self, *, other_than: UUID | None = None) -> HostInfo:
+        """The host's heartbeat, once there is one of another run than the given one."""
+        while True:
+            entry = await self._hosts.get(HOST)
+            if entry is not None and entry.value.run_id != other_than:
+                return entry.value
+            await asyncio.sleep(0.02)
+
+    async def frames(self) -> list[Frame]:
+        """All frames in the stream, in its order."""
+        return [decode_frame(data) for data in await self._stored(METRICS_RAW)]
+
+    async def frames_until(self, condition: Callable[[list[Frame]], bool]) -> list[Frame]:
+        """All frames in the stream, once they meet a condition."""
+        while not condition(frames := await self.frames()):
+            await asyncio.sleep(0.1)
+        return frames
+
+    async def events(self) -> list[VmEvent]:
+        """All events in the stream, in its order."""
+        return [decode_vm_event(data) for data in await self._stored(VM_EVENTS)]
+
+    async def _stored(self, stream: str) -> list[bytes]:
+        state = (await self.bus.js.stream_info(stream)).state
+        return [
+            (await self.bus.js.get_msg(stream, seq, direct=True)).data or b""
+            for seq in range(state.first_seq, state.last_seq + 1)
+        ]
+
+
+@asynccontextmanager
+async def agent(
+    folder: Path, nats_url: str, kernel: Path, **settings: str
+) -> AsyncIterator[AgentProcess]:
+    """A data directory with the image `tiny`, and an agent that runs on it until the end.
+
+    Whatever the test did, no agent, VMM or namespace is left.
+    """
+    process = AgentProcess(folder, nats_url, **settings)
+    ImageStore(folder / "images").add(
+        "tiny",
+        kernel,
+        allowed_args=["blkw", "blkr", "tx", "loop", "spin"],
+        driver_args={"*": "console=ttyS0"},
+    )
+    await process.start()
+    try:
+        yield process
+    finally:
+        await process.kill()
+        await process.reap()

@@ -1,0 +1,372 @@
+"""A host in memory: VMMs that are objects, for tests of the agent's logic.
+
+The machines outlive the agent objects, as processes outlive an agent that is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from runtime.errors import TransientError
+from schemas.errors import ErrorCode
+from schemas.events import VmEvent
+from schemas.hosts import Operation
+from schemas.vms import ExitReason, VmSpec, VmStatus
+from vm_agent.drivers.abc import (
+    Ability,
+    DeviceCounters,
+    Driver,
+    DriverError,
+    MachinePlan,
+    Nic,
+    Vmm,
+    VmmState,
+)
+from vm_agent.metering import Sources
+from vm_agent.ports import BootImage, Host
+from vm_agent.process import ExitStatus
+from vm_agent.reporter import Report, event_msg_id
+from vm_agent.states import RefusedError
+
+
+@dataclass(eq=False)
+class Machine:
+    """One VMM."""
+
+    vmm: Vmm
+    state: VmmState = VmmState.CREATED
+    cpu_ns: int = 0
+    device: DeviceCounters = field(default_factory=DeviceCounters)
+    net: tuple[int, int] = (0, 0)
+    exit_code: int | None = None
+    boots: int = 0
+    waiters: list[asyncio.Event] = field(default_factory=list)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self.exit_code is None
+
+    def work(self, amount: int) -> None:
+        """Use some of everything."""
+        self.cpu_ns += 1000 * amount
+        self.device = DeviceCounters(
+            disk_read_bytes=self.device.disk_read_bytes + amount,
+            disk_write_bytes=self.device.disk_write_bytes + 2 * amount,
+        )
+        self.net = (self.net[0] + 3 * amount, self.net[1] + 4 * amount)
+
+    def die(self, exit_code: int) -> None:
+        """End the process."""
+        if self.alive:
+            self.exit_code = exit_code
+            for waiter in self.waiters:
+                waiter.set()
+
+
+class MemoryKernel:
+    """Processes, interfaces and the clock. `Processes` and `Networks` of the agent's ports."""
+
+    def __init__(self) -> None:
+        self.now_ns = 10**9
+        self.boot = "boot-1"
+        self.machines: dict[int, Machine] = {}
+        self.nics: set[str] = set()
+
+    def living(self, vm_id: UUID | None = None) -> list[Machine]:
+        """VMMs that run, of one VM or of all."""
+        return [m for m in self.machines.values() if m.alive and vm_id in (None, m.vmm.vm_id)]
+
+    def boottime_ns(self) -> int:
+        """A clock that a test moves."""
+        return self.now_ns
+
+    def boot_id(self) -> str:
+        """The boot."""
+        return self.boot
+
+    def is_alive(self, vmm: Vmm) -> bool:
+        """Whether the process runs."""
+        return self.machines[vmm.pid].alive
+
+    def kill(self, vmm: Vmm) -> None:
+        """SIGKILL."""
+        self.machines[vmm.pid].die(-9)
+
+    async def wait_exit(self, vmm: Vmm) -> ExitStatus:
+        """The end of a process."""
+        machine = self.machines[vmm.pid]
+        if machine.alive:
+            ended = asyncio.Event()
+            machine.waiters.append(ended)
+            await ended.wait()
+        return ExitStatus(exit_code=machine.exit_code, cpu_ns=machine.cpu_ns)
+
+    async def sources(self, vmm: Vmm, nic: Nic | None) -> Sources:
+        """The kernel's numbers."""
+        return MemorySources(self.machines[vmm.pid], nic is not None)
+
+    def end_strays(self, run_root: Path, known: frozenset[int]) -> list[int]:
+        """End what no record knows."""
+        del run_root
+        strays = [m.vmm.pid for m in self.living() if m.vmm.pid not in known]
+        for pid in strays:
+            self.machines[pid].die(-9)
+        return strays
+
+    def nic_of(self, vm_id: UUID, incarnation: int) -> Nic | None:
+        """An interface's names."""
+        return Nic(netns=f"decisec-{vm_id.hex}-{incarnation}", tap="tap0", mac="06:00:00:00:00:01")
+
+    async def create(self, vm_id: UUID, incarnation: int) -> Nic | None:
+        """Make an interface."""
+        await asyncio.sleep(0)
+        nic = self.nic_of(vm_id, incarnation)
+        if nic is not None:
+            self.nics.add(nic.netns)
+        return nic
+
+    async def destroy(self, nic: Nic) -> None:
+        """Remove an interface."""
+        await asyncio.sleep(0)
+        self.nics.discard(nic.netns)
+
+
+class MemorySources:
+    """`Sources` of one machine."""
+
+    def __init__(self, machine: Machine, has_nic: bool) -> None:
+        self._machine = machine
+        self._has_nic = has_nic
+
+    def cpu_ns(self) -> int | None:
+        """The process's clock."""
+        return self._machine.cpu_ns if self._machine.alive else None
+
+    def mem_bytes(self) -> int | None:
+        """Resident memory."""
+        return 4096 if self._machine.alive else None
+
+    def net_bytes(self) -> tuple[int, int] | None:
+        """The tap's counters."""
+        return self._machine.net if self._has_nic else None
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class MemoryDriver(Driver):
+    """A driver that can be told to fail and to hang.
+
+    Attributes:
+        fails: Verbs that raise.
+        hangs: Verbs that do not return until `release` is set.
+        hanging: Verbs that hang at the moment.
+        obeys: Whether a guest ends when it is asked to.
+    """
+
+    name = "memory"
+    abilities = frozenset({Ability.PAUSE})
+
+    def __init__(self, kernel: MemoryKernel) -> None:
+        self.kernel = kernel
+        self.fails: set[str] = set()
+        self.hangs: set[str] = set()
+        self.hanging: list[str] = []
+        self.release = asyncio.Event()
+        self.obeys = True
+        self.finals: dict[int, DeviceCounters] = {}
+
+    async def _verb(self, name: str) -> None:
+        # Everywhere a driver waits, the agent may be killed.
+        await asyncio.sleep(0)
+        if name in self.hangs:
+            self.hanging.append(name)
+            await self.release.wait()
+            self.hanging.remove(name)
+        if name in self.fails:
+            raise DriverError(f"{name} fails as told")
+
+    async def probe_version(self) -> str:
+        """A version."""
+        return "1"
+
+    async def create(self, plan: MachinePlan) -> Vmm:
+        """A new machine."""
+        await self._verb("create")
+        kernel = self.kernel
+        pid = len(kernel.machines) + 1000
+        vmm = Vmm(
+            vm_id=plan.vm_id,
+            incarnation=plan.incarnation,
+            driver=self.name,
+            pid=pid,
+            start_ticks=kernel.now_ns // 10**7,
+            run_dir=str(plan.run_dir),
+        )
+        kernel.machines[pid] = Machine(vmm)
+        await asyncio.sleep(0)
+        return vmm
+
+    async def boot(self, vmm: Vmm) -> None:
+        """Let the guest run."""
+        await self._verb("boot")
+        machine = self._machine(vmm)
+        if machine.state is VmmState.CREATED:
+            machine.boots += 1
+            machine.state = VmmState.RUNNING
+
+    async def shutdown(self, vmm: Vmm) -> None:
+        """Ask the guest."""
+        await self._verb("shutdown")
+        if self.obeys:
+            self.kernel.machines[vmm.pid].die(0)
+
+    async def pause(self, vmm: Vmm) -> None:
+        """Stop the guest."""
+        await self._verb("pause")
+        self._machine(vmm).state = VmmState.PAUSED
+
+    async def resume(self, vmm: Vmm) -> None:
+        """Let the guest go on."""
+        await self._verb("resume")
+        self._machine(vmm).state = VmmState.RUNNING
+
+    async def kill(self, vmm: Vmm) -> None:
+        """End the machine."""
+        await self._verb("kill")
+        self.kernel.machines[vmm.pid].die(-9)
+
+    async def inspect(self, vmm: Vmm) -> VmmState:
+        """The machine's state."""
+        await self._verb("inspect")
+        machine = self.kernel.machines[vmm.pid]
+        return machine.state if machine.alive else VmmState.GONE
+
+    async def counters(self, vmm: Vmm) -> DeviceCounters:
+        """The machine's device counters."""
+        await self._verb("counters")
+        return self.kernel.machines[vmm.pid].device
+
+    def exit_reason(self, vmm: Vmm, exit_code: int | None) -> ExitReason:
+        """By the exit code."""
+        del vmm
+        match exit_code:
+            case 0:
+                return ExitReason.GUEST_SHUTDOWN
+            case -9:
+                return ExitReason.KILLED
+            case None:
+                return ExitReason.UNKNOWN
+            case _:
+                return ExitReason.CRASHED
+
+    async def destroy(self, vmm: Vmm) -> None:
+        """Nothing is left of a machine."""
+        await self._verb("destroy")
+
+    def console(self, run_dir: Path) -> Path:
+        """A file that is not there."""
+        return run_dir / "console.log"
+
+    def _machine(self, vmm: Vmm) -> Machine:
+        machine = self.kernel.machines[vmm.pid]
+        if not machine.alive:
+            raise DriverError("the machine has ended")
+        return machine
+
+
+class MemoryImages:
+    """`Images` with one image."""
+
+    def names(self) -> tuple[str, ...]:
+        """Its name."""
+        return ("tiny",)
+
+    async def prepare(self, driver: str, spec: VmSpec) -> BootImage:
+        """The image."""
+        del driver
+        if spec.image != "tiny":
+            raise RefusedError(ErrorCode.UNKNOWN_IMAGE, "there is no such image")
+        return BootImage(kernel=Path("kernel"), initrd=None, kernel_args="")
+
+
+class MemoryDesk:
+    """`Desk` that keeps everything, stores an event once per id, and can be away."""
+
+    def __init__(self) -> None:
+        self.statuses: list[VmStatus] = []
+        self.operations: dict[UUID, list[Operation]] = {}
+        self.events: dict[str, VmEvent] = {}
+        self.away = False
+
+    async def send(self, report: Report) -> None:
+        """Keep a report."""
+        await asyncio.sleep(0)
+        if self.away:
+            raise TransientError("away")
+        match report:
+            case VmStatus():
+                self.statuses.append(report)
+            case Operation():
+                self.operations.setdefault(report.operation_id, []).append(report)
+            case _:
+                self.events.setdefault(event_msg_id(report), report)
+
+    async def operation(self, command_id: UUID) -> Operation | None:
+        """The newest value."""
+        await asyncio.sleep(0)
+        if self.away:
+            raise TransientError("away")
+        values = self.operations.get(command_id)
+        return values[-1] if values else None
+
+
+class LooseTasks:
+    """Named tasks without a group, for parts under test on their own.
+
+    Attributes:
+        failures: What tasks have raised.
+    """
+
+    def __init__(self) -> None:
+        self.running: set[asyncio.Task[None]] = set()
+        self.failures: list[BaseException] = []
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Start a task."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self.running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    async def cancel(self) -> None:
+        """End all tasks."""
+        while self.running:
+            tasks = list(self.running)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self.running.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.failures.append(error)
+
+
+def memory_host(kernel: MemoryKernel, driver: MemoryDriver, folder: Path) -> Host:
+    """A host of these parts."""
+    return Host(
+        host_id="h1",
+        driver=driver,
+        drivers={driver.name: driver},
+        images=MemoryImages(),
+        networks=kernel,
+        processes=kernel,
+        data_dir=folder,
+    )

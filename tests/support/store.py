@@ -1,0 +1,102 @@
+"""An embedded store with the schema in it, and enriched frames to put there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from uuid import UUID
+
+import numpy as np
+
+from batcher.batch import table, token
+from batcher.migrations import migrate, shipped
+from batcher.settings import BatcherSettings
+from batcher.store import Store
+from schemas.frames import COLUMNS, ENRICHMENT_COLUMNS, EnrichedFrame
+from schemas.ids import new_id
+from schemas.vms import METERS
+
+DAY_NS = 86_400 * 10**9
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One VM at one tick."""
+
+    vm_id: UUID
+    tick_ms: int
+    incarnation: int = 1
+    flags: int = 0
+    counters: Mapping[str, int] = field(default_factory=dict)
+    customer: str = "acme"
+    pool: str = "default"
+    price_plan: str = "default"
+
+
+def enriched(
+    readings: Sequence[Reading],
+    *,
+    host: str = "h1",
+    run_id: UUID | None = None,
+    seq: int = 0,
+    collected_at_ns: int | None = None,
+    sampled_at_ns: int | None = None,
+) -> EnrichedFrame:
+    """One frame of these readings, all of the first one's tick."""
+    names = {
+        "customers": sorted({r.customer for r in readings}),
+        "pools": sorted({r.pool for r in readings}),
+        "price_plans": sorted({r.price_plan for r in readings}),
+    }
+    values: dict[str, Sequence[int]] = {
+        "incarnations": [r.incarnation for r in readings],
+        "states": [4] * len(readings),
+        "flags": [r.flags for r in readings],
+        "mem_bytes": [64 * 1024 * 1024] * len(readings),
+        **{meter: [r.counters.get(meter, 0) for r in readings] for meter in METERS},
+        "customer_index": [names["customers"].index(r.customer) for r in readings],
+        "pool_index": [names["pools"].index(r.pool) for r in readings],
+        "price_plan_index": [names["price_plans"].index(r.price_plan) for r in readings],
+        "vcpus": [1] * len(readings),
+        "memory_mib": [128] * len(readings),
+    }
+    columns = {
+        c.name: np.array(values[c.name], dtype=c.dtype).tobytes()
+        for c in COLUMNS + ENRICHMENT_COLUMNS
+        if c.name != "vm_ids"
+    }
+    tick_ms = readings[0].tick_ms if readings else time.time_ns() // 10**8 * 100
+    return EnrichedFrame(
+        host=host,
+        run_id=run_id or new_id(),
+        seq=seq,
+        tick_ms=tick_ms,
+        sampled_at_ns=sampled_at_ns or tick_ms * 10**6,
+        collected_at_ns=collected_at_ns or time.time_ns(),
+        region="local",
+        customers=tuple(names["customers"]),
+        pools=tuple(names["pools"]),
+        price_plans=tuple(names["price_plans"]),
+        vm_ids=b"".join(r.vm_id.bytes for r in readings),
+        **columns,  # type: ignore[arg-type]
+    )
+
+
+async def insert(store: Store, frames: Sequence[EnrichedFrame]) -> None:
+    """Put frames into the store as the batcher does."""
+    rows = table(frames, now_ns=time.time_ns(), keep_ns=7 * DAY_NS)
+    await store.insert("samples", rows, token=token(frames))
+
+
+@asynccontextmanager
+async def embedded_store(folder: Path) -> AsyncIterator[Store]:
+    """A store in `folder` with all tables. chDB has one path per process: one at a time."""
+    store = Store(BatcherSettings(store_path=str(folder)))
+    try:
+        await migrate(store, shipped())
+        yield store
+    finally:
+        await store.close()

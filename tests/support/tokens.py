@@ -1,0 +1,111 @@
+"""Tokens for tests: good ones, and the many ways to be bad."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from decisec.devkit.tokens import AUDIENCE, ISSUER, mint
+
+KEY = b"test-key-" + b"k" * 32
+OTHER_KEY = b"other-key-" + b"o" * 32
+
+
+def bearer(customer: str = "acme", **options: Any) -> dict[str, str]:
+    """Headers with a good token."""
+    return {"Authorization": f"Bearer {mint(KEY, customer, **options)}"}
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    """Good claims with some changed; a value of None leaves a claim out."""
+    now_s = int(time.time())
+    base = {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "tester",
+        "customer": "acme",
+        "scope": "vms:read vms:write usage:read",
+        "exp": now_s + 600,
+        **changes,
+    }
+    return {name: value for name, value in base.items() if value is not None}
+
+
+def forge(
+    header: Any, payload: Mapping[str, Any] | bytes, key: bytes = KEY, digest: str = "sha256"
+) -> str:
+    """Any header and payload, signed by hand: what no honest library would make."""
+    raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
+    head = header if isinstance(header, bytes) else json.dumps(header).encode()
+    signed = b".".join((_encode(head), _encode(raw)))
+    signature = hmac.new(key, signed, digest).digest() if key else b""
+    return b".".join((signed, _encode(signature))).decode()
+
+
+def bad_tokens() -> dict[str, str]:
+    """Tokens that must be refused, by what is wrong with them."""
+    now_s = int(time.time())
+    hs256 = {"alg": "HS256", "typ": "JWT"}
+    good = forge(hs256, claims())
+    head, body, signature = good.split(".")
+    other = forge(hs256, claims(customer="globex")).split(".")
+    public = hashlib.sha256(b"a public key that everybody knows").hexdigest().encode()
+    return {
+        "expired": forge(hs256, claims(exp=now_s - 60)),
+        "exp missing": forge(hs256, claims(exp=None)),
+        "exp a word": forge(hs256, claims(exp="tomorrow")),
+        "exp not a number": forge(hs256, b'{"exp":NaN}'),
+        "not yet valid": forge(hs256, claims(nbf=now_s + 600)),
+        "issued in the future": forge(hs256, claims(iat=now_s + 600)),
+        "wrong issuer": forge(hs256, claims(iss="somebody")),
+        "no issuer": forge(hs256, claims(iss=None)),
+        "wrong audience": forge(hs256, claims(aud="another")),
+        "no audience": forge(hs256, claims(aud=None)),
+        "no customer": forge(hs256, claims(customer=None)),
+        "customer with a wildcard": forge(hs256, claims(customer="acme.>")),
+        "customer with a newline": forge(hs256, claims(customer="acme\n")),
+        "customer a list": forge(hs256, claims(customer=["acme"])),
+        "scope a list": forge(hs256, claims(scope=["vms:read"])),
+        "subject a number": forge(hs256, claims(sub=7)),
+        "subject too long": forge(hs256, claims(sub="s" * 300)),
+        "forged": forge(hs256, claims(), key=OTHER_KEY),
+        "payload exchanged": f"{head}.{other[1]}.{signature}",
+        "no signature": f"{head}.{body}.",
+        "alg none": forge({"alg": "none"}, claims(), key=b""),
+        "alg None signed": forge({"alg": "None"}, claims()),
+        "alg HS384": forge({"alg": "HS384"}, claims(), digest="sha384"),
+        "alg HS512": forge({"alg": "HS512"}, claims(), digest="sha512"),
+        "alg RS256 with an HMAC": forge({"alg": "RS256"}, claims()),
+        "HMAC by a public key": forge(hs256, claims(), key=public),
+        "alg a list": forge({"alg": ["HS256"]}, claims()),
+        "alg missing": forge({"typ": "JWT"}, claims()),
+        "unknown kid": forge({**hs256, "kid": "../../dev/null"}, claims()),
+        "kid a number": forge({**hs256, "kid": 1}, claims()),
+        "own key in the header": forge(
+            {**hs256, "jwk": {"kty": "oct", "k": _encode(OTHER_KEY).decode()}},
+            claims(),
+            key=OTHER_KEY,
+        ),
+        "critical extension": forge({**hs256, "crit": ["x"], "x": 1}, claims()),
+        "header a list": forge(b'["alg"]', claims()),
+        "header a string": forge(b'"alg"', claims()),
+        "header nested deeply": forge(b'{"alg":' + b"[" * 3000 + b"]" * 3000 + b"}", claims()),
+        "payload a list": forge(hs256, b"[]"),
+        "payload not JSON": forge(hs256, b"hello"),
+        "payload nested deeply": forge(hs256, b"[" * 2000 + b"]" * 2000),
+        "payload not UTF-8": forge(hs256, b'{"iss":"\xff"}'),
+        "two parts": f"{head}.{body}",
+        "five parts": f"{head}.{body}.{signature}.a.b",
+        "garbage": "garbage",
+        "dots": "..",
+        "huge": good + "A" * 20_000,
+    }
+
+
+def _encode(data: bytes) -> bytes:
+    return base64.urlsafe_b64encode(data).rstrip(b"=")

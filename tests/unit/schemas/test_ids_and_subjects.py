@@ -1,0 +1,104 @@
+"""Ids are tokens or canonical UUIDs, and subjects are built from nothing else."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from schemas import subjects
+from schemas.commands import COMMAND_OF, BootVm, Command
+from schemas.errors import InvalidIdError, MalformedMessageError
+from schemas.ids import HostId, new_id, parse_uuid, token
+
+TOKENS = st.from_regex(r"[a-z0-9][a-z0-9-]{0,62}", fullmatch=True)
+TRICKS = [
+    "", ".", "..", "a.b", "a*", ">", "a>", "a b", "a\n", "\na", "-a", "A", "é", "a/b", "../x",
+    "a\x00", "a" * 64, "%2e", "a\\b", "\u0661",
+]  # fmt: skip
+
+
+@given(TOKENS)
+def test_a_token_passes_unchanged(value: str) -> None:
+    """What the pattern allows is the same for the function and for the message type."""
+    assert token(value) == value
+    assert msgspec.json.decode(msgspec.json.encode(value), type=HostId) == value
+
+
+@pytest.mark.parametrize("value", TRICKS)
+def test_a_trick_is_no_token(value: str) -> None:
+    """Dots, wildcards, slashes, white space and other scripts are refused in both places."""
+    with pytest.raises(InvalidIdError):
+        token(value)
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(value, HostId)
+
+
+@given(st.text(max_size=80))
+def test_any_text_is_a_token_or_an_invalid_id(value: str) -> None:
+    """Function and message type agree on every text."""
+    try:
+        token(value)
+    except InvalidIdError:
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.convert(value, HostId)
+    else:
+        assert msgspec.convert(value, HostId) == value
+
+
+def test_ids_sort_in_time_and_have_one_spelling() -> None:
+    """UUIDv7 grow; upper case, braces and missing dashes are not the same id."""
+    first, second = new_id(), new_id()
+    assert first < second
+    assert first.version == 7
+    assert parse_uuid(str(first)) == first
+    for spelling in (str(first).upper(), first.hex, f"{{{first}}}", f"urn:uuid:{first}", "", "x"):
+        if spelling != str(first):
+            with pytest.raises(InvalidIdError):
+                parse_uuid(spelling)
+
+
+@given(TOKENS, st.uuids(), st.sampled_from(sorted(COMMAND_OF)))
+def test_a_command_subject_reads_back(host: str, vm: UUID, verb: str) -> None:
+    """What is built can be taken apart."""
+    address = subjects.parse_vm_command(f"vm.cmd.{host}.{vm}.{verb}")
+    assert address == (host, vm, verb)
+
+
+@given(st.text(max_size=120))
+def test_any_other_subject_is_malformed(text: str) -> None:
+    """Only the documented error comes out of any text."""
+    try:
+        subjects.parse_vm_command(text)
+    except MalformedMessageError as error:
+        assert error.reason == "bad_subject"  # noqa: PT017 - the other branch is legal too
+
+
+@given(TOKENS, st.uuids())
+def test_keys_read_back(customer: str, vm: UUID) -> None:
+    """`<customer>.<vm>` is unambiguous because tokens have no dots."""
+    assert subjects.parse_vm_key(subjects.vm_key(customer, vm)) == (customer, vm)
+
+
+def test_every_verb_has_a_command_and_a_subject() -> None:
+    """The table of verbs is complete, and the subject ends in the verb."""
+    kinds = set(Command.__args__)
+    assert set(COMMAND_OF.values()) == kinds
+    now = datetime.now(UTC)
+    command = BootVm(
+        command_id=new_id(), customer_id="acme", vm_id=new_id(), host_id="h1",
+        issued_at=now, deadline=now,
+    )  # fmt: skip
+    assert subjects.vm_command(command) == f"vm.cmd.h1.{command.vm_id}.boot"
+
+
+@pytest.mark.parametrize("trick", [t for t in TRICKS if t != ""])
+def test_no_subject_is_built_from_a_trick(trick: str) -> None:
+    """A bad customer or host never reaches a subject."""
+    for build in (subjects.metrics_raw, subjects.usage_query, subjects.vm_commands_of):
+        with pytest.raises(InvalidIdError):
+            build(trick)

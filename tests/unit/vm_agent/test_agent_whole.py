@@ -1,0 +1,332 @@
+"""The whole agent on a host in memory: failures, slow VMs, the orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from runtime.clock import SystemClock, utc_now
+from schemas.codec import encode
+from schemas.commands import BootVm, Command, CreateVm, DeleteVm, RebootVm, ShutdownVm
+from schemas.errors import ErrorCode
+from schemas.events import VmFailed, VmStopped
+from schemas.frames import SampleFlag, decode_frame
+from schemas.hosts import HostInfo, Operation, OperationStatus, Resources
+from schemas.ids import new_id
+from schemas.subjects import vm_command
+from schemas.vms import ExitReason, VmSpec, VmState
+from tests.support.memory_host import MemoryDesk, MemoryDriver, MemoryKernel, memory_host
+from vm_agent.agent import Agent, World
+from vm_agent.intake import Message
+from vm_agent.settings import AgentSettings
+from vm_agent.spool import Outgoing
+from vm_agent.store import RecordStore
+from vm_agent.telemetry import Telemetry
+
+SPEC = VmSpec(image="tiny", memory_mib=64, disk_mib=1)
+LIMIT_S = 20
+
+pytestmark = pytest.mark.timeout(LIMIT_S)
+
+
+@dataclass(eq=False)
+class Letter:
+    """One delivery; remembers how it was answered."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    answers: list[str] = field(default_factory=list)
+    answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def ack_sync(self) -> None:
+        self._answer("ack")
+
+    async def nak(self) -> None:
+        self._answer("nak")
+
+    async def in_progress(self) -> None:
+        self.answers.append("in_progress")
+
+    async def term(self) -> None:
+        self._answer("term")
+
+    def _answer(self, word: str) -> None:
+        self.answers.append(word)
+        self.answered.set()
+
+
+class Rig:
+    """An agent in memory, and everything around it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.kernel = MemoryKernel()
+        self.driver = MemoryDriver(self.kernel)
+        self.desk = MemoryDesk()
+        self.letters: asyncio.Queue[Letter] = asyncio.Queue()
+        self.frames: list[Outgoing] = []
+        self.beats: list[HostInfo] = []
+        self.stop = asyncio.Event()
+        self.started = asyncio.Event()
+        self.connected = True
+
+    async def run(self) -> None:
+        """One run of the agent, until `stop` is set."""
+        world = World(
+            host=memory_host(self.kernel, self.driver, self.folder),
+            capacity=Resources(vcpus=8, memory_mib=1024, disk_mib=100, slots=5),
+            driver=("1", "told so"),
+            desk=self.desk,
+            inbox=self,
+            outlet=self,
+            write_heartbeat=self._beat,
+            clock=SystemClock(),
+            ready=self.started.set,
+        )
+        settings = AgentSettings(host_id="h1", data_dir=str(self.folder), grace_s=2.0)
+        await Agent(settings, world, Telemetry()).run(self.stop)
+
+    async def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Message]]:
+        """`Inbox`."""
+        while not stop.is_set():
+            getting = asyncio.ensure_future(self.letters.get())
+            stopping = asyncio.ensure_future(stop.wait())
+            await asyncio.wait({getting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            if getting.done():
+                yield [getting.result()]
+            else:
+                getting.cancel()
+
+    async def publish(self, frame: Outgoing) -> None:
+        """`Outlet`."""
+        self.frames.append(frame)
+
+    async def _beat(self, info: HostInfo) -> None:
+        self.beats.append(info)
+
+    def post(self, kind: Callable[..., Command], vm_id: UUID, **fields: Any) -> Letter:
+        """Send a command."""
+        given = {
+            "command_id": new_id(),
+            "customer_id": "acme",
+            "host_id": "h1",
+            "issued_at": utc_now(),
+            "deadline": utc_now() + timedelta(minutes=1),
+        }
+        command = kind(**{**given, "vm_id": vm_id, **fields})
+        return self.letter(vm_command(command), encode(command), command.command_id)
+
+    def letter(self, subject: str, data: bytes, command_id: UUID | None = None) -> Letter:
+        """Send anything."""
+        letter = Letter(subject, data, {"id": str(command_id)})
+        self.letters.put_nowait(letter)
+        return letter
+
+    async def do(self, kind: Callable[..., Command], vm_id: UUID, **fields: Any) -> Operation:
+        """Send a command and wait for its answer."""
+        letter = self.post(kind, vm_id, **fields)
+        await letter.answered.wait()
+        assert letter.answers[-1] == "ack"
+        return self.desk.operations[UUID(letter.headers["id"])][-1]
+
+    async def running_vm(self) -> UUID:
+        """A VM that runs."""
+        vm_id = new_id()
+        await self.do(CreateVm, vm_id, spec=SPEC)
+        assert (await self.do(BootVm, vm_id)).status is OperationStatus.SUCCEEDED
+        return vm_id
+
+    def flags_of(self, vm_id: UUID) -> list[int]:
+        """The flags of a VM's samples, in order."""
+        return [
+            frame.flags[row]
+            for frame in (decode_frame(outgoing.payload) for outgoing in self.frames)
+            for row in range(frame.rows)
+            if frame.vm_ids[16 * row : 16 * row + 16] == vm_id.bytes
+        ]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait for what no event tells."""
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.fixture
+async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
+    rig = Rig(tmp_path)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(rig.run(), name="agent")
+        await rig.started.wait()
+        yield rig
+        rig.driver.release.set()
+        rig.stop.set()
+
+
+async def test_a_boot_that_fails_leaves_a_vm_that_can_be_booted(rig: Rig) -> None:
+    """Stopped, with the reason; whatever the step that failed, nothing is left on the host."""
+    vm_id = new_id()
+    await rig.do(CreateVm, vm_id, spec=SPEC)
+    for verb in ("create", "boot"):
+        rig.driver.fails = {verb}
+        operation = await rig.do(BootVm, vm_id)
+        assert operation.error is not None
+        assert (operation.error.code, operation.state) == (
+            ErrorCode.HYPERVISOR_FAILED, VmState.STOPPED,
+        )  # fmt: skip
+        assert rig.desk.statuses[-1].last_error == operation.error
+        assert not rig.kernel.living()
+        assert not rig.kernel.nics
+    rig.driver.fails = set()
+    assert (await rig.do(BootVm, vm_id)).state is VmState.RUNNING
+    assert rig.desk.statuses[-1].incarnation == 3
+    assert rig.desk.statuses[-1].last_error is None
+
+
+async def test_a_create_that_fails_ends_in_failed_and_can_be_deleted(rig: Rig) -> None:
+    """A disk that cannot be made is told as an event, too."""
+    disks = rig.folder / "disks"
+    disks.write_text("in the way")
+    vm_id = new_id()
+    operation = await rig.do(CreateVm, vm_id, spec=SPEC)
+    assert (operation.status, operation.state) == (OperationStatus.FAILED, VmState.FAILED)
+    assert [type(e) for e in rig.desk.events.values()] == [VmFailed]
+    disks.unlink()
+    assert (await rig.do(DeleteVm, vm_id)).state is VmState.DELETED
+
+
+async def test_a_slow_vm_holds_up_no_other(rig: Rig) -> None:
+    """While one boot hangs, another VM is created, booted, stopped and deleted."""
+    slow = new_id()
+    await rig.do(CreateVm, slow, spec=SPEC)
+    rig.driver.hangs = {"boot"}
+    letter = rig.post(BootVm, slow)
+    await rig.until(lambda: rig.driver.hanging)
+    rig.driver.hangs = set()
+    quick = await rig.running_vm()
+    assert (await rig.do(ShutdownVm, quick)).state is VmState.STOPPED
+    assert (await rig.do(DeleteVm, quick)).state is VmState.DELETED
+    assert not letter.answered.is_set()
+    rig.driver.release.set()
+    await letter.answered.wait()
+
+
+async def test_a_vmm_that_hangs_is_sampled_all_the_same(rig: Rig) -> None:
+    """Its device counters stand still; kernel counters, ticks and other VMs go on."""
+    vm_id = await rig.running_vm()
+    rig.driver.hangs = {"counters"}
+    seen = len(rig.flags_of(vm_id))
+    await rig.until(lambda: len(rig.flags_of(vm_id)) >= seen + 5)
+    seqs = [decode_frame(frame.payload).seq for frame in rig.frames]
+    assert seqs == list(range(len(seqs)))
+
+
+async def test_a_guest_that_does_not_obey_is_ended_after_its_grace(rig: Rig) -> None:
+    """Killed is the reason then; a guest that was given no time is not asked."""
+    rig.driver.obeys = False
+    for grace_s in (0.05, 0.0):
+        vm_id = await rig.running_vm()
+        operation = await rig.do(ShutdownVm, vm_id, grace_s=grace_s)
+        assert operation.state is VmState.STOPPED
+        assert rig.desk.statuses[-1].exit_reason is ExitReason.KILLED
+    rig.driver.obeys = True
+    vm_id = await rig.running_vm()
+    await rig.do(ShutdownVm, vm_id)
+    assert rig.desk.statuses[-1].exit_reason is ExitReason.REQUESTED
+
+
+async def test_a_vmm_whose_driver_fails_to_kill_is_killed_all_the_same(rig: Rig) -> None:
+    """SIGKILL needs no cooperation; the counters are those read last."""
+    vm_id = await rig.running_vm()
+    rig.driver.fails = {"kill", "counters", "destroy"}
+    assert (await rig.do(DeleteVm, vm_id)).state is VmState.DELETED
+    assert not rig.kernel.living()
+
+
+async def test_a_reboot_is_two_incarnations_with_their_own_samples(rig: Rig) -> None:
+    """Final sample of the first before the baseline of the second; never both in one frame."""
+    vm_id = await rig.running_vm()
+    await rig.until(lambda: len(rig.flags_of(vm_id)) >= 2)
+    assert (await rig.do(RebootVm, vm_id)).state is VmState.RUNNING
+    await rig.until(lambda: rig.flags_of(vm_id).count(SampleFlag.BASELINE) == 2)
+    marked = [flag for flag in rig.flags_of(vm_id) if flag]
+    assert marked == [SampleFlag.BASELINE, SampleFlag.FINAL, SampleFlag.BASELINE]
+
+
+async def test_malformed_commands_are_terminated(rig: Rig) -> None:
+    """Each is answered with term, and the next good one is carried out."""
+    vm_id = new_id()
+    letters = [
+        rig.letter(f"vm.cmd.h1.{vm_id}.boot", b"\x00"),
+        rig.letter(f"vm.cmd.h1.{vm_id}.boot", b"{}"),
+        rig.letter("vm.cmd.h1.x.boot", b"{}"),
+    ]
+    other = rig.post(BootVm, vm_id, host_id="h2")
+    for letter in [*letters, other]:
+        await letter.answered.wait()
+        assert letter.answers == ["term"]
+    await rig.running_vm()
+
+
+async def test_the_end_leaves_vms_running_and_open_commands_to_the_next_run(
+    tmp_path: Path,
+) -> None:
+    """A command that does not finish in time is given back and finished by the next run."""
+    rig = Rig(tmp_path)
+    async with asyncio.timeout(LIMIT_S):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(rig.run(), name="agent")
+            await rig.started.wait()
+            idle, busy = await rig.running_vm(), await rig.running_vm()
+            rig.driver.hangs = {"shutdown"}
+            letter = rig.post(ShutdownVm, busy, grace_s=1.0)
+            await rig.until(lambda: rig.desk.statuses[-1].state is VmState.STOPPING)
+            rig.stop.set()
+        assert letter.answers[-1] == "nak"
+        assert len(rig.kernel.living()) == 2
+        rig.driver.hangs = set()
+        rig.stop.clear()
+        rig.started.clear()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(rig.run(), name="agent")
+            await rig.started.wait()
+            again = Letter(letter.subject, letter.data)
+            rig.letters.put_nowait(again)
+            await again.answered.wait()
+            assert again.answers == ["ack"]
+            rig.stop.set()
+    assert [m.vmm.vm_id for m in rig.kernel.living()] == [idle]
+    stopped = [e for e in rig.desk.events.values() if isinstance(e, VmStopped)]
+    assert [e.vm_id for e in stopped] == [busy]
+    # The final sample went out before the end.
+    assert rig.flags_of(busy)[-1] == SampleFlag.FINAL
+
+
+async def test_the_heartbeat_tells_what_is_left(rig: Rig) -> None:
+    """Reservations count, a deleted VM does not."""
+    vm_id = await rig.running_vm()
+    await rig.until(lambda: rig.beats and rig.beats[-1].vms == 1)
+    beat = rig.beats[-1]
+    assert beat.free == Resources(vcpus=7, memory_mib=960, disk_mib=99, slots=4)
+    assert (beat.host_id, beat.driver, beat.images) == ("h1", "memory", ("tiny",))
+    await rig.do(DeleteVm, vm_id)
+    await rig.until(lambda: rig.beats[-1].vms == 0)
+    assert rig.beats[-1].free == rig.beats[-1].capacity
+
+
+async def test_a_deleted_vm_leaves_no_file(rig: Rig) -> None:
+    """Record, disk and run directory go, once the last sample has arrived."""
+    vm_id = await rig.running_vm()
+    await rig.do(DeleteVm, vm_id)
+    store = RecordStore(rig.folder / "vms")
+    await rig.until(lambda: not store.load())
+    kept = [p for p in rig.folder.rglob("*") if str(vm_id) in p.name or vm_id.hex in p.name]
+    assert kept == []

@@ -1,0 +1,61 @@
+"""What the host has left: reserved before work begins, released when a VM is gone."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from schemas.errors import ErrorCode
+from schemas.hosts import Resources
+from schemas.vms import VmSpec
+from vm_agent.states import RefusedError
+
+_FIELDS = Resources.__struct_fields__
+
+
+def needs(spec: VmSpec) -> Resources:
+    """What a VM of this spec takes."""
+    return Resources(vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_mib=spec.disk_mib, slots=1)
+
+
+class Admission:
+    """The reservations of all VMs on this host."""
+
+    def __init__(self, capacity: Resources) -> None:
+        self.capacity = capacity
+        self._held: dict[UUID, Resources] = {}
+
+    @property
+    def free(self) -> Resources:
+        """Capacity less reservations, never below zero."""
+        return Resources(
+            **{name: max(0, getattr(self.capacity, name) - self._sum(name)) for name in _FIELDS}
+        )
+
+    def reserve(self, vm_id: UUID, spec: VmSpec) -> None:
+        """Hold what a VM needs; nothing more happens if it holds it already.
+
+        Raises:
+            RefusedError: With `no_capacity`, naming the resource.
+        """
+        if vm_id in self._held:
+            return
+        wanted, free = needs(spec), self.free
+        for name in _FIELDS:
+            if getattr(wanted, name) > getattr(free, name):
+                raise RefusedError(
+                    ErrorCode.NO_CAPACITY,
+                    f"the host has {getattr(free, name)} {name} left, "
+                    f"the VM needs {getattr(wanted, name)}",
+                )
+        self._held[vm_id] = wanted
+
+    def restore(self, vm_id: UUID, spec: VmSpec) -> None:
+        """Hold what a VM that is here already needs, even if the capacity was lowered."""
+        self._held[vm_id] = needs(spec)
+
+    def release(self, vm_id: UUID) -> None:
+        """Give back what a VM held; nothing happens if it held nothing."""
+        self._held.pop(vm_id, None)
+
+    def _sum(self, name: str) -> int:
+        return sum(getattr(held, name) for held in self._held.values())

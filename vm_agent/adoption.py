@@ -1,0 +1,175 @@
+"""The start of an agent: what its predecessor left behind is taken over, finished or undone.
+
+Runs before any command is taken. Afterwards each record says what is true on the host: VMMs that
+live are metered on from where they were, those that are gone are settled with what was seen of
+them, and a boot that was half done is undone, so that its redelivery can start anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import timedelta
+from uuid import UUID
+
+import structlog
+
+from runtime.clock import utc_now
+from schemas.events import VmStarted
+from schemas.units import NS_PER_MS
+from schemas.vms import METERED_STATES, ExitReason, VmState
+from vm_agent.admission import Admission
+from vm_agent.counters import ZERO, Values
+from vm_agent.drivers.abc import Driver, DriverError, Vmm, VmmState
+from vm_agent.fleet import Fleet, Live, Vm
+from vm_agent.incarnations import Incarnations, Metering
+from vm_agent.metering import VmMeter
+from vm_agent.network import NetworkError
+from vm_agent.ports import Host
+from vm_agent.store import Record, Start
+
+_log = structlog.get_logger("decisec.adoption")
+
+_LAST_READ_S = 2.0
+_COMMANDS_KEPT = timedelta(days=1)
+"""Age at which the stream gives a command up: it will not be delivered again after that."""
+
+
+class Adoption:
+    """Takes over a host.
+
+    Args:
+        host: The host.
+        fleet: Gets the VMs.
+        incarnations: Goes on with VMMs that live.
+        admission: Gets their reservations.
+        metering: Samples them.
+        seen: Counters per VM and incarnation as they were reported last.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        fleet: Fleet,
+        incarnations: Incarnations,
+        admission: Admission,
+        metering: Metering,
+        seen: Mapping[tuple[UUID, int], Values],
+    ) -> None:
+        self._host = host
+        self._fleet = fleet
+        self._incarnations = incarnations
+        self._admission = admission
+        self._metering = metering
+        self._seen = seen
+
+    async def run(self, records: list[Record]) -> None:
+        """Bring all records and the host to agree; all VMs at once."""
+        host = self._host
+        known = frozenset(record.vmm.pid for record in records if record.vmm)
+        strays = await asyncio.to_thread(host.processes.end_strays, host.run_root, known)
+        if strays:
+            _log.warning("strays.ended", pids=strays)
+        async with asyncio.TaskGroup() as group:
+            for record in records:
+                vm = self._fleet.add(record)
+                group.create_task(self._take(vm), name=f"adopt-{record.vm_id}")
+        _log.info("vms.adopted", **{k: n for k, n in self._fleet.by_state().items() if n})
+
+    async def _take(self, vm: Vm) -> None:
+        record = vm.record
+        if record.state is not VmState.DELETED:
+            self._admission.restore(record.vm_id, record.spec)
+        for settlement in record.unsettled:
+            self._metering.settle(record, settlement)
+        async with vm.lock:
+            if record.vmm is None or record.start is None:
+                await self._without_vmm(vm)
+            else:
+                await self._with_vmm(vm, record.vmm, record.start)
+        self._fleet.replay(vm)
+        if record.done and utc_now() - record.done[-1].finished_at > _COMMANDS_KEPT:
+            await self._fleet.answered(vm.vm_id)
+        elif vm.record.spent:
+            await self._fleet.tidy(vm)
+
+    async def _without_vmm(self, vm: Vm) -> None:
+        """Nothing of it runs; a boot may have come as far as an interface."""
+        if vm.record.nic is not None or vm.record.state in METERED_STATES:
+            await self._clear(vm)
+        if vm.record.state in METERED_STATES:
+            vm.enter(VmState.STOPPED)
+            await self._fleet.commit(vm)
+
+    async def _with_vmm(self, vm: Vm, vmm: Vmm, start: Start) -> None:
+        driver = self._host.drivers[vmm.driver]
+        state = await self._inspect(driver, vmm, start)
+        meter = VmMeter(
+            vm.vm_id,
+            vmm.incarnation,
+            memory_mib=vm.record.spec.memory_mib,
+            started_ns=start.boottime_ns,
+            sources=await self._host.processes.sources(vmm, vm.record.nic),
+            state=vm.record.state,
+            simulated=vm.record.simulated,
+            last=self._seen.get((vm.vm_id, vmm.incarnation)),
+        )
+        try:
+            async with asyncio.timeout(_LAST_READ_S):
+                meter.device = await driver.counters(vmm)
+        except (DriverError, TimeoutError) as error:
+            _log.warning("counters.not_adopted", vm_id=str(vm.vm_id), error=str(error))
+        if state is VmmState.GONE:
+            await self._gone(vm, driver, vmm, meter, start)
+            return
+        live = Live(vmm, driver, meter)
+        await self._incarnations.adopt(vm, live)
+        match vm.record.state, state:
+            case VmState.BOOTING, VmmState.RUNNING:
+                vm.enter(VmState.RUNNING)
+                vm.happened(VmStarted, driver=vm.record.driver, simulated=vm.record.simulated)
+            case VmState.BOOTING, _:
+                await self._incarnations.end_by_force(vm)
+            case VmState.RUNNING, VmmState.PAUSED:
+                vm.enter(VmState.PAUSED)
+            case VmState.PAUSED, VmmState.RUNNING:
+                vm.enter(VmState.RUNNING)
+        await self._fleet.commit(vm)
+
+    async def _inspect(self, driver: Driver, vmm: Vmm, start: Start) -> VmmState | None:
+        """What the VMM says; None if it hangs, which does not keep it from being metered."""
+        processes = self._host.processes
+        if start.boot_id != processes.boot_id() or not processes.is_alive(vmm):
+            return VmmState.GONE
+        try:
+            return await driver.inspect(vmm)
+        except DriverError as error:
+            _log.warning("vmm.silent", vm_id=str(vmm.vm_id), error=str(error))
+            return None
+
+    async def _gone(self, vm: Vm, driver: Driver, vmm: Vmm, meter: VmMeter, start: Start) -> None:
+        """Settle a VMM that ended unseen: devices and tap still tell, time and CPU as last seen."""
+        last = self._seen.get((vm.vm_id, vmm.incarnation), ZERO)
+        meter.stop_clock(start.boottime_ns + last[0] * NS_PER_MS)
+        final = meter.settle(now_ns=start.boottime_ns, cpu_ns=None)
+        self._incarnations.stopped_unseen(vm, final, self._reason(driver, vmm))
+        await self._fleet.commit(vm)
+        self._metering.settle(vm.record, vm.record.unsettled[-1])
+        try:
+            await driver.destroy(vmm)
+        except DriverError as error:
+            _log.error("vmm.clean_up_failed", vm_id=str(vm.vm_id), error=str(error))
+        await self._clear(vm)
+        _log.warning("vmm.ended_unseen", vm_id=str(vm.vm_id), incarnation=vmm.incarnation)
+
+    def _reason(self, driver: Driver, vmm: Vmm) -> ExitReason:
+        try:
+            return driver.exit_reason(vmm, None)
+        except DriverError:
+            return ExitReason.UNKNOWN
+
+    async def _clear(self, vm: Vm) -> None:
+        try:
+            await self._incarnations.clear(vm)
+        except NetworkError as error:
+            _log.error("vmm.clean_up_failed", vm_id=str(vm.vm_id), error=str(error))

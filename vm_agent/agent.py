@@ -1,0 +1,187 @@
+"""The agent put together: what starts, in which order, and how it ends.
+
+Everything outside comes in as a port, so the same agent runs on a real host and in a test. It
+ends in this order: take no more commands, finish those at work, put their final samples in a
+frame, send the frames, leave the rest to the next run. The VMs run on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import structlog
+
+from runtime.clock import Clock
+from schemas.frames import SampleFlag, decode_frame
+from schemas.hosts import HostInfo, Resources
+from schemas.ids import new_id
+from schemas.units import MIB
+from vm_agent.admission import Admission
+from vm_agent.adoption import Adoption
+from vm_agent.checkpoint import Checkpoint
+from vm_agent.fleet import Fleet
+from vm_agent.framing import FrameBuilder
+from vm_agent.heartbeat import Heartbeat
+from vm_agent.incarnations import Incarnations
+from vm_agent.intake import Inbox, Intake
+from vm_agent.lifecycle import Lifecycle
+from vm_agent.ports import Host
+from vm_agent.reporter import Desk
+from vm_agent.sampler import Sampler
+from vm_agent.sender import Outlet, Sender
+from vm_agent.settings import AgentSettings
+from vm_agent.spool import Outgoing, Spool
+from vm_agent.store import RecordStore
+from vm_agent.telemetry import Telemetry
+
+_log = structlog.get_logger("decisec.agent")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """What is outside of the agent.
+
+    Attributes:
+        driver: Version of the hypervisor, and why it was chosen.
+        write_heartbeat: Stores a heartbeat.
+        ready: Called once commands are taken.
+    """
+
+    host: Host
+    capacity: Resources
+    driver: tuple[str, str]
+    desk: Desk
+    inbox: Inbox
+    outlet: Outlet
+    write_heartbeat: Callable[[HostInfo], Awaitable[object]]
+    clock: Clock
+    ready: Callable[[], None]
+
+
+class _Tasks:
+    """Named tasks of one group that can be ended together."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        self._running: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        task = self._group.create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        return task
+
+    async def cancel(self) -> None:
+        # A task that ends may start another one, so until none is left.
+        while self._running:
+            tasks = list(self._running)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+
+class Agent:
+    """One run of the agent.
+
+    Args:
+        settings: The operator's.
+        world: What is outside.
+        telemetry: Metrics.
+    """
+
+    def __init__(self, settings: AgentSettings, world: World, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._world = world
+        self._telemetry = telemetry
+        self.run_id = new_id()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set, then end in order within the grace period."""
+        data_dir = self._world.host.data_dir
+        checkpoint = await asyncio.to_thread(Checkpoint, data_dir / "checkpoint")
+        try:
+            async with asyncio.TaskGroup() as group:
+                await self._work(_Tasks(group), checkpoint, stop)
+        finally:
+            checkpoint.close()
+
+    async def _work(self, tasks: _Tasks, checkpoint: Checkpoint, stop: asyncio.Event) -> None:
+        world, settings, telemetry = self._world, self._settings, self._telemetry
+        host = world.host
+        store = await asyncio.to_thread(RecordStore, host.data_dir / "vms")
+        spool = await asyncio.to_thread(
+            Spool, host.data_dir / "spool", settings.spool_max_mib * MIB
+        )
+        fleet = Fleet(host.host_id, store, world.desk, tasks.spawn)
+        sender = Sender(world.outlet, spool, telemetry, _settling(fleet))
+        sampler = Sampler(
+            world.clock,
+            host.processes.boottime_ns,
+            FrameBuilder(host.host_id, self.run_id),
+            checkpoint,
+            sender.offer,
+            telemetry,
+            tasks.spawn,
+        )
+        admission = Admission(world.capacity)
+        incarnations = Incarnations(host, fleet, sampler, tasks.spawn)
+        adoption = Adoption(host, fleet, incarnations, admission, sampler, checkpoint.values)
+        lifecycle = Lifecycle(host, fleet, incarnations, admission, draining=settings.draining)
+        intake = Intake(
+            host.host_id, world.inbox, lifecycle, world.desk, fleet.reporter, telemetry, tasks.spawn
+        )
+        heartbeat = Heartbeat(
+            settings, host, self.run_id, world.driver, admission, fleet, world.write_heartbeat,
+            world.clock, telemetry,
+        )  # fmt: skip
+        telemetry.watch_vms(fleet.by_state)
+        telemetry.watch_backlog(lambda: sender.waiting)
+
+        await asyncio.to_thread(store.clear_leftovers)
+        await adoption.run(await asyncio.to_thread(store.load))
+        sampled = asyncio.Event()
+        sending = tasks.spawn(sender.run(), "sender")
+        sampling = tasks.spawn(sampler.run(sampled), "sampler")
+        tasks.spawn(heartbeat.run(), "heartbeat")
+        tasks.spawn(intake.keep_alive(), "keepalive")
+        world.ready()
+        _log.info("agent.started", run_id=str(self.run_id), driver=host.driver.name)
+        await intake.run(stop)
+
+        await self._bounded("commands", intake.finished(), 0.4)
+        sampled.set()
+        await asyncio.wait({sampling})
+        sender.close()
+        await self._bounded("frames", asyncio.wait({sending}), 0.3)
+        open_commands = await intake.give_back()
+        await tasks.cancel()
+        await sender.put_away()
+        _log.info("agent.ended", open_commands=open_commands, frames_left=sender.waiting)
+
+    async def _bounded(self, what: str, work: Awaitable[object], share: float) -> None:
+        """Wait for a part of the end, for its share of the grace period."""
+        limit_s = self._settings.grace_s * share
+        try:
+            async with asyncio.timeout(limit_s):
+                await work
+        except TimeoutError:
+            _log.warning("agent.left_unfinished", what=what, limit_s=round(limit_s, 3))
+
+
+def _settling(fleet: Fleet) -> Callable[[Outgoing], Awaitable[None]]:
+    """What to do with a frame that has arrived: its final samples need not be kept any more."""
+    final = int(SampleFlag.FINAL)
+
+    async def on_acked(outgoing: Outgoing) -> None:
+        frame = decode_frame(outgoing.payload)
+        for row, flags in enumerate(frame.flags):
+            if flags & final:
+                vm_id = UUID(bytes=frame.vm_ids[16 * row : 16 * row + 16])
+                incarnation = int.from_bytes(frame.incarnations[4 * row : 4 * row + 4], "little")
+                await fleet.settled(vm_id, incarnation)
+
+    return on_acked

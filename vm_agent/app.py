@@ -1,0 +1,184 @@
+"""Composition root: the agent on this machine and this bus."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+
+from runtime.buckets import Bucket
+from runtime.bus import Bus
+from runtime.clock import SystemClock
+from runtime.consumer import Consumer
+from runtime.errors import FatalError
+from runtime.publisher import Publisher
+from runtime.service import Service
+from schemas.errors import ErrorCode
+from schemas.hosts import HostInfo, decode_host_info
+from schemas.subjects import HOSTS, VM_COMMANDS, metrics_raw, vm_commands_of
+from schemas.vms import VmSpec
+from vm_agent.agent import Agent, World
+from vm_agent.data_dir import owned
+from vm_agent.drivers.abc import Driver, DriverError
+from vm_agent.images import ImageError, ImageStore, render_kernel_args
+from vm_agent.intake import ACK_WAIT_S, Message
+from vm_agent.kernel import LinuxNetworks, LinuxProcesses
+from vm_agent.ports import BootImage, Host
+from vm_agent.probe import Choice, candidates, choose_driver
+from vm_agent.process import VmmProcesses
+from vm_agent.reporter import NatsDesk
+from vm_agent.settings import AgentSettings
+from vm_agent.spool import Outgoing
+from vm_agent.states import RefusedError
+from vm_agent.telemetry import Telemetry
+
+_log = structlog.get_logger("decisec.agent")
+
+_HEALTH_PART = "agent"
+_PUBLISH_S = 3.0
+"""What a frame may take before it goes to disk: short, since the next try has the same id."""
+
+
+class StoredImages:
+    """`Images` from an image store on disk."""
+
+    def __init__(self, store: ImageStore) -> None:
+        self._store = store
+
+    def names(self) -> tuple[str, ...]:
+        """Images that VMs can name."""
+        return tuple(self._store.names())
+
+    async def prepare(self, driver: str, spec: VmSpec) -> BootImage:
+        """The image of a spec, its digest verified; RefusedError if it cannot be used."""
+        try:
+            image = await asyncio.to_thread(self._store.open, spec.image)
+        except ImageError as error:
+            raise RefusedError(ErrorCode.UNKNOWN_IMAGE, str(error)) from error
+        try:
+            args = render_kernel_args(image, driver, spec.kernel_args)
+        except ImageError as error:
+            raise RefusedError(ErrorCode.BAD_REQUEST, str(error)) from error
+        return BootImage(kernel=image.kernel, initrd=image.initrd, kernel_args=args)
+
+
+class CommandInbox:
+    """`Inbox` on this host's durable consumer."""
+
+    def __init__(self, bus: Bus, host_id: str) -> None:
+        self._consumer = Consumer(
+            bus,
+            VM_COMMANDS,
+            f"agent-{host_id}",
+            filter_subjects=(vm_commands_of(host_id),),
+            ack_wait_s=ACK_WAIT_S,
+        )
+
+    async def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Message]]:
+        """Batches until `stop` is set."""
+        async for batch in self._consumer.batches(stop):
+            yield list(batch)
+
+
+class FrameOutlet:
+    """`Outlet` to the stream of raw metrics."""
+
+    def __init__(self, bus: Bus, host_id: str) -> None:
+        self._bus = bus
+        self._subject = metrics_raw(host_id)
+        self._publisher = Publisher(bus, ack_timeout_s=_PUBLISH_S)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands."""
+        return self._bus.connected
+
+    async def publish(self, frame: Outgoing) -> None:
+        """Return once the stream has the frame."""
+        await self._publisher.publish(
+            self._subject, frame.payload, msg_id=frame.msg_id, limit_s=_PUBLISH_S
+        )
+
+
+async def main(service: Service[AgentSettings]) -> None:
+    """Run the agent until the service is asked to stop.
+
+    Raises:
+        FatalError: The data directory, the probe image or every hypervisor is unusable.
+    """
+    settings, bus = service.settings, service.bus
+    service.health.unready(_HEALTH_PART, "taking over the host")
+    _allow_many_files()
+    async with AsyncExitStack() as stack:
+        data_dir = stack.enter_context(owned(Path(settings.data_dir)))
+        processes = VmmProcesses()
+        images = ImageStore(settings.images)
+        # All of them: a VM that an earlier run started keeps the driver it has.
+        drivers = candidates(processes, firecracker=settings.firecracker)
+        for driver in drivers:
+            stack.push_async_callback(driver.close)
+        wanted = [d for d in drivers if settings.driver in ("auto", d.name)]
+        choice = await _choose(settings, wanted, images, processes, data_dir)
+        host = Host(
+            host_id=settings.host_id,
+            driver=choice.driver,
+            drivers={driver.name: driver for driver in drivers},
+            images=StoredImages(images),
+            networks=_networks(),
+            processes=LinuxProcesses(processes),
+            data_dir=data_dir,
+        )
+        world = World(
+            host=host,
+            capacity=settings.capacity(),
+            driver=(choice.probe.version, choice.probe.reason),
+            desk=NatsDesk(bus),
+            inbox=CommandInbox(bus, settings.host_id),
+            outlet=FrameOutlet(bus, settings.host_id),
+            write_heartbeat=_heartbeats(bus, settings.host_id),
+            clock=SystemClock(),
+            ready=lambda: service.health.ready(_HEALTH_PART),
+        )
+        await Agent(settings, world, Telemetry()).run(service.stop)
+
+
+async def _choose(
+    settings: AgentSettings,
+    drivers: list[Driver],
+    images: ImageStore,
+    processes: VmmProcesses,
+    data_dir: Path,
+) -> Choice:
+    try:
+        image = await asyncio.to_thread(images.open, settings.probe_image)
+        choice = await choose_driver(drivers, image, data_dir / "run", processes)
+    except ImageError as error:
+        raise FatalError(f"the probe image is missing in {settings.images}: {error}") from error
+    except DriverError as error:
+        raise FatalError(str(error)) from error
+    for name, reason in choice.rejected:
+        _log.info("driver.rejected", driver=name, reason=reason)
+    _log.info("driver.chosen", driver=choice.driver.name, reason=choice.probe.reason)
+    return choice
+
+
+def _allow_many_files() -> None:
+    """Raise the soft limit: a VM takes about four descriptors, and the usual limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _networks() -> LinuxNetworks:
+    networks = LinuxNetworks()
+    if networks.unavailable:
+        _log.warning("network.unavailable", reason=networks.unavailable)
+    return networks
+
+
+def _heartbeats(bus: Bus, host_id: str) -> Callable[[HostInfo], Awaitable[object]]:
+    bucket = Bucket(bus, HOSTS, decode_host_info)
+    return lambda info: bucket.put(host_id, info)

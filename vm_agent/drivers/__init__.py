@@ -1,0 +1,1 @@
+"""Hypervisor drivers: one VMM process per VM, behind one interface."""

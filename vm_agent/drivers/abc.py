@@ -1,0 +1,191 @@
+"""What a hypervisor driver is: a few lifecycle verbs over one VMM process per VM.
+
+A driver keeps no state of its own that a restart of the agent could lose: everything it needs
+to find a VMM again is in the `Vmm` handle and the VM's run directory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from uuid import UUID
+
+import msgspec
+
+from schemas.vms import ExitReason
+
+
+class Ability(StrEnum):
+    """What a driver can do beyond the verbs that all have."""
+
+    PAUSE = "pause"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nic:
+    """A network interface for a VM: a persistent tap, in a network namespace of its own.
+
+    Attributes:
+        netns: Name below `/run/netns`.
+        tap: Interface name in that namespace.
+        mac: The guest's MAC address.
+    """
+
+    netns: str
+    tap: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachinePlan:
+    """Everything a driver needs to start one incarnation of a VM. All paths are the agent's own.
+
+    Attributes:
+        kernel_args: The whole kernel command line.
+        run_dir: Existing private directory for this incarnation: sockets, logs, metrics files.
+    """
+
+    vm_id: UUID
+    incarnation: int
+    vcpus: int
+    memory_mib: int
+    kernel: Path
+    kernel_args: str
+    initrd: Path | None = None
+    disk: Path | None = None
+    nic: Nic | None = None
+    run_dir: Path
+
+
+class Vmm(msgspec.Struct, frozen=True, kw_only=True):
+    """A VMM process, found again after an agent restart by pid *and* start time.
+
+    Attributes:
+        start_ticks: Field 22 of `/proc/<pid>/stat` (proc(5)): a reused pid has another one.
+        run_dir: The incarnation's run directory.
+    """
+
+    vm_id: UUID
+    incarnation: int
+    driver: str
+    pid: int
+    start_ticks: int
+    run_dir: str
+
+
+class VmmState(StrEnum):
+    """What a VMM says of its guest; `GONE` when there is no such process (any more)."""
+
+    CREATED = "created"
+    RUNNING = "running"
+    PAUSED = "paused"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCounters:
+    """What a VMM itself has counted since it started, in bytes; cumulative, never decreasing.
+
+    A `None` means that the VMM does not know better than the kernel: the sampler then reads
+    the tap's counters, or the process's CPU clock.
+    """
+
+    disk_read_bytes: int = 0
+    disk_write_bytes: int = 0
+    net_rx_bytes: int | None = None
+    net_tx_bytes: int | None = None
+    cpu_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """Whether a driver really works here, why, and its version."""
+
+    works: bool
+    version: str
+    reason: str
+
+
+class DriverError(Exception):
+    """The VMM refused, failed or did not answer in time. The message is fit for an operator."""
+
+
+class Driver(ABC):
+    """Lifecycle verbs of one hypervisor.
+
+    All verbs are idempotent, safe to cancel and safe to call again after an agent restart, and
+    raise `DriverError` only. Verbs on one VMM are never called concurrently, except `counters`,
+    `inspect` and `kill`; verbs on different VMMs are.
+    """
+
+    name: str
+    simulated: bool = False
+    abilities: frozenset[Ability] = frozenset()
+
+    @abstractmethod
+    async def probe_version(self) -> str:
+        """The hypervisor's version string, at most 2 s. DriverError if its binary cannot run."""
+
+    @abstractmethod
+    async def create(self, plan: MachinePlan) -> Vmm:
+        """Spawn the VMM process and configure the machine; the guest does not run yet.
+
+        On failure or cancellation nothing of the process is left. At most 5 s.
+        """
+
+    @abstractmethod
+    async def boot(self, vmm: Vmm) -> None:
+        """Let the guest run. At most 5 s. Does nothing if it runs already."""
+
+    @abstractmethod
+    async def shutdown(self, vmm: Vmm) -> None:
+        """Ask the guest to stop (ACPI button, Ctrl-Alt-Del). Returns once asked, at most 2 s.
+
+        The VMM process ends when the guest obeys. Does nothing if the VMM is gone.
+        """
+
+    @abstractmethod
+    async def pause(self, vmm: Vmm) -> None:
+        """Stop the vCPUs. At most 2 s. Only with `Ability.PAUSE`."""
+
+    @abstractmethod
+    async def resume(self, vmm: Vmm) -> None:
+        """Let paused vCPUs go on. At most 2 s. Only with `Ability.PAUSE`."""
+
+    @abstractmethod
+    async def kill(self, vmm: Vmm) -> None:
+        """End the VMM: freeze the guest, save its last counters, SIGKILL. At most 5 s.
+
+        A VMM that does not answer is killed all the same. When this returns the process is
+        gone (or a zombie of ours that `vm_agent.process` will reap), and `counters` still
+        answers with the final values.
+        """
+
+    @abstractmethod
+    async def inspect(self, vmm: Vmm) -> VmmState:
+        """What the VMM says of itself, at most 1 s; DriverError if it hangs."""
+
+    @abstractmethod
+    async def counters(self, vmm: Vmm) -> DeviceCounters:
+        """Current device counters, at most 1 s; the last ones once the VMM is gone.
+
+        Exact after `kill`, and after the guest stopped by itself.
+        """
+
+    @abstractmethod
+    def exit_reason(self, vmm: Vmm, exit_code: int | None) -> ExitReason:
+        """Why the VMM ended. `exit_code` is negative for a signal, None if unknown."""
+
+    @abstractmethod
+    async def destroy(self, vmm: Vmm) -> None:
+        """Remove what the VMM left in its run directory, and forget it. The VMM is gone."""
+
+    @abstractmethod
+    def console(self, run_dir: Path) -> Path:
+        """The file that holds the guest's serial output."""
+
+    async def close(self) -> None:
+        """Let go of sockets, tasks and files; the VMMs run on. Any verb may follow."""
+        return

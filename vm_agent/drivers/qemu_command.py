@@ -1,0 +1,62 @@
+"""The command line that makes one microvm machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from vm_agent.drivers.abc import MachinePlan
+from vm_agent.drivers.paths import CONSOLE, QMP_SOCKET, socket_path
+
+_MACHINE = "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on"
+# The bit is taken away because some virtual hosts list it and then refuse its MSR.
+_CPU = "max,arch-capabilities=off"
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+def command(binary: Path, plan: MachinePlan) -> list[str]:
+    """The arguments for QEMU, its own path first.
+
+    Raises:
+        DriverError: The run directory's path is too long for a socket.
+    """
+    socket = socket_path(plan.run_dir, QMP_SOCKET)
+    argv = [
+        str(binary),
+        *("-name", str(plan.vm_id)),
+        *("-M", _MACHINE),
+        *("-accel", "kvm", "-accel", "tcg"),
+        *("-cpu", _CPU),
+        *("-smp", str(plan.vcpus)),
+        *("-m", f"{plan.memory_mib}M"),
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-action", "reboot=shutdown,shutdown=pause"),
+        *("-global", "virtio-mmio.force-legacy=false"),
+        *("-sandbox", _SANDBOX),
+        "-S",
+        *("-kernel", str(plan.kernel)),
+        *("-append", plan.kernel_args),
+        # Append mode, so that the agent may cut the file.
+        *("-chardev", f"file,id=console,path={_escape(plan.run_dir / CONSOLE)},append=on"),
+        *("-serial", "chardev:console"),
+        *("-chardev", f"socket,id=qmp,path={_escape(socket)},server=on,wait=off"),
+        *("-mon", "chardev=qmp,mode=control"),
+    ]
+    if plan.initrd is not None:
+        argv += ["-initrd", str(plan.initrd)]
+    if plan.disk is not None:
+        file = {"driver": "file", "filename": str(plan.disk)}
+        argv += ["-blockdev", json.dumps({"node-name": "disk", "driver": "raw", "file": file})]
+        argv += ["-device", "virtio-blk-device,drive=disk,bus=virtio-mmio-bus.0"]
+    if plan.nic is not None:
+        argv += ["-netdev", f"tap,id=nic,ifname={plan.nic.tap},script=no,downscript=no"]
+        argv += [
+            "-device",
+            f"virtio-net-device,netdev=nic,mac={plan.nic.mac},bus=virtio-mmio-bus.1",
+        ]
+    return argv
+
+
+def _escape(path: Path) -> str:
+    """QEMU's option syntax doubles commas."""
+    return str(path).replace(",", ",,")

@@ -1,0 +1,303 @@
+"""From VMM start to final counters: one incarnation of a VM.
+
+Whoever calls holds the VM's lock. The end of a VMM is noticed by a task per VMM; it settles the
+incarnation unless a command is about to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from typing import Protocol
+
+import structlog
+
+from runtime.clock import utc_now
+from schemas.errors import ErrorCode, ErrorInfo
+from schemas.events import VmStopped
+from schemas.units import NS_PER_S
+from schemas.vms import Counters, ExitReason, VmState
+from vm_agent.drivers.abc import DriverError, MachinePlan, Nic, Vmm
+from vm_agent.fleet import Exit, Fleet, Live, Vm
+from vm_agent.metering import VmMeter
+from vm_agent.network import NetworkError
+from vm_agent.ports import Host
+from vm_agent.process import ExitStatus
+from vm_agent.reporter import Spawn
+from vm_agent.states import RefusedError
+from vm_agent.store import Record, Settlement, Start
+
+_log = structlog.get_logger("decisec.incarnations")
+
+_DEATH_S = 5.0
+_LAST_READ_S = 2.0
+_CLOCK_TICK_NS = NS_PER_S // os.sysconf("SC_CLK_TCK")
+
+
+class Metering(Protocol):
+    """Who samples: told of every VMM that runs."""
+
+    def add(self, live: Live) -> None:
+        """Sample this VMM from the next tick on, and refresh its device counters."""
+
+    async def ended(self, live: Live) -> None:
+        """Ask the VMM no more; it has ended. Returns once nobody asks it."""
+
+    def settle(self, record: Record, settlement: Settlement) -> None:
+        """Send the final sample of an incarnation that an earlier run has ended."""
+
+
+class Incarnations:
+    """Starts and ends VMMs.
+
+    Args:
+        host: The host.
+        fleet: Its VMs.
+        metering: Who samples.
+        spawn: Starts a named task in the agent's group.
+    """
+
+    def __init__(self, host: Host, fleet: Fleet, metering: Metering, spawn: Spawn) -> None:
+        self._host = host
+        self._fleet = fleet
+        self._metering = metering
+        self._spawn = spawn
+
+    async def start(self, vm: Vm) -> None:
+        """Start the next incarnation. Afterwards the VM is `booting`, its guest runs.
+
+        Raises:
+            RefusedError: It did not work; the VM is stopped again, bootable, and nothing is left.
+        """
+        host, spec = self._host, vm.record.spec
+        incarnation = vm.record.incarnation + 1
+        nic = host.networks.nic_of(vm.vm_id, incarnation) if spec.network else None
+        vm.enter(
+            VmState.BOOTING,
+            incarnation=incarnation,
+            driver=host.driver.name,
+            simulated=host.driver.simulated,
+            nic=nic,
+            start=None,
+            final_counters=None,
+            exit_reason=None,
+            last_error=None,
+        )
+        await self._fleet.commit(vm)
+        try:
+            live = await self._spawn_vmm(vm, nic)
+            await live.driver.boot(live.vmm)
+        except (DriverError, NetworkError, OSError) as error:
+            info = ErrorInfo(code=ErrorCode.HYPERVISOR_FAILED, message=str(error))
+            await self._undo(vm, info)
+            raise RefusedError(info.code, info.message) from error
+        except RefusedError as error:
+            await self._undo(vm, error.info)
+            raise
+
+    async def end_by_force(self, vm: Vm) -> None:
+        """End a VM's VMM and settle it; nothing happens if there is none.
+
+        Raises:
+            DriverError: The process does not die.
+        """
+        live = vm.live
+        if live is None:
+            return
+        try:
+            await live.driver.kill(live.vmm)
+        except DriverError as error:
+            _log.warning("vmm.kill_failed", vm_id=str(vm.vm_id), error=str(error))
+            self._host.processes.kill(live.vmm)
+        await self._settle_soon(vm, live, ExitReason.KILLED)
+
+    async def wait_end(self, vm: Vm, limit_s: float) -> bool:
+        """Whether the VMM ends within the limit after its guest was asked; settles it then."""
+        live = vm.live
+        if live is None:
+            return True
+        try:
+            async with asyncio.timeout(limit_s):
+                await asyncio.shield(live.exited)
+        except TimeoutError:
+            return False
+        reason = self._reason(live, live.exited.result().status)
+        if reason in (ExitReason.GUEST_SHUTDOWN, ExitReason.UNKNOWN):
+            reason = ExitReason.REQUESTED
+        await self.settle(vm, live, reason)
+        return True
+
+    async def settle(
+        self, vm: Vm, live: Live, reason: ExitReason | None, error: ErrorInfo | None = None
+    ) -> None:
+        """Take the final counters of a VMM that has ended, report them, and clean up.
+
+        Args:
+            vm: Whose.
+            live: The VMM; `exited` is done.
+            reason: Why it ended; None asks the driver.
+            error: What to show as the VM's last error.
+        """
+        end = live.exited.result()
+        await self._metering.ended(live)
+        await self._last_reading(live)
+        final = live.meter.settle(now_ns=end.at_ns, cpu_ns=end.status.cpu_ns)
+        if reason is None:
+            reason = self._reason(live, end.status)
+        vm.live = None
+        self._stop(vm, final, reason, error)
+        await self._fleet.commit(vm)
+        live.meter.finish(final)
+        await self._clean_up(live, vm.record.nic)
+        vm.stage(nic=None)
+        _log.info(
+            "vmm.ended", vm_id=str(vm.vm_id), incarnation=vm.record.incarnation, reason=reason
+        )
+
+    async def adopt(self, vm: Vm, live: Live) -> None:
+        """Go on with a VMM that an earlier run of the agent started."""
+        vm.live = live
+        self._metering.add(live)
+        self._spawn(self._watch(vm, live), f"vmm-{vm.vm_id}-{live.vmm.incarnation}")
+
+    def stopped_unseen(self, vm: Vm, final: Counters, reason: ExitReason) -> None:
+        """Stage the end of an incarnation whose VMM is gone without this run having seen it."""
+        self._stop(vm, final, reason, vm.record.last_error)
+
+    async def clear(self, vm: Vm) -> None:
+        """Remove what an incarnation without a VMM has left on the host. Idempotent."""
+        record = vm.record
+        if record.nic is not None:
+            await self._host.networks.destroy(record.nic)
+            vm.stage(nic=None)
+        folder = self._host.run_dir(record.vm_id, record.incarnation)
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    def _stop(self, vm: Vm, final: Counters, reason: ExitReason, error: ErrorInfo | None) -> None:
+        record = vm.record
+        settlement = Settlement(
+            incarnation=record.incarnation, counters=final, simulated=record.simulated
+        )
+        vm.stage(
+            vmm=None,
+            final_counters=final,
+            exit_reason=reason,
+            last_error=error,
+            unsettled=(*record.unsettled, settlement),
+        )
+        vm.enter(VmState.STOPPED)
+        vm.happened(VmStopped, reason=reason, final_counters=final)
+
+    async def _spawn_vmm(self, vm: Vm, nic: Nic | None) -> Live:
+        host, record = self._host, vm.record
+        image = await host.images.prepare(host.driver.name, record.spec)
+        run_dir = host.run_dir(record.vm_id, record.incarnation)
+        await asyncio.to_thread(shutil.rmtree, run_dir, ignore_errors=True)
+        run_dir.mkdir(mode=0o700, parents=True)
+        if nic is not None:
+            await host.networks.create(record.vm_id, record.incarnation)
+        disk = host.disk(record.vm_id)
+        plan = MachinePlan(
+            vm_id=record.vm_id,
+            incarnation=record.incarnation,
+            vcpus=record.spec.vcpus,
+            memory_mib=record.spec.memory_mib,
+            kernel=image.kernel,
+            kernel_args=image.kernel_args,
+            initrd=image.initrd,
+            disk=disk if record.spec.disk_mib else None,
+            nic=nic,
+            run_dir=run_dir,
+        )
+        before_ns = host.processes.boottime_ns()
+        vmm = await host.driver.create(plan)
+        start = Start(
+            boottime_ns=self._start_ns(vmm, before_ns),
+            boot_id=host.processes.boot_id(),
+            at=utc_now(),
+        )
+        live = Live(
+            vmm,
+            host.driver,
+            VmMeter(
+                vm.vm_id,
+                vmm.incarnation,
+                memory_mib=record.spec.memory_mib,
+                started_ns=start.boottime_ns,
+                sources=await host.processes.sources(vmm, nic),
+                state=VmState.BOOTING,
+                simulated=host.driver.simulated,
+            ),
+        )
+        await self.adopt(vm, live)
+        vm.stage(vmm=vmm, start=start)
+        await self._fleet.commit(vm)
+        return live
+
+    def _start_ns(self, vmm: Vmm, before_ns: int) -> int:
+        """CLOCK_BOOTTIME at VMM start, at most 10 ms too late and never too early."""
+        # The kernel tells the start in clock ticks, rounded down.
+        latest_ns = min((vmm.start_ticks + 1) * _CLOCK_TICK_NS, self._host.processes.boottime_ns())
+        return max(before_ns, latest_ns)
+
+    async def _undo(self, vm: Vm, info: ErrorInfo) -> None:
+        """Make a VM whose boot failed stopped and bootable again."""
+        live = vm.live
+        if live is None:
+            await self.clear(vm)
+            vm.stage(last_error=info)
+            vm.enter(VmState.STOPPED)
+            await self._fleet.commit(vm)
+            return
+        try:
+            await live.driver.kill(live.vmm)
+        except DriverError as error:
+            _log.warning("vmm.kill_failed", vm_id=str(vm.vm_id), error=str(error))
+            self._host.processes.kill(live.vmm)
+        await self._settle_soon(vm, live, None, info)
+
+    async def _settle_soon(
+        self, vm: Vm, live: Live, reason: ExitReason | None, error: ErrorInfo | None = None
+    ) -> None:
+        try:
+            async with asyncio.timeout(_DEATH_S):
+                await asyncio.shield(live.exited)
+        except TimeoutError as cause:
+            raise DriverError(f"process {live.vmm.pid} does not end") from cause
+        await self.settle(vm, live, reason, error)
+
+    async def _watch(self, vm: Vm, live: Live) -> None:
+        status = await self._host.processes.wait_exit(live.vmm)
+        now_ns = self._host.processes.boottime_ns()
+        live.meter.stop_clock(now_ns)
+        live.exited.set_result(Exit(status, now_ns))
+        async with vm.lock:
+            if vm.live is live:
+                await self.settle(vm, live, None)
+
+    async def _last_reading(self, live: Live) -> None:
+        try:
+            async with asyncio.timeout(_LAST_READ_S):
+                live.meter.device = await live.driver.counters(live.vmm)
+        except (DriverError, TimeoutError) as error:
+            # What was read last stands: less than the truth perhaps, never more.
+            _log.error("counters.last_reading_failed", vm_id=str(live.vmm.vm_id), error=str(error))
+
+    def _reason(self, live: Live, status: ExitStatus) -> ExitReason:
+        try:
+            return live.driver.exit_reason(live.vmm, status.exit_code)
+        except DriverError as error:
+            _log.warning("vmm.ended_unexplained", vm_id=str(live.vmm.vm_id), error=str(error))
+            return ExitReason.UNKNOWN
+
+    async def _clean_up(self, live: Live, nic: Nic | None) -> None:
+        try:
+            await live.driver.destroy(live.vmm)
+            if nic is not None:
+                await self._host.networks.destroy(nic)
+        except (DriverError, NetworkError) as error:
+            # The next start of the agent, or the deletion of the VM, tries again.
+            _log.error("vmm.clean_up_failed", vm_id=str(live.vmm.vm_id), error=str(error))
+        run_dir = self._host.run_dir(live.vmm.vm_id, live.vmm.incarnation)
+        await asyncio.to_thread(shutil.rmtree, run_dir, ignore_errors=True)

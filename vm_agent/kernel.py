@@ -1,0 +1,166 @@
+"""The ports of `vm_agent.ports` on a real Linux host."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+from vm_agent import network
+from vm_agent.drivers.abc import Nic, Vmm
+from vm_agent.drivers.paths import API_SOCKET, QMP_SOCKET
+from vm_agent.metering import Sources
+from vm_agent.network import NetworkError, TapCounters
+from vm_agent.process import ExitStatus, VmmProcesses, cpu_ns, is_alive, start_ticks
+
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class KernelSources:
+    """Process clock, statm and tap of one VMM, through descriptors that stay open."""
+
+    def __init__(self, vmm: Vmm, tap: TapCounters | None) -> None:
+        self._pid = vmm.pid
+        self._tap = tap
+        self._statm = -1
+        with suppress(FileNotFoundError, ProcessLookupError):
+            self._statm = os.open(f"/proc/{vmm.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        # The descriptor stays with the process it was opened for; the clock goes by number,
+        # so the sampler stops asking once the process is known to have ended.
+        if start_ticks(vmm.pid) != vmm.start_ticks:
+            self._pid = 0
+
+    def cpu_ns(self) -> int | None:
+        """CPU clock of the process; None once it is reaped."""
+        if self._pid <= 0:
+            return None
+        try:
+            return cpu_ns(self._pid)
+        except ProcessLookupError:
+            self._pid = 0
+            return None
+
+    def mem_bytes(self) -> int | None:
+        """Resident set of the process; None once it is gone."""
+        if self._statm < 0:
+            return None
+        try:
+            fields = os.pread(self._statm, 128, 0).split()
+        except ProcessLookupError:
+            return None
+        return int(fields[1]) * _PAGE_BYTES
+
+    def net_bytes(self) -> tuple[int, int] | None:
+        """Bytes that the guest received and sent; None once the tap is gone."""
+        if self._tap is None:
+            return None
+        try:
+            return self._tap.read()
+        except NetworkError:
+            return None
+
+    def close(self) -> None:
+        """Close the descriptors."""
+        self._pid = 0
+        if self._statm >= 0:
+            os.close(self._statm)
+            self._statm = -1
+        if self._tap is not None:
+            self._tap.close()
+            self._tap = None
+
+
+class LinuxProcesses:
+    """`Processes` on the kernel this agent runs on."""
+
+    def __init__(self, processes: VmmProcesses) -> None:
+        self._processes = processes
+        self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+    def boottime_ns(self) -> int:
+        """CLOCK_BOOTTIME: goes on while the host is suspended."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    def boot_id(self) -> str:
+        """The host's current boot."""
+        return self._boot_id
+
+    def is_alive(self, vmm: Vmm) -> bool:
+        """Whether that very process runs."""
+        return is_alive(vmm.pid, vmm.start_ticks)
+
+    def kill(self, vmm: Vmm) -> None:
+        """SIGKILL that very process; nothing happens if it is gone."""
+        self._processes.kill(vmm.pid, vmm.start_ticks)
+
+    async def wait_exit(self, vmm: Vmm) -> ExitStatus:
+        """Return once the process has ended."""
+        return await self._processes.wait_exit(vmm.pid, vmm.start_ticks)
+
+    async def sources(self, vmm: Vmm, nic: Nic | None) -> Sources:
+        """The kernel's counters of a VMM; those of a tap that is gone stay silent."""
+        tap = None
+        if nic is not None:
+            with suppress(NetworkError):
+                tap = await TapCounters.open(nic)
+        return KernelSources(vmm, tap)
+
+    def end_strays(self, run_root: Path, known: frozenset[int]) -> list[int]:
+        """End VMMs below `run_root` that no record knows; returns their pids.
+
+        An agent that is killed between spawning a VMM and recording it leaves such a one.
+        """
+        strays = [pid for pid in _naming(run_root) if pid not in known]
+        for pid in strays:
+            ticks = start_ticks(pid)
+            if ticks is not None:
+                self._processes.kill(pid, ticks)
+        return strays
+
+
+class LinuxNetworks:
+    """`Networks` with a tap in a namespace per VM.
+
+    Attributes:
+        unavailable: Why VMs get no interface here; None where they do.
+    """
+
+    def __init__(self) -> None:
+        self.unavailable = network.available()
+
+    def nic_of(self, vm_id: UUID, incarnation: int) -> Nic | None:
+        """The names of an interface; None where VMs get none."""
+        return None if self.unavailable else network.nic_of(vm_id, incarnation)
+
+    async def create(self, vm_id: UUID, incarnation: int) -> Nic | None:
+        """Make the interface, or none where there can be none."""
+        return None if self.unavailable else await network.create(vm_id, incarnation)
+
+    async def destroy(self, nic: Nic) -> None:
+        """Remove the interface; nothing happens if it is gone."""
+        await network.destroy(nic)
+
+
+def _naming(root: Path) -> Iterator[int]:
+    """Processes whose command line names a VMM's socket below `root`.
+
+    The socket, so that somebody who reads a console file there is left in peace.
+    """
+    sockets = "|".join(map(re.escape, (API_SOCKET, QMP_SOCKET)))
+    pattern = re.compile(
+        re.escape(os.fsencode(root))
+        + rf"/(?:[0-9a-f]{{32}}-[0-9]+|probe-[^/]+)/(?:{sockets})".encode()
+    )
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            line = (folder / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if pattern.search(line):
+            yield int(folder.name)

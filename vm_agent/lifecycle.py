@@ -1,0 +1,289 @@
+"""The verbs: what each command does to a VM, once, however often it is delivered.
+
+A command notes itself in the VM's record before it does anything and leaves its result there
+together with what it did. So a delivery finds it not begun, half done or finished, and begins,
+goes on, or repeats the answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+
+import structlog
+
+from runtime.clock import utc_now
+from schemas.commands import (
+    BootVm,
+    Command,
+    CreateVm,
+    DeleteVm,
+    PauseVm,
+    RebootVm,
+    ResumeVm,
+    ShutdownVm,
+)
+from schemas.errors import ErrorCode, ErrorInfo
+from schemas.events import VmCreated, VmDeleted, VmFailed, VmPaused, VmResumed, VmStarted
+from schemas.units import MIB
+from schemas.vms import VmState
+from vm_agent.admission import Admission
+from vm_agent.drivers.abc import Ability, DriverError
+from vm_agent.fleet import Fleet, Live, Vm
+from vm_agent.incarnations import Incarnations
+from vm_agent.network import NetworkError
+from vm_agent.ports import Host
+from vm_agent.states import RefusedError, permit
+from vm_agent.store import Current, Done, Record
+
+_log = structlog.get_logger("decisec.lifecycle")
+
+_S = VmState
+
+
+class Lifecycle:
+    """Executes commands. Those of one VM must come one after the other.
+
+    Args:
+        host: The host.
+        fleet: Its VMs.
+        incarnations: Starts and ends VMMs.
+        admission: What the host has left.
+        draining: Refuse new VMs.
+        now: The wall clock, for deadlines.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        fleet: Fleet,
+        incarnations: Incarnations,
+        admission: Admission,
+        *,
+        draining: bool = False,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._host = host
+        self._fleet = fleet
+        self._incarnations = incarnations
+        self._admission = admission
+        self._draining = draining
+        self._now = now
+
+    def result_of(self, command: Command) -> Done | None:
+        """The result that stands in the VM's record, if the command is finished."""
+        vm = self._fleet.get(command.vm_id)
+        if vm is None or vm.record.customer_id != command.customer_id:
+            return None
+        return vm.record.result_of(command.command_id)
+
+    async def answered(self, command: Command) -> None:
+        """The command is acknowledged: a VM that it deleted can be forgotten."""
+        if isinstance(command, DeleteVm) and self.result_of(command) is not None:
+            await self._fleet.answered(command.vm_id)
+
+    async def execute(self, command: Command) -> Done:
+        """Carry a command out, or go on with it, or repeat its result. Safe to cancel."""
+        vm = self._fleet.get(command.vm_id)
+        if vm is not None and vm.record.customer_id != command.customer_id:
+            vm = None
+        try:
+            return await self._dispatch(command, vm)
+        except RefusedError as error:
+            # Nothing was begun, so nothing is in the record.
+            return Done(
+                command_id=command.command_id,
+                verb=command.verb,
+                state=vm.record.state if vm else None,
+                error=error.info,
+                finished_at=self._now(),
+            )
+
+    async def _dispatch(self, command: Command, vm: Vm | None) -> Done:
+        if isinstance(command, CreateVm):
+            return await self._create(command, vm)
+        if vm is None:
+            raise RefusedError(ErrorCode.NOT_FOUND, "there is no such VM")
+        async with vm.lock:
+            return await self._on(vm, command)
+
+    async def _on(self, vm: Vm, command: Command) -> Done:
+        if (done := vm.record.result_of(command.command_id)) is not None:
+            return done
+        begun = vm.record.current
+        if begun is None or begun.command_id != command.command_id:
+            if vm.record.state is _S.DELETED:
+                raise RefusedError(ErrorCode.NOT_FOUND, "there is no such VM")
+            self._in_time(command)
+            permit(command.verb, vm.record.state)
+            await self._fleet.begin(vm, command.command_id, command.verb)
+        begun = vm.record.current
+        if begun is None:
+            raise RuntimeError("a command that was begun is not in the record")
+        error = await self._attempt(vm, command, begun)
+        return await self._fleet.finish(vm, command.command_id, command.verb, error)
+
+    async def _attempt(self, vm: Vm, command: Command, begun: Current) -> ErrorInfo | None:
+        try:
+            match command:
+                case BootVm():
+                    await self._boot(vm, begun)
+                case ShutdownVm():
+                    await self._shutdown(vm, command.grace_s)
+                case DeleteVm():
+                    await self._delete(vm)
+                case PauseVm():
+                    await self._pause(vm)
+                case ResumeVm():
+                    await self._resume(vm)
+                case RebootVm():
+                    await self._reboot(vm, begun, command.grace_s)
+        except RefusedError as error:
+            return error.info
+        except (DriverError, NetworkError, OSError) as error:
+            _log.warning("command.failed", verb=command.verb, error=str(error))
+            return ErrorInfo(code=ErrorCode.HYPERVISOR_FAILED, message=str(error))
+        return None
+
+    def _in_time(self, command: Command) -> None:
+        if self._now() > command.deadline:
+            raise RefusedError(
+                ErrorCode.DEADLINE_EXCEEDED, "the command's deadline passed before it began"
+            )
+
+    async def _create(self, command: CreateVm, vm: Vm | None) -> Done:
+        if vm is None:
+            if self._fleet.get(command.vm_id) is not None:
+                raise RefusedError(ErrorCode.NOT_FOUND, "there is no such VM")
+            self._in_time(command)
+            vm = await self._admit(command)
+        async with vm.lock:
+            if (done := vm.record.result_of(command.command_id)) is not None:
+                return done
+            begun = vm.record.current
+            if begun is None or begun.command_id != command.command_id:
+                raise RefusedError(ErrorCode.CONFLICT, "this VM exists")
+            error: ErrorInfo | None = None
+            try:
+                await asyncio.to_thread(self._make_disk, vm)
+            except OSError as cause:
+                error = ErrorInfo(code=ErrorCode.INTERNAL, message=f"no disk: {cause.strerror}")
+                vm.enter(_S.FAILED, last_error=error)
+                vm.happened(VmFailed, error=error)
+            else:
+                vm.enter(_S.CREATED)
+                vm.happened(VmCreated)
+            return await self._fleet.finish(vm, command.command_id, command.verb, error)
+
+    async def _admit(self, command: CreateVm) -> Vm:
+        """Reserve what the VM needs and take it in. What is refused here leaves no trace."""
+        if self._draining:
+            raise RefusedError(ErrorCode.NO_CAPACITY, "the host is draining")
+        await self._host.images.prepare(self._host.driver.name, command.spec)
+        self._admission.reserve(command.vm_id, command.spec)
+        vm = self._fleet.add(
+            Record(
+                vm_id=command.vm_id,
+                customer_id=command.customer_id,
+                spec=command.spec,
+                state=_S.PENDING,
+                created_at=self._now(),
+                driver=self._host.driver.name,
+                simulated=self._host.driver.simulated,
+                current=Current(command_id=command.command_id, verb="create", incarnation=0),
+            )
+        )
+        vm.enter(_S.CREATING)
+        await self._fleet.commit(vm)
+        return vm
+
+    def _make_disk(self, vm: Vm) -> None:
+        """A sparse file of the right size; one that is there from an earlier try is kept."""
+        size_bytes = vm.record.spec.disk_mib * MIB
+        if not size_bytes:
+            return
+        path = self._host.disk(vm.vm_id)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            file.truncate(size_bytes)
+
+    async def _boot(self, vm: Vm, begun: Current) -> None:
+        if vm.record.state is _S.RUNNING and vm.record.incarnation > begun.incarnation:
+            return
+        await self._incarnations.start(vm)
+        self._started(vm)
+
+    def _started(self, vm: Vm) -> None:
+        vm.enter(_S.RUNNING)
+        vm.happened(VmStarted, driver=vm.record.driver, simulated=vm.record.simulated)
+
+    async def _shutdown(self, vm: Vm, grace_s: float) -> None:
+        if vm.record.state is _S.STOPPED:
+            return
+        live = self._live(vm)
+        if vm.record.state is not _S.STOPPING:
+            was_paused = vm.record.state is _S.PAUSED
+            vm.enter(_S.STOPPING)
+            await self._fleet.commit(vm)
+            if was_paused:
+                # A guest that stands still cannot hear the request.
+                await live.driver.resume(live.vmm)
+        if grace_s > 0:
+            try:
+                await live.driver.shutdown(live.vmm)
+            except DriverError as error:
+                _log.warning("guest.not_asked", vm_id=str(vm.vm_id), error=str(error))
+                grace_s = 0
+        if not await self._incarnations.wait_end(vm, grace_s):
+            await self._incarnations.end_by_force(vm)
+
+    async def _delete(self, vm: Vm) -> None:
+        if vm.record.state is _S.DELETED:
+            return
+        if vm.live is not None:
+            if vm.record.state is not _S.STOPPING:
+                vm.enter(_S.STOPPING)
+                await self._fleet.commit(vm)
+            await self._incarnations.end_by_force(vm)
+        if vm.record.state is not _S.DELETING:
+            vm.enter(_S.DELETING)
+            await self._fleet.commit(vm)
+        await self._incarnations.clear(vm)
+        await asyncio.to_thread(self._host.disk(vm.vm_id).unlink, missing_ok=True)
+        self._admission.release(vm.vm_id)
+        vm.enter(_S.DELETED)
+        vm.happened(VmDeleted)
+
+    async def _pause(self, vm: Vm) -> None:
+        if vm.record.state is _S.PAUSED:
+            return
+        live = self._live(vm)
+        self._able(live, Ability.PAUSE)
+        await live.driver.pause(live.vmm)
+        vm.enter(_S.PAUSED)
+        vm.happened(VmPaused)
+
+    async def _resume(self, vm: Vm) -> None:
+        if vm.record.state is _S.RUNNING:
+            return
+        live = self._live(vm)
+        await live.driver.resume(live.vmm)
+        vm.enter(_S.RUNNING)
+        vm.happened(VmResumed)
+
+    async def _reboot(self, vm: Vm, begun: Current, grace_s: float) -> None:
+        if vm.record.incarnation == begun.incarnation:
+            await self._shutdown(vm, grace_s)
+        await self._boot(vm, begun)
+
+    def _live(self, vm: Vm) -> Live:
+        if vm.live is None:
+            raise RefusedError(
+                ErrorCode.ILLEGAL_TRANSITION, f"the VM has ended by itself: {vm.record.state}"
+            )
+        return vm.live
+
+    def _able(self, live: Live, ability: Ability) -> None:
+        if ability not in live.driver.abilities:
+            raise RefusedError(ErrorCode.UNSUPPORTED, f"{live.driver.name} cannot {ability} a VM")

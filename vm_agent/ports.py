@@ -1,0 +1,109 @@
+"""What the agent's logic needs of the host, so that tests can give it a host of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID
+
+from schemas.vms import VmSpec
+from vm_agent.drivers.abc import Driver, Nic, Vmm
+from vm_agent.metering import Sources
+from vm_agent.process import ExitStatus
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BootImage:
+    """What a guest is booted from."""
+
+    kernel: Path
+    initrd: Path | None
+    kernel_args: str
+
+
+class Images(Protocol):
+    """The host's image store."""
+
+    def names(self) -> tuple[str, ...]:
+        """Images that VMs can name."""
+
+    async def prepare(self, driver: str, spec: VmSpec) -> BootImage:
+        """The image of a spec, its digest verified.
+
+        Raises:
+            RefusedError: With `unknown_image`, or `bad_request` for kernel arguments that the
+                image does not allow.
+        """
+
+
+class Networks(Protocol):
+    """Interfaces for VMs. Errors are `vm_agent.network.NetworkError`."""
+
+    def nic_of(self, vm_id: UUID, incarnation: int) -> Nic | None:
+        """What `create` will make, or None where VMs get no interface."""
+
+    async def create(self, vm_id: UUID, incarnation: int) -> Nic | None:
+        """Make the interface with all its counters at zero; replaces one that is left over."""
+
+    async def destroy(self, nic: Nic) -> None:
+        """Remove the interface and its counters; nothing happens if it is gone."""
+
+
+class Processes(Protocol):
+    """The VMMs' processes, as the kernel sees them."""
+
+    def boottime_ns(self) -> int:
+        """CLOCK_BOOTTIME."""
+
+    def boot_id(self) -> str:
+        """The host's current boot."""
+
+    def is_alive(self, vmm: Vmm) -> bool:
+        """Whether that very process runs."""
+
+    def kill(self, vmm: Vmm) -> None:
+        """SIGKILL that very process; nothing happens if it is gone."""
+
+    async def wait_exit(self, vmm: Vmm) -> ExitStatus:
+        """Return once the process has ended."""
+
+    async def sources(self, vmm: Vmm, nic: Nic | None) -> Sources:
+        """The kernel's counters of a VMM."""
+
+    def end_strays(self, run_root: Path, known: frozenset[int]) -> list[int]:
+        """End processes that name a path below `run_root` and are not `known`; their pids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The host that an agent works on.
+
+    Attributes:
+        host_id: Its name.
+        driver: What new VMs get.
+        drivers: All by name, for VMs that an earlier run started with another one.
+        data_dir: Absolute; run directories and disks are below it.
+    """
+
+    host_id: str
+    driver: Driver
+    drivers: Mapping[str, Driver]
+    images: Images
+    networks: Networks
+    processes: Processes
+    data_dir: Path
+
+    @property
+    def run_root(self) -> Path:
+        """Run directories of all incarnations. Short, because sockets live in them."""
+        return self.data_dir / "run"
+
+    def run_dir(self, vm_id: UUID, incarnation: int) -> Path:
+        """The run directory of one incarnation."""
+        return self.run_root / f"{vm_id.hex}-{incarnation}"
+
+    def disk(self, vm_id: UUID) -> Path:
+        """The VM's own disk."""
+        return self.data_dir / "disks" / f"{vm_id}.img"

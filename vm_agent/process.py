@@ -1,0 +1,238 @@
+"""VMM processes: spawned to outlive the agent, watched by pidfd, billed to the last nanosecond.
+
+A VMM is detached from its agent: a session of its own, no inherited pipes, its output in a file.
+An agent that was killed finds it again by pid *and* start time. A process that ended keeps its
+CPU clock as long as it is a zombie, so an exit is handled in this order: the pidfd signals, the
+clock is read, only then the zombie is reaped. Nothing here uses asyncio's child watcher.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vm_agent.namespace import NETNS_DIR
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitStatus:
+    """How a process ended.
+
+    Attributes:
+        exit_code: As `subprocess` has it: negative for a signal. None if it was no child of
+            this agent (one adopted after a restart): the kernel tells only the parent.
+        cpu_ns: All CPU time the process ever used, or None if it had been reaped already.
+    """
+
+    exit_code: int | None
+    cpu_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessId:
+    """A process for good: a reused pid has another start time."""
+
+    pid: int
+    start_ticks: int
+
+
+def start_ticks(pid: int) -> int | None:
+    """Field 22 of `/proc/<pid>/stat` (proc(5)), zombies included; None without such a process."""
+    fields = _stat_fields(pid)
+    return None if fields is None else int(fields[19])
+
+
+def is_alive(pid: int, ticks: int) -> bool:
+    """Whether that very process still runs. A zombie does not."""
+    fields = _stat_fields(pid)
+    return fields is not None and int(fields[19]) == ticks and fields[0] not in {b"Z", b"X"}
+
+
+def _stat_fields(pid: int) -> list[bytes] | None:
+    """The fields of `/proc/<pid>/stat` from the third (state) on."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # The second field is the command in parentheses and may itself hold any character.
+    return stat[stat.rindex(b")") + 2 :].split()
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of all threads of a process so far, in ns; exact, and 0.6 µs to read.
+
+    The clock id is the kernel's own encoding of a process clock (clock_getcpuclockid(3)). It
+    answers for a zombie too, with the final value.
+
+    Raises:
+        ProcessLookupError: There is no such process (any more).
+    """
+    try:
+        return time.clock_gettime_ns((~pid << 3) | 2)
+    except OSError as error:
+        raise ProcessLookupError(f"process {pid} has no CPU clock") from error
+
+
+def trim_console(path: Path, keep_bytes: int) -> bool:
+    """Cut a console file down to its last `keep_bytes` once it is over twice that size.
+
+    A guest may print megabytes a second, and a pipe that nobody reads would block its VMM. So
+    the console is a file that the agent trims, at least once a second. VMMs write it in append
+    mode, so after the cut they go on at its new end; what they print during the cut may be lost.
+
+    Returns:
+        Whether the file was cut. False, too, if it does not exist.
+    """
+    try:
+        with path.open("r+b") as console:
+            size = os.fstat(console.fileno()).st_size
+            if size <= 2 * keep_bytes:
+                return False
+            console.seek(size - keep_bytes)
+            tail = console.read(keep_bytes)
+            console.truncate(0)
+    except FileNotFoundError:
+        return False
+    with path.open("ab") as console:
+        console.write(tail)
+    return True
+
+
+class VmmProcesses:
+    """Every VMM process this agent spawned or adopted; one instance per agent.
+
+    Zombies of our own are reaped by `wait_exit`, and their status is kept until `forget`, so
+    that more than one may wait for an exit, before or after it.
+    """
+
+    def __init__(self) -> None:
+        self._children: dict[ProcessId, subprocess.Popen[bytes]] = {}
+        self._ended: dict[ProcessId, ExitStatus] = {}
+
+    def spawn(
+        self,
+        argv: Sequence[str],
+        *,
+        console: Path,
+        netns: str | None = None,
+        env: Mapping[str, str] | None = None,
+    ) -> ProcessId:
+        """Start a process that survives this one.
+
+        Args:
+            argv: The command; its first word is a path or found on PATH.
+            console: Where stdout and stderr are appended to. See `trim_console`.
+            netns: Name of the network namespace to run in. `nsenter` replaces itself by the
+                command, so the pid stays.
+            env: The whole environment; None means this process's own.
+
+        Raises:
+            OSError: The command cannot be started.
+        """
+        command = list(argv)
+        if netns is not None:
+            command = ["nsenter", f"--net={NETNS_DIR / netns}", "--", *command]
+        with console.open("ab") as output:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=None if env is None else dict(env),
+            )
+        ticks = start_ticks(child.pid)
+        if ticks is None:
+            raise RuntimeError(f"child {child.pid} vanished without being reaped")
+        process = ProcessId(child.pid, ticks)
+        self._children[process] = child
+        return process
+
+    def kill(self, pid: int, ticks: int) -> None:
+        """Send SIGKILL to that very process; nothing happens if it is gone.
+
+        Between check and signal a pid cannot be reused unnoticed: the pidfd is opened first.
+        """
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            if is_alive(pid, ticks):
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except ProcessLookupError:
+            return
+        finally:
+            os.close(pidfd)
+
+    async def wait_exit(self, pid: int, ticks: int) -> ExitStatus:
+        """Wait until a process has ended, child or not; reaps it if it is ours.
+
+        Safe to cancel and to call again, also for a process that ended long ago.
+        """
+        process = ProcessId(pid, ticks)
+        if process not in self._ended:
+            await wait_end(pid, ticks)
+        return self._settle(process)
+
+    def exit_status(self, pid: int, ticks: int) -> ExitStatus | None:
+        """What `wait_exit` would answer at once, None while the process runs."""
+        if is_alive(pid, ticks):
+            return None
+        return self._settle(ProcessId(pid, ticks))
+
+    def forget(self, pid: int, ticks: int) -> None:
+        """Drop the kept status of a process that has ended, reaping it if need be."""
+        process = ProcessId(pid, ticks)
+        if not is_alive(pid, ticks):
+            self._settle(process)
+        self._ended.pop(process, None)
+
+    def _settle(self, process: ProcessId) -> ExitStatus:
+        """Read the clock of an ended process, reap it, remember both."""
+        if (known := self._ended.get(process)) is not None:
+            return known
+        used_ns: int | None = None
+        try:
+            used_ns = cpu_ns(process.pid)
+        except ProcessLookupError:
+            used_ns = None
+        if start_ticks(process.pid) != process.start_ticks:
+            used_ns = None  # reaped, perhaps even replaced, while the clock was read
+        child = self._children.pop(process, None)
+        code = None if child is None else child.wait()
+        status = ExitStatus(exit_code=code, cpu_ns=used_ns)
+        if child is not None:
+            self._ended[process] = status
+        return status
+
+
+async def wait_end(pid: int, ticks: int) -> None:
+    """Wait until a process has ended: a zombie or gone. Does not reap it."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    try:
+        if not is_alive(pid, ticks):
+            return
+        loop.add_reader(pidfd, _resolve, ended)
+        try:
+            await ended
+        finally:
+            loop.remove_reader(pidfd)
+    finally:
+        os.close(pidfd)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,78 @@
+"""`python -m vm_agent reap`: end every VM of a data directory whose agent is gone for good.
+
+Ends VMMs and removes network namespaces; records stay, so an agent that is started there later
+finds its VMs stopped. Safe to repeat.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from runtime.errors import FatalError
+from vm_agent import network
+from vm_agent.data_dir import owned
+from vm_agent.drivers.abc import Vmm
+from vm_agent.kernel import LinuxProcesses
+from vm_agent.network import NetworkError
+from vm_agent.process import VmmProcesses, wait_end
+from vm_agent.store import Record, RecordStore
+
+_END_S = 5.0
+
+
+def reap(data_dir: Path) -> int:
+    """End and remove, and say what; the process's exit code."""
+    if not data_dir.is_dir():
+        print(f"nothing to reap: {data_dir} does not exist")  # noqa: T201 - a command's output
+        return 0
+    try:
+        with owned(data_dir) as folder:
+            lines = asyncio.run(_reap(folder))
+    except FatalError as error:
+        print(f"cannot reap: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    for line in lines or ["nothing left to reap"]:
+        print(line)  # noqa: T201
+    return 0
+
+
+async def _reap(folder: Path) -> list[str]:
+    records = await asyncio.to_thread(RecordStore(folder / "vms").load)
+    processes = LinuxProcesses(VmmProcesses())
+    lines = [
+        f"ended VMM {record.vmm.pid} of VM {record.vm_id}"
+        for record in records
+        if record.vmm is not None and await _end(processes, record.vmm)
+    ]
+    strays = await asyncio.to_thread(processes.end_strays, folder / "run", frozenset())
+    lines += [f"ended stray VMM {pid}" for pid in strays]
+    lines += await _remove_networks(records)
+    return lines
+
+
+async def _end(processes: LinuxProcesses, vmm: Vmm) -> bool:
+    if not processes.is_alive(vmm):
+        return False
+    processes.kill(vmm)
+    try:
+        async with asyncio.timeout(_END_S):
+            await wait_end(vmm.pid, vmm.start_ticks)
+    except TimeoutError as error:
+        raise FatalError(f"VMM {vmm.pid} does not die of SIGKILL") from error
+    return True
+
+
+async def _remove_networks(records: list[Record]) -> list[str]:
+    """Remove the namespaces of these VMs; those of other agents on the host stay."""
+    ours = {record.vm_id for record in records}
+    lines = []
+    for nic in await asyncio.to_thread(network.list_owned):
+        if network.owner_of(nic)[0] in ours:
+            try:
+                await network.destroy(nic)
+            except NetworkError as error:
+                raise FatalError(str(error)) from error
+            lines.append(f"removed network namespace {nic.netns}")
+    return lines

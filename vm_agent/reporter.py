@@ -1,0 +1,127 @@
+"""What the agent tells the world about a VM: statuses, events and results, in their order.
+
+Reports of one VM are written one after the other, each until NATS has it; those of different
+VMs do not wait for each other, and whoever reports does not wait unless it wants to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol
+from uuid import UUID
+
+from runtime.buckets import Bucket
+from runtime.bus import Bus
+from runtime.publisher import Publisher
+from runtime.retry import forever
+from schemas.codec import encode
+from schemas.events import VmEvent, VmPaused, VmResumed, VmStarted, VmStopped, event_type
+from schemas.hosts import Operation, decode_operation
+from schemas.subjects import OPERATIONS, VM_STATUS, vm_event, vm_key
+from schemas.vms import VmStatus, decode_vm_status
+
+Report = VmStatus | VmEvent | Operation
+Spawn = Callable[[Coroutine[Any, Any, None], str], object]
+"""Runs a coroutine as a named task of the agent's task group."""
+
+
+def event_msg_id(event: VmEvent) -> str:
+    """The `Nats-Msg-Id` of an event: the same fact has the same id, however often it is sent.
+
+    A VM is created and deleted once, an incarnation starts and stops once; what can happen
+    again within an incarnation is told apart by its command.
+    """
+    match event:
+        case VmStarted() | VmStopped():
+            which = str(event.incarnation)
+        case VmPaused() | VmResumed():
+            which = str(event.command_id or event.event_id)
+        case _:
+            which = ""
+    return f"{event.vm_id}:{event_type(event)}:{which}"
+
+
+class Desk(Protocol):
+    """Where reports go. Every call raises TransientError while NATS is away."""
+
+    async def send(self, report: Report) -> None:
+        """Write one report."""
+
+    async def operation(self, command_id: UUID) -> Operation | None:
+        """What stands about a command."""
+
+
+class NatsDesk:
+    """Reports to KV buckets and to the stream of events."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
+        self._operations = Bucket(bus, OPERATIONS, decode_operation)
+        self._publisher = Publisher(bus)
+
+    async def send(self, report: Report) -> None:
+        """Write one report. TransientError while NATS is away."""
+        match report:
+            case VmStatus():
+                await self._statuses.put(vm_key(report.customer_id, report.vm_id), report)
+            case Operation():
+                await self._operations.put(str(report.operation_id), report)
+            case _:
+                await self._publisher.publish(
+                    vm_event(report), encode(report), msg_id=event_msg_id(report)
+                )
+
+    async def operation(self, command_id: UUID) -> Operation | None:
+        """What stands about a command. TransientError while NATS is away."""
+        entry = await self._operations.get(str(command_id))
+        return entry.value if entry else None
+
+
+class Reporter:
+    """One ordered queue of reports per VM.
+
+    Args:
+        desk: Where reports go.
+        spawn: Starts the task that works off one VM's queue.
+        on_sent: Called with each event that has been stored.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        spawn: Spawn,
+        on_sent: Callable[[VmEvent], Coroutine[Any, Any, None]],
+    ) -> None:
+        self._desk = desk
+        self._spawn = spawn
+        self._on_sent = on_sent
+        self._queues: dict[UUID, deque[tuple[Report, asyncio.Event]]] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Reports that are not written yet."""
+        return sum(map(len, self._queues.values()))
+
+    def report(self, report: Report) -> asyncio.Event:
+        """Queue a report; the event is set once it and all before it are written."""
+        written = asyncio.Event()
+        queue = self._queues.get(report.vm_id)
+        if queue is None:
+            queue = self._queues[report.vm_id] = deque()
+            self._spawn(self._work_off(report.vm_id, queue), f"report-{report.vm_id}")
+        queue.append((report, written))
+        return written
+
+    async def _work_off(self, vm_id: UUID, queue: deque[tuple[Report, asyncio.Event]]) -> None:
+        while queue:
+            report, written = queue[0]
+            async for attempt in forever("report", max_wait_s=1.0):
+                with attempt:
+                    await self._desk.send(report)
+            if not isinstance(report, (VmStatus, Operation)):
+                await self._on_sent(report)
+            queue.popleft()
+            written.set()
+        del self._queues[vm_id]

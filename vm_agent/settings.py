@@ -1,0 +1,69 @@
+"""What an operator can say to an agent: `DECISEC_AGENT_*` variables or the table `[agent]`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from runtime.settings import CommonSettings
+from schemas.hosts import Resources
+from schemas.ids import HostId, ImageName, PoolId, RegionId
+from schemas.units import MIB
+
+_Amount = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+
+
+class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the agent. An amount of 0 means: find out from the machine.
+
+    Attributes:
+        host_id: This host's name in subjects; stays the same over restarts.
+        data_dir: Durable state, disks, run directories and the frame spool.
+        image_dir: Image store; empty for `<data_dir>/images`.
+        driver: `auto` takes the best one that boots the probe image.
+        firecracker: Path of the binary; empty for the one on PATH.
+        probe_image: Image that the driver probe boots.
+        vcpus: Virtual CPUs to give out, overcommit included.
+        cpu_overcommit: Virtual CPUs per CPU, where `vcpus` is 0.
+        memory_mib: Guest memory to give out; 0 leaves an eighth of the machine's to the host.
+        disk_mib: Space for VM disks; 0 takes what is free at the start.
+        slots: VMs.
+        draining: Refuse new VMs; those that are here stay.
+        spool_max_mib: Disk space for frames that NATS has not taken yet.
+    """
+
+    host_id: HostId
+    pool: PoolId = "default"
+    region: RegionId = "local"
+    data_dir: Annotated[str, msgspec.Meta(min_length=1)] = "/var/lib/decisec/agent"
+    image_dir: str = ""
+    driver: Literal["auto", "firecracker", "qemu", "simulator"] = "auto"
+    firecracker: str = ""
+    probe_image: ImageName = "tiny"
+    vcpus: _Amount = 0
+    cpu_overcommit: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    memory_mib: _Amount = 0
+    disk_mib: _Amount = 0
+    slots: Annotated[int, msgspec.Meta(ge=1, le=6000)] = 1000
+    draining: bool = False
+    spool_max_mib: Annotated[int, msgspec.Meta(ge=1, le=1_048_576)] = 1024
+
+    @property
+    def images(self) -> Path:
+        """The image store's directory."""
+        return Path(self.image_dir) if self.image_dir else Path(self.data_dir) / "images"
+
+    def capacity(self) -> Resources:
+        """What this host gives out, with the machine's own amounts where none are set."""
+        page_bytes = os.sysconf("SC_PAGE_SIZE")
+        total_mib = os.sysconf("SC_PHYS_PAGES") * page_bytes // MIB
+        return Resources(
+            vcpus=self.vcpus or (os.cpu_count() or 1) * self.cpu_overcommit,
+            memory_mib=self.memory_mib or total_mib * 7 // 8,
+            disk_mib=self.disk_mib or shutil.disk_usage(self.data_dir).free // MIB,
+            slots=self.slots,
+        )

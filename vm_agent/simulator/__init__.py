@@ -1,0 +1,11 @@
+"""A stand-in for Firecracker that needs no KVM: one process per VM, with made-up counters.
+
+It speaks the part of Firecracker's API that the driver uses, with the vendor's status codes and
+words, and writes the same metrics file. Its counters are a pure function of the machine's
+configuration and of how long it has run, so they can be checked. It imports the standard library
+only, and sleeps while nobody asks.
+"""
+
+from vm_agent.simulator.machine import VERSION
+
+__all__ = ["VERSION"]

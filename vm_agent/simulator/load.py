@@ -1,0 +1,79 @@
+"""What a pretended guest uses: a pure function of who it is and how long it has run."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import NamedTuple
+
+SLOTS = 16
+"""The load has this many levels, of one second each, and then repeats."""
+
+_SLOT_MS = 1000
+_MAX_BUSY_PERMILLE = 800
+_MAX_DISK_BYTES_PER_MS = 4096
+_MAX_NET_BYTES_PER_MS = 1024
+
+
+class Usage(NamedTuple):
+    """Cumulative since the guest started."""
+
+    cpu_ns: int = 0
+    disk_read_bytes: int = 0
+    disk_write_bytes: int = 0
+    net_rx_bytes: int = 0
+    net_tx_bytes: int = 0
+
+    def minus(self, other: Usage) -> Usage:
+        """What was used since `other`."""
+        return Usage(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
+
+
+class Load:
+    """The load of one machine.
+
+    Args:
+        identity: The VM's id: other VMs behave differently, the same one always alike.
+        vcpus: CPU time grows with it and never passes `vcpus` seconds per second.
+        disk: Whether there is a disk to read and write.
+        nic: Whether there is a network interface.
+    """
+
+    def __init__(self, identity: str, *, vcpus: int, disk: bool, nic: bool) -> None:
+        numbers = _numbers(identity)
+        busy = [
+            vcpus * 1000 * (50 + next(numbers) % (_MAX_BUSY_PERMILLE - 50)) for _ in range(SLOTS)
+        ]
+        read, write = ([next(numbers) % _MAX_DISK_BYTES_PER_MS for _ in range(SLOTS)] for _ in "rw")
+        received, sent = (
+            [next(numbers) % _MAX_NET_BYTES_PER_MS for _ in range(SLOTS)] for _ in "rt"
+        )
+        none = [0] * SLOTS
+        self._rates = [
+            busy,
+            read if disk else none,
+            write if disk else none,
+            received if nic else none,
+            sent if nic else none,
+        ]
+        self._sums = [[0, *accumulate(rate * _SLOT_MS for rate in rates)] for rates in self._rates]
+
+    def at(self, uptime_ms: int) -> Usage:
+        """Everything used in the first `uptime_ms` milliseconds; never decreasing in it."""
+        slots, rest_ms = divmod(uptime_ms, _SLOT_MS)
+        rounds, slot = divmod(slots, SLOTS)
+        return Usage(
+            *(
+                rounds * sums[SLOTS] + sums[slot] + rates[slot] * rest_ms
+                for rates, sums in zip(self._rates, self._sums, strict=True)
+            )
+        )
+
+
+def _numbers(identity: str) -> Iterator[int]:
+    """Well mixed numbers that follow from a text (Knuth's MMIX generator, upper bits)."""
+    state = zlib.crc32(identity.encode())
+    while True:
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        yield state >> 33

@@ -1,0 +1,137 @@
+"""The API socket of a pretended machine: one thread, no work while nobody asks."""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+from dataclasses import dataclass, field
+
+from vm_agent.simulator.machine import Machine, Reply
+
+MAX_CONNECTIONS = 10
+"""Firecracker's own limit."""
+
+_MAX_HEAD_BYTES = 16 * 1024
+_MAX_BODY_BYTES = 51_200
+
+
+class _BadRequestError(Exception):
+    """No HTTP request of the kind that Firecracker takes."""
+
+
+@dataclass(slots=True)
+class _Connection:
+    peer: socket.socket
+    buffer: bytearray = field(default_factory=bytearray)
+
+
+class Server:
+    """Serves one machine until its guest resets.
+
+    Args:
+        listener: A listening Unix socket; the server closes it.
+        machine: Who answers.
+    """
+
+    def __init__(self, listener: socket.socket, machine: Machine) -> None:
+        self._listener = listener
+        self._machine = machine
+        self._selector = selectors.DefaultSelector()
+        self._connections: set[int] = set()
+
+    def serve(self) -> None:
+        """Answer requests until the machine wants to exit."""
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        try:
+            while not self._machine.exit_requested:
+                for key, _ in self._selector.select():
+                    if isinstance(key.data, _Connection):
+                        self._receive(key.data)
+                    else:
+                        self._accept()
+        finally:
+            for key in list(self._selector.get_map().values()):
+                if isinstance(key.fileobj, socket.socket):
+                    key.fileobj.close()
+            self._selector.close()
+
+    def _accept(self) -> None:
+        try:
+            peer, _ = self._listener.accept()
+        except OSError:
+            return  # the peer has gone again
+        if len(self._connections) >= MAX_CONNECTIONS:
+            peer.close()
+            return
+        peer.settimeout(1.0)
+        self._connections.add(peer.fileno())
+        self._selector.register(peer, selectors.EVENT_READ, _Connection(peer))
+
+    def _close(self, connection: _Connection) -> None:
+        self._selector.unregister(connection.peer)
+        self._connections.discard(connection.peer.fileno())
+        connection.peer.close()
+
+    def _receive(self, connection: _Connection) -> None:
+        try:
+            data = connection.peer.recv(65_536)
+            if not data:
+                self._close(connection)
+                return
+            connection.buffer += data
+            while (request := _take_request(connection.buffer)) is not None:
+                connection.peer.sendall(_render(self._machine.handle(*request)))
+        except _BadRequestError as error:
+            self._refuse(connection, str(error))
+        except OSError:
+            self._close(connection)
+
+    def _refuse(self, connection: _Connection, message: str) -> None:
+        try:
+            connection.peer.sendall(_render(Reply(400, {"fault_message": message})))
+        except OSError:
+            pass  # whoever sent garbage need not hear of it
+        finally:
+            self._close(connection)
+
+
+def _take_request(buffer: bytearray) -> tuple[str, str, bytes] | None:
+    """Take one complete request off the front; None while it is incomplete."""
+    end = buffer.find(b"\r\n\r\n")
+    if end < 0:
+        if len(buffer) > _MAX_HEAD_BYTES:
+            raise _BadRequestError("The request's head is too long.")
+        return None
+    first, *lines = bytes(buffer[:end]).split(b"\r\n")
+    words = first.split(b" ")
+    if len(words) != 3 or words[2] not in {b"HTTP/1.1", b"HTTP/1.0"}:
+        raise _BadRequestError("Invalid HTTP Request Line.")
+    length = 0
+    for line in lines:
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-length":
+            digits = value.strip()
+            if not digits.isdigit() or len(digits) > 9:
+                raise _BadRequestError("Invalid Content-Length.")
+            length = int(digits)
+    if length > _MAX_BODY_BYTES:
+        raise _BadRequestError(
+            f"Request payload with size {length} is larger than the limit of {_MAX_BODY_BYTES} "
+            "allowed by server."
+        )
+    if len(buffer) < end + 4 + length:
+        return None
+    body = bytes(buffer[end + 4 : end + 4 + length])
+    del buffer[: end + 4 + length]
+    return words[0].decode("latin-1"), words[1].decode("latin-1"), body
+
+
+def _render(reply: Reply) -> bytes:
+    head = f"HTTP/1.1 {reply.status} \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
+    if reply.body is None:
+        return f"{head}\r\n".encode()
+    body = json.dumps(reply.body, separators=(",", ":")).encode()
+    head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body

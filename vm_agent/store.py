@@ -1,0 +1,175 @@
+"""What the agent knows of its VMs, on disk: one JSON file per VM.
+
+A file per VM rather than a database: records change a few times in a VM's life, writes of one
+VM never wait for those of another, and any record can be read with `cat`. A write goes to a
+temporary file, is synced and renamed, so a reader finds the old record or the new one, and a
+crash at any instant loses nothing that was acknowledged.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+from uuid import UUID
+
+import msgspec
+
+from runtime.errors import FatalError
+from schemas.codec import decoder, encode
+from schemas.errors import ErrorInfo, MalformedMessageError
+from schemas.events import VmEvent
+from schemas.ids import CommandId, CustomerId, VmId
+from schemas.vms import Counters, ExitReason, Timestamp, VmSpec, VmState
+from vm_agent.drivers.abc import Nic, Vmm
+
+DONE_KEPT = 16
+"""Results kept per VM: more than one VM's commands that can be waiting for an ack."""
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True):
+    """When an incarnation's VMM started.
+
+    Attributes:
+        boottime_ns: CLOCK_BOOTTIME: goes on over agent restarts and host suspends.
+        boot_id: The host's boot; in another one the VMM cannot live any more.
+        at: Wall clock, for people.
+    """
+
+    boottime_ns: int
+    boot_id: str
+    at: Timestamp
+
+
+class Current(msgspec.Struct, frozen=True, kw_only=True):
+    """The command that is being executed; found after a crash, it is half done.
+
+    Attributes:
+        incarnation: The VM's when the command began.
+    """
+
+    command_id: CommandId
+    verb: str
+    incarnation: int
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of a command."""
+
+    command_id: CommandId
+    verb: str
+    state: VmState | None = None
+    error: ErrorInfo | None = None
+    finished_at: Timestamp
+
+
+class Settlement(msgspec.Struct, frozen=True, kw_only=True):
+    """An ended incarnation whose final sample NATS has not acknowledged yet."""
+
+    incarnation: int
+    counters: Counters
+    simulated: bool = False
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that has to outlive the agent about one VM.
+
+    Attributes:
+        vmm: The running VMM's handle; None when there is none.
+        nic: The running incarnation's interface; removed idempotently if found without VMM.
+        current: The command being executed.
+        done: Results of the last commands, newest last.
+        outbox: Events that are not published yet, oldest first.
+        unsettled: Final samples that are not acknowledged yet.
+        answered: The command that deleted the VM is acknowledged, so it will not come again.
+    """
+
+    vm_id: VmId
+    customer_id: CustomerId
+    spec: VmSpec
+    state: VmState
+    created_at: Timestamp
+    incarnation: Annotated[int, msgspec.Meta(ge=0)] = 0
+    driver: str = ""
+    simulated: bool = False
+    vmm: Vmm | None = None
+    nic: Nic | None = None
+    start: Start | None = None
+    final_counters: Counters | None = None
+    exit_reason: ExitReason | None = None
+    last_error: ErrorInfo | None = None
+    current: Current | None = None
+    done: tuple[Done, ...] = ()
+    outbox: tuple[VmEvent, ...] = ()
+    unsettled: tuple[Settlement, ...] = ()
+    answered: bool = False
+
+    @property
+    def spent(self) -> bool:
+        """Whether nothing of a deleted VM is left to tell anybody."""
+        told = self.answered and not self.outbox and not self.unsettled
+        return self.state is VmState.DELETED and told
+
+    def result_of(self, command_id: UUID) -> Done | None:
+        """The result of a command, if it is among the last ones."""
+        return next((done for done in self.done if done.command_id == command_id), None)
+
+
+decode_record: Callable[[bytes], Record] = decoder(Record)
+
+
+class RecordStore:
+    """The records of all VMs below one directory.
+
+    Every call does blocking I/O of a few milliseconds: call it in a thread.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def load(self) -> list[Record]:
+        """All records.
+
+        Raises:
+            FatalError: A record is damaged; going on would lose sight of a VM.
+        """
+        records = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                records.append(decode_record(path.read_bytes()))
+            except MalformedMessageError as error:
+                raise FatalError(f"{path}: {error}; repair it or move it away") from error
+        return records
+
+    def clear_leftovers(self) -> None:
+        """Remove what a crash has left half written. Only for the directory's one writer."""
+        for leftover in self._folder.glob("*.tmp"):
+            leftover.unlink()
+
+    def put(self, record: Record) -> None:
+        """Write a record; it is durable when this returns."""
+        path = self._path(record.vm_id)
+        temporary = path.with_suffix(".tmp")
+        with temporary.open("wb") as file:
+            file.write(encode(record))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(path)
+        self._sync_folder()
+
+    def delete(self, vm_id: UUID) -> None:
+        """Remove a record; nothing happens if there is none."""
+        self._path(vm_id).unlink(missing_ok=True)
+        self._sync_folder()
+
+    def _path(self, vm_id: UUID) -> Path:
+        return self._folder / f"{vm_id}.json"
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

@@ -1,0 +1,71 @@
+"""Names of the agent's metrics, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from opentelemetry.metrics import CallbackOptions, Observation
+
+from runtime.telemetry import meter
+
+
+class Telemetry:
+    """The agent's instruments."""
+
+    def __init__(self) -> None:
+        instruments = meter()
+        self.ticks = instruments.create_counter("decisec_agent_ticks", description="Ticks sampled")
+        self.tick_lateness = instruments.create_histogram(
+            "decisec_agent_tick_lateness",
+            unit="s",
+            description="Begin of a tick after its due time",
+        )
+        self.tick_duration = instruments.create_histogram(
+            "decisec_agent_tick_duration", unit="s", description="Reading and framing one tick"
+        )
+        self.ticks_missed = instruments.create_counter(
+            "decisec_agent_ticks_missed", description="Ticks that fell out, counted in a frame"
+        )
+        self.counters_held = instruments.create_counter(
+            "decisec_agent_counters_held",
+            description="Readings below an earlier one, held at the earlier one",
+        )
+        self.refreshes_failed = instruments.create_counter(
+            "decisec_agent_refreshes_failed", description="VMMs that did not tell their counters"
+        )
+        self.frames_published = instruments.create_counter(
+            "decisec_agent_frames_published", description="Frames that NATS has acknowledged"
+        )
+        self.frames_spooled = instruments.create_counter(
+            "decisec_agent_frames_spooled", description="Frames written to disk to be sent later"
+        )
+        self.frames_dropped = instruments.create_counter(
+            "decisec_agent_frames_dropped", description="Frames given up, oldest first"
+        )
+        self.commands = instruments.create_counter(
+            "decisec_agent_commands", description="Commands by verb and outcome"
+        )
+        self.commands_malformed = instruments.create_counter(
+            "decisec_agent_commands_malformed", description="Messages that are no valid command"
+        )
+        self.heartbeats_failed = instruments.create_counter(
+            "decisec_agent_heartbeats_failed", description="Heartbeats that could not be written"
+        )
+
+    def watch_vms(self, by_state: Callable[[], Mapping[str, int]]) -> None:
+        """Show the number of VMs per state."""
+
+        def observe(_options: CallbackOptions) -> Iterable[Observation]:
+            return [Observation(n, {"state": state}) for state, n in by_state().items()]
+
+        meter().create_observable_gauge(
+            "decisec_agent_vms", callbacks=[observe], description="VMs by state"
+        )
+
+    def watch_backlog(self, frames: Callable[[], int]) -> None:
+        """Show the number of frames that NATS has not acknowledged yet."""
+        meter().create_observable_gauge(
+            "decisec_agent_frames_waiting",
+            callbacks=[lambda _options: [Observation(frames())]],
+            description="Frames not acknowledged yet, in memory and on disk",
+        )
