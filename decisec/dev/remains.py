@@ -15,7 +15,7 @@ from decisec.dev.supervisor import Report, Supervisor
 _END_WITHIN_S = 5.0
 
 
-async def reap(state: StateDir, supervisor: Supervisor, programs: Programs, report: Report) -> None:
+async def reap(state: StateDir, supervisor: Supervisor, programs: Programs) -> None:
     """End all VMMs and remove all networks that the agent's records name.
 
     Raises:
