@@ -31,7 +31,6 @@ def owned(data_dir: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FatalError(f"{data_dir}: another agent works here") from error
-        # Links are kept: a short one may be what makes socket paths fit (unix(7): 107 bytes).
-        yield data_dir.absolute()
+        yield data_dir.resolve()
     finally:
         os.close(lock)

@@ -18,6 +18,10 @@ from vm_agent.network import NetworkError, TapCounters
 from vm_agent.process import ExitStatus, VmmProcesses, cpu_ns, is_alive, start_ticks
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_BINDS_SOCKET = re.compile(
+    rf"\0--api-sock\0{re.escape(API_SOCKET)}\0|,path={re.escape(QMP_SOCKET)},server=on".encode()
+)
+"""What the drivers tell a VMM to listen on, in its command line (proc(5): NUL separated)."""
 
 
 class KernelSources:
@@ -114,7 +118,7 @@ class LinuxProcesses:
 
         An agent that is killed between spawning a VMM and recording it leaves such a one.
         """
-        strays = [pid for pid in _naming(run_root) if pid not in known]
+        strays = [pid for pid in _working_below(run_root) if pid not in known]
         for pid in strays:
             ticks = start_ticks(pid)
             if ticks is not None:
@@ -145,22 +149,23 @@ class LinuxNetworks:
         await network.destroy(nic)
 
 
-def _naming(root: Path) -> Iterator[int]:
-    """Processes whose command line names a VMM's socket below `root`.
+def _working_below(root: Path) -> Iterator[int]:
+    """Processes that work in a run directory below `root` and bind a VMM's socket there.
 
     The socket, so that somebody who reads a console file there is left in peace.
     """
-    sockets = "|".join(map(re.escape, (API_SOCKET, QMP_SOCKET)))
-    pattern = re.compile(
-        re.escape(os.fsencode(root))
-        + rf"/(?:[0-9a-f]{{32}}-[0-9]+|probe-[^/]+)/(?:{sockets})".encode()
+    place = re.compile(
+        re.escape(os.fsencode(root.resolve())) + rb"/(?:[0-9a-f]{32}-[0-9]+|probe-[^/]+)"
+        # What the kernel adds when the directory is gone.
+        rb"(?: \(deleted\))?"
     )
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
+            where = os.fsencode((folder / "cwd").readlink())
             line = (folder / "cmdline").read_bytes()
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        if pattern.search(line):
+        if place.fullmatch(where) and _BINDS_SOCKET.search(line):
             yield int(folder.name)

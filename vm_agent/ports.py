@@ -73,7 +73,7 @@ class Processes(Protocol):
         """The kernel's counters of a VMM."""
 
     def end_strays(self, run_root: Path, known: frozenset[int]) -> list[int]:
-        """End processes that name a path below `run_root` and are not `known`; their pids."""
+        """End VMMs that work below `run_root` and are not `known`; their pids."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class Host:
 
     @property
     def run_root(self) -> Path:
-        """Run directories of all incarnations. Short, because sockets live in them."""
+        """Run directories of all incarnations."""
         return self.data_dir / "run"
 
     def run_dir(self, vm_id: UUID, incarnation: int) -> Path:

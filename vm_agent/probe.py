@@ -54,8 +54,8 @@ def candidates(
     binary = firecracker or on_path["firecracker"]
     qemu = on_path["qemu-system-x86_64"]
     every: list[Driver] = [
-        FirecrackerDriver(Path(binary) if binary else None, processes),
-        QemuDriver(Path(qemu) if qemu else None, processes),
+        FirecrackerDriver(Path(binary).absolute() if binary else None, processes),
+        QemuDriver(Path(qemu).absolute() if qemu else None, processes),
         SimulatorDriver(processes),
     ]
     return [driver for driver in every if name in {"auto", driver.name}]

@@ -119,6 +119,7 @@ class VmmProcesses:
         self,
         argv: Sequence[str],
         *,
+        cwd: Path,
         console: Path,
         netns: str | None = None,
         env: Mapping[str, str] | None = None,
@@ -126,7 +127,8 @@ class VmmProcesses:
         """Start a process that survives this one.
 
         Args:
-            argv: The command; its first word is a path or found on PATH.
+            argv: The command; its first word is an absolute path or found on PATH.
+            cwd: Its working directory.
             console: Where stdout and stderr are appended to. See `trim_console`.
             netns: Name of the network namespace to run in. `nsenter` replaces itself by the
                 command, so the pid stays.
@@ -141,6 +143,7 @@ class VmmProcesses:
         with console.open("ab") as output:
             child = subprocess.Popen(
                 command,
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -56,15 +56,10 @@ class Ports:
 
 
 class Programs:
-    """Specs of the children of a stack on one state directory.
+    """Specs of the children of a stack on one state directory."""
 
-    Args:
-        agent_dir: By which path the agent gets its data directory.
-    """
-
-    def __init__(self, state: StateDir, agent_dir: Path, ports: Ports) -> None:
+    def __init__(self, state: StateDir, ports: Ports) -> None:
         self._state = state
-        self._agent_dir = agent_dir
         self._ports = ports
 
     def nats_server(self) -> ChildSpec:
@@ -108,7 +103,7 @@ class Programs:
             "vm_agent",
             self._ports.agent,
             AGENT_HOST_ID=HOST_ID,
-            AGENT_DATA_DIR=str(self._agent_dir),
+            AGENT_DATA_DIR=str(self._state.agent),
             AGENT_DRIVER=driver,
             **binary,
         )
@@ -128,7 +123,7 @@ class Programs:
 
     def reap(self) -> ChildSpec:
         """Ends all VMs of an agent that is gone."""
-        return self.tool("reap", "vm_agent", "reap", "--data-dir", str(self._agent_dir))
+        return self.tool("reap", "vm_agent", "reap", "--data-dir", str(self._state.agent))
 
     def tool(self, name: str, module: str, *arguments: str) -> ChildSpec:
         """A program of ours that runs to its end."""

@@ -10,7 +10,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from decisec.dev.alias import short_path
 from decisec.dev.endpoint import Endpoint, write_endpoint
 from decisec.dev.errors import StackError
 from decisec.dev.guest import prepare_guest
@@ -94,7 +93,7 @@ async def running_stack(
     async with AsyncExitStack() as exits:
         exits.enter_context(state.held())
         ports = Ports.choose(nats=options.nats_port, api=options.api_port)
-        programs = Programs(state, exits.enter_context(short_path(state.agent)), ports)
+        programs = Programs(state, ports)
         supervisor = Supervisor(report, hurry)
         exits.push_async_callback(prove_nothing_left, state, report)
         await end_remains(state, supervisor, programs, report)

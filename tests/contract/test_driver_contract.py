@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from schemas.vms import ExitReason
-from tests.support.hypervisors import DRIVERS, Lab, Rig, open_lab, processes_with, rig
+from tests.support.hypervisors import DRIVERS, Lab, Rig, open_lab, processes_in, rig
 from vm_agent.drivers.abc import Ability, DeviceCounters, DriverError, VmmState
+from vm_agent.drivers.paths import short_address
+from vm_agent.kernel import LinuxProcesses
 from vm_agent.process import cpu_ns, is_alive, trim_console
 
 pytestmark = pytest.mark.hypervisor
@@ -35,7 +38,7 @@ async def bench(request: pytest.FixtureRequest, lab: Lab) -> AsyncIterator[Rig]:
     """A driver of each kind; checks afterwards that no process is left."""
     async with rig(lab, request.param) as made:
         yield made
-    assert not processes_with(str(made.directory))
+    assert not processes_in(made.directory)
 
 
 async def test_a_machine_goes_through_its_life(bench: Rig) -> None:
@@ -224,7 +227,8 @@ async def test_garbage_on_the_socket_does_not_end_the_vmm(bench: Rig, garbage: b
     (name,) = (name for name in files_in(vmm.run_dir) if name.endswith(".sock"))
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(1)
-        peer.connect(f"{vmm.run_dir}/{name}")
+        with short_address(Path(vmm.run_dir) / name) as address:
+            peer.connect(address)
         peer.sendall(garbage)
     assert await bench.driver.inspect(vmm) is VmmState.RUNNING
     await bench.driver.kill(vmm)
@@ -235,7 +239,7 @@ async def test_a_create_that_fails_leaves_nothing(bench: Rig) -> None:
     plan = replace(bench.plan(), kernel=bench.directory / "missing")
     with pytest.raises(DriverError, match=r"missing|No such file|kernel"):
         await bench.create(plan)
-    assert not processes_with(str(plan.run_dir))
+    assert not processes_in(plan.run_dir)
     assert files_in(plan.run_dir) == []
 
 
@@ -247,18 +251,31 @@ async def test_a_create_that_is_cancelled_leaves_nothing(bench: Rig) -> None:
             async with asyncio.timeout(after_s):
                 vmm = await bench.create(plan)
         except TimeoutError:
-            assert not processes_with(str(plan.run_dir))
+            assert not processes_in(plan.run_dir)
             assert files_in(plan.run_dir) == []
         else:
             await bench.driver.kill(vmm)
 
 
-async def test_a_run_directory_with_too_long_a_name_is_refused(bench: Rig) -> None:
-    """The error says what to change."""
-    run_dir = bench.directory / ("d" * 100)
-    run_dir.mkdir()
-    with pytest.raises(DriverError, match="shorter data directory"):
-        await bench.create(replace(bench.plan(), run_dir=run_dir))
+async def test_a_vmm_that_no_record_knows_is_found_and_ended(bench: Rig) -> None:
+    """Known ones, and people who look around in a run directory, are left in peace."""
+    kept, stray = await bench.booted(), await bench.booted()
+    host = LinuxProcesses(bench.processes)
+    visitor = bench.processes.spawn(
+        ["sleep", "60"], cwd=Path(stray.run_dir), console=bench.directory / "visitor"
+    )
+    try:
+        assert host.end_strays(bench.run_root, frozenset({kept.pid})) == [stray.pid]
+        await bench.exits(stray)
+        assert await bench.driver.inspect(kept) is VmmState.RUNNING
+        assert is_alive(visitor.pid, visitor.start_ticks)
+        # A VMM whose directory has been removed is a stray all the same.
+        shutil.rmtree(kept.run_dir)
+        assert host.end_strays(bench.run_root, frozenset()) == [kept.pid]
+        await bench.exits(kept)
+    finally:
+        bench.processes.kill(visitor.pid, visitor.start_ticks)
+        await bench.processes.wait_exit(visitor.pid, visitor.start_ticks)
 
 
 async def test_machines_do_not_disturb_each_other(bench: Rig) -> None:

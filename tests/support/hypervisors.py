@@ -115,13 +115,16 @@ class Rig:
     """One driver with its processes, and every VMM and interface made through it.
 
     Attributes:
-        directory: Short, because it holds sockets.
+        run_root: Where run directories are, as an agent has them. Its path is too long for a
+            Unix socket's address: no driver may mind.
     """
 
     def __init__(self, lab: Lab, name: str, directory: Path) -> None:
         self.lab = lab
         self.name = name
         self.directory = directory
+        self.run_root = directory / ("long" * 30) / "run"
+        self.run_root.mkdir(parents=True)
         self.processes = VmmProcesses()
         self.driver = lab.driver(name, self.processes)
         self._vmms: list[Vmm] = []
@@ -130,7 +133,7 @@ class Rig:
     def plan(self, *, nic: Nic | None = None, disk: bool = True, **args: int) -> MachinePlan:
         """A plan for a new VM with its own run directory; `args` are the guest's."""
         vm_id = new_id()
-        run_dir = self.directory / vm_id.hex[-8:]
+        run_dir = self.run_root / f"{vm_id.hex}-1"
         run_dir.mkdir()
         path = None
         if disk:
@@ -211,7 +214,7 @@ def _contains(console: Path, word: str) -> bool:
 async def rig(lab: Lab, name: str) -> AsyncIterator[Rig]:
     """A rig for one test; skips it, with the reason, where the hypervisor does not work."""
     lab.require(name)
-    with tempfile.TemporaryDirectory(prefix="dsr-") as directory:
+    with tempfile.TemporaryDirectory(prefix="decisec-rig-") as directory:
         made = Rig(lab, name, Path(directory))
         try:
             yield made
@@ -219,12 +222,12 @@ async def rig(lab: Lab, name: str) -> AsyncIterator[Rig]:
             await made.close()
 
 
-def processes_with(word: str) -> list[int]:
-    """Pids of all processes that have a word in their command line."""
+def processes_in(directory: Path) -> list[int]:
+    """Pids of all processes that work below a directory."""
     found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for path in Path("/proc").glob("[0-9]*/cwd"):
         try:
-            if word.encode() in path.read_bytes():
+            if path.readlink().is_relative_to(directory.resolve()):
                 found.append(int(path.parent.name))
         except OSError:
             continue  # it has ended meanwhile
@@ -237,6 +240,6 @@ __all__ = [
     "Lab",
     "Rig",
     "open_lab",
-    "processes_with",
+    "processes_in",
     "rig",
 ]

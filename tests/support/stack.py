@@ -102,9 +102,7 @@ class KillableStack:
         for name in STOP_ORDER[:2]:
             if name in self._children:
                 await self.stop(name)
-        reaper = Child(
-            self.programs.tool("reap", "vm_agent", "reap", "--data-dir", str(self.state.agent))
-        )
+        reaper = Child(self.programs.reap())
         await reaper.exited()
         for name in STOP_ORDER[2:]:
             if name in self._children:

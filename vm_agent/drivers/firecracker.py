@@ -36,7 +36,7 @@ from vm_agent.drivers.passing import (
     mark_killed,
     was_killed,
 )
-from vm_agent.drivers.paths import API_SOCKET, CONSOLE, console_tail, socket_path
+from vm_agent.drivers.paths import API_SOCKET, CONSOLE, console_tail
 from vm_agent.drivers.unix_http import ProtocolError, UnixHttpConnection
 from vm_agent.process import ProcessId, VmmProcesses
 
@@ -115,12 +115,13 @@ class FirecrackerDriver(Driver):
 
     async def create(self, plan: MachinePlan) -> Vmm:
         """Spawn Firecracker and configure the machine. See `Driver`."""
-        argv = self._argv(plan, socket_path(plan.run_dir, API_SOCKET))
+        argv = self._argv(plan)
         _remove(plan.run_dir)
         metrics_path(plan.run_dir).touch(mode=0o600)
         try:
             process = self._processes.spawn(
                 argv,
+                cwd=plan.run_dir,
                 console=plan.run_dir / CONSOLE,
                 netns=plan.nic.netns if plan.nic else None,
                 env=self._environment(),
@@ -262,10 +263,10 @@ class FirecrackerDriver(Driver):
         first = done.stdout.partition("\n")[0]
         return first.removeprefix("Firecracker v").strip()
 
-    def _argv(self, plan: MachinePlan, socket: Path) -> Sequence[str]:
+    def _argv(self, plan: MachinePlan) -> Sequence[str]:
         return [
             str(self._require_binary()),
-            *("--api-sock", str(socket)),
+            *("--api-sock", API_SOCKET),
             *("--id", str(plan.vm_id)),
             *("--level", "Error"),
         ]

@@ -1,32 +1,36 @@
-"""Where a driver keeps things below an incarnation's run directory."""
+"""Where a driver keeps things below an incarnation's run directory, and how sockets are reached.
+
+A Unix socket's address holds 107 bytes (unix(7)), a run directory's path may be longer. So every
+VMM works in its run directory and binds a bare name there, and the agent connects through a
+descriptor of the directory.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-from vm_agent.drivers.abc import DriverError
 
 API_SOCKET = "api.sock"
 QMP_SOCKET = "qmp.sock"
 CONSOLE = "console.log"
 
 _TAIL_BYTES = 2048
-_MAX_SOCKET_PATH_BYTES = 107
 
 
-def socket_path(run_dir: Path, name: str) -> Path:
-    """The path of a socket that a VMM is to bind.
+@contextmanager
+def short_address(socket: Path) -> Iterator[str]:
+    """An address to connect to a socket by, however long its path; good inside the block.
 
     Raises:
-        DriverError: It is too long for the kernel (unix(7): 108 bytes with the final NUL).
+        OSError: Its directory is not there.
     """
-    path = run_dir / name
-    if len(bytes(path)) > _MAX_SOCKET_PATH_BYTES:
-        raise DriverError(
-            f"the run directory's path is too long for a socket ({len(bytes(path))} bytes, at most "
-            f"{_MAX_SOCKET_PATH_BYTES}): choose a shorter data directory than {run_dir}"
-        )
-    return path
+    directory = os.open(socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{socket.name}"
+    finally:
+        os.close(directory)
 
 
 def console_tail(run_dir: Path, name: str = CONSOLE) -> str:

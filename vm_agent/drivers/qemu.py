@@ -105,6 +105,7 @@ class QemuDriver(Driver):
         try:
             process = self._processes.spawn(
                 argv,
+                cwd=plan.run_dir,
                 console=plan.run_dir / _VMM_LOG,
                 netns=plan.nic.netns if plan.nic else None,
             )

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from vm_agent.drivers.abc import MachinePlan
-from vm_agent.drivers.paths import CONSOLE, QMP_SOCKET, socket_path
+from vm_agent.drivers.paths import CONSOLE, QMP_SOCKET
 
 _MACHINE = "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on"
 # The bit is taken away because some virtual hosts list it and then refuse its MSR.
@@ -15,12 +15,7 @@ _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=d
 
 
 def command(binary: Path, plan: MachinePlan) -> list[str]:
-    """The arguments for QEMU, its own path first.
-
-    Raises:
-        DriverError: The run directory's path is too long for a socket.
-    """
-    socket = socket_path(plan.run_dir, QMP_SOCKET)
+    """The arguments for QEMU in its run directory, its own path first."""
     argv = [
         str(binary),
         *("-name", str(plan.vm_id)),
@@ -39,7 +34,7 @@ def command(binary: Path, plan: MachinePlan) -> list[str]:
         # Append mode, so that the agent may cut the file.
         *("-chardev", f"file,id=console,path={_escape(plan.run_dir / CONSOLE)},append=on"),
         *("-serial", "chardev:console"),
-        *("-chardev", f"socket,id=qmp,path={_escape(socket)},server=on,wait=off"),
+        *("-chardev", f"socket,id=qmp,path={QMP_SOCKET},server=on,wait=off"),
         *("-mon", "chardev=qmp,mode=control"),
     ]
     if plan.initrd is not None:

@@ -16,6 +16,7 @@ import structlog
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
 from vm_agent.drivers.abc import DriverError
+from vm_agent.drivers.paths import short_address
 
 _log = structlog.get_logger(__name__)
 
@@ -77,7 +78,8 @@ class QmpSession:
                 if not self._path.is_socket():
                     raise FileNotFoundError(f"{self._path} is not there")
                 client = QMPClient(self._name)
-                await client.connect(str(self._path))
+                with short_address(self._path) as address:
+                    await client.connect(address)
                 self._client = client
                 self._watcher = asyncio.create_task(self._watch(client), name=f"{self._name}-watch")
             return self._client

@@ -14,6 +14,7 @@ from pathlib import Path
 from vm_agent.drivers.abc import DeviceCounters, MachinePlan
 from vm_agent.drivers.firecracker import FirecrackerDriver
 from vm_agent.drivers.metrics_file import MetricsTotals
+from vm_agent.drivers.paths import API_SOCKET
 from vm_agent.process import VmmProcesses
 from vm_agent.simulator import VERSION
 
@@ -36,11 +37,12 @@ class SimulatorDriver(FirecrackerDriver):
     def _version(self) -> str:
         return VERSION
 
-    def _argv(self, plan: MachinePlan, socket: Path) -> Sequence[str]:
+    def _argv(self, plan: MachinePlan) -> Sequence[str]:
         # The stand-in needs the standard library only: without `site` it starts in half the time.
+        # Nor does it import what lies in its run directory.
         return [
-            *(sys.executable, "-S", "-m", "vm_agent.simulator"),
-            *("--api-sock", str(socket)),
+            *(sys.executable, "-S", "-P", "-m", "vm_agent.simulator"),
+            *("--api-sock", API_SOCKET),
             *("--id", str(plan.vm_id)),
         ]
 

@@ -9,9 +9,10 @@ VMM itself.
 from __future__ import annotations
 
 import asyncio
-import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from vm_agent.drivers.paths import short_address
 
 MAX_HEAD_BYTES = 16 * 1024
 MAX_BODY_BYTES = 1024 * 1024
@@ -109,15 +110,8 @@ class UnixHttpConnection:
             return answer
 
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        # A Unix address holds 108 bytes, a run directory's path may be longer: go through a
-        # descriptor of the directory.
-        directory = os.open(self._path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            self._streams = await asyncio.open_unix_connection(
-                f"/proc/self/fd/{directory}/{self._path.name}", limit=MAX_HEAD_BYTES
-            )
-        finally:
-            os.close(directory)
+        with short_address(self._path) as address:
+            self._streams = await asyncio.open_unix_connection(address, limit=MAX_HEAD_BYTES)
         return self._streams
 
     def _drop(self) -> None:

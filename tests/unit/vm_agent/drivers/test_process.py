@@ -26,7 +26,7 @@ SPIN = "import time\nwhile time.process_time() < 0.2: pass\nraise SystemExit(7)"
 
 def spawn(processes: VmmProcesses, console: Path, *argv: str) -> tuple[int, int]:
     """Start a command; its pid and start time."""
-    process = processes.spawn(argv, console=console)
+    process = processes.spawn(argv, cwd=console.parent, console=console)
     return process.pid, process.start_ticks
 
 
@@ -92,7 +92,7 @@ async def test_a_process_survives_the_one_that_started_it(tmp_path: Path) -> Non
         "import sys, pathlib\n"
         "from vm_agent.process import VmmProcesses\n"
         f"console = pathlib.Path({str(tmp_path / 'out')!r})\n"
-        "p = VmmProcesses().spawn(['sleep', '60'], console=console)\n"
+        "p = VmmProcesses().spawn(['sleep', '60'], cwd=console.parent, console=console)\n"
         "print(p.pid, p.start_ticks, flush=True)\n"
         "sys.stdin.read()\n"
     )
@@ -122,7 +122,7 @@ def _kill_agent(agent: str) -> tuple[int, int]:
 def test_a_command_that_is_not_there_is_an_os_error(tmp_path: Path) -> None:
     """And starts nothing."""
     with pytest.raises(FileNotFoundError):
-        VmmProcesses().spawn(["/nonexistent"], console=tmp_path / "out")
+        VmmProcesses().spawn(["/nonexistent"], cwd=tmp_path, console=tmp_path / "out")
 
 
 def test_the_process_clock_is_this_processes_clock() -> None:
