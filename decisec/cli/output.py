@@ -21,6 +21,10 @@ Json = Annotated[
 ]
 
 
+_NO_LIMIT = 10_000
+"""Columns: more than any table of ours is wide."""
+
+
 def console(*, stderr: bool = False) -> Console:
     """A terminal: Rich leaves out colour where NO_COLOR is set or none is wanted."""
     from rich.console import Console
@@ -35,7 +39,8 @@ def show(renderable: RenderableType) -> None:
     terminal = console()
     if isinstance(renderable, Table) and not terminal.is_terminal:
         # A pipe has no width: nothing is cut off there.
-        terminal.width = max(terminal.width, terminal.measure(renderable).maximum)
+        terminal.width = _NO_LIMIT
+        terminal.width = terminal.measure(renderable).maximum
     terminal.print(renderable)
 
 

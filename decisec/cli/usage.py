@@ -24,9 +24,11 @@ from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, console, show, show_json
 
 if TYPE_CHECKING:
+    from decisec.sdk import Client
     from schemas.usage import UsageReport
 
 _REFRESH_S = 0.5
+_NAMES_EVERY_MS = 2000
 _ONCE_S = 1.3
 """Long enough for a whole window of samples."""
 
@@ -55,7 +57,7 @@ def usage(
     wanted = [_vm_id(text) for text in vm or []]
     with api_client(api_url, token, state_dir) as client:
         report = client.usage(start=window[0], end=window[1], vm_ids=wanted)
-        names = {} if as_json else {view.vm_id: view.name for view in client.list_vms()}
+        names = {} if as_json else _names(client)
     if as_json:
         show_json(report)
     else:
@@ -134,27 +136,22 @@ def top(
     state_dir: StateDirectory = DEFAULT_STATE,
 ) -> None:
     """Show what your VMs do now, until Ctrl-C; once only without a terminal."""
-    with api_client(api_url, token, state_dir) as client:
-        customer = client.whoami().customer_id
-        names = {view.vm_id: view.name for view in client.list_vms()}
     once = once or as_json or not sys.stdout.isatty()
-    asyncio.run(_top(customer, names, nats_url, state_dir, once=once, as_json=as_json))
+    with api_client(api_url, token, state_dir) as client:
+        asyncio.run(_top(client, nats_url, state_dir, once=once, as_json=as_json))
 
 
 async def _top(
-    customer: str,
-    names: dict[UUID, str],
-    nats_url: str,
-    state_dir: Path,
-    *,
-    once: bool,
-    as_json: bool,
+    client: Client, nats_url: str, state_dir: Path, *, once: bool, as_json: bool
 ) -> None:
     from rich.live import Live as Screen
 
     from decisec.live.board import table
     from decisec.live.feed import following, now_ms
 
+    customer = (await asyncio.to_thread(client.whoami)).customer_id
+    names = await asyncio.to_thread(_names, client)
+    title = f"VMs of {customer}"
     async with (
         bus(nats_url, state_dir) as connection,
         following(connection, frozenset({customer})) as live,
@@ -165,12 +162,29 @@ async def _top(
             if as_json:
                 show_json({"customer_id": customer, "lag_ms": live.lag_ms, "vms": rates})
             else:
-                show(table(rates, live.lag_ms, names, title=f"VMs of {customer}"))
+                show(table(rates, live.lag_ms, names, title=title))
             return
+        named_ms = now_ms()
         with Screen(console=console(), auto_refresh=False, screen=False) as screen:
             while True:
-                screen.update(
-                    table(live.rates(now_ms()), live.lag_ms, names, title=f"VMs of {customer}"),
-                    refresh=True,
-                )
+                rates = live.rates(now_ms())
+                screen.update(table(rates, live.lag_ms, names, title=title), refresh=True)
                 await asyncio.sleep(_REFRESH_S)
+                unnamed = any(vm.vm_id not in names for vm in rates)
+                if unnamed and now_ms() - named_ms >= _NAMES_EVERY_MS:
+                    names = await asyncio.to_thread(_names, client, names)
+                    named_ms = now_ms()
+
+
+def _names(client: Client, known: dict[UUID, str] | None = None) -> dict[UUID, str]:
+    """The customer's own names; what is `known` already stays if the API is away."""
+    import httpx
+
+    from decisec.sdk import UnavailableError
+
+    try:
+        return {view.vm_id: view.name for view in client.list_vms()}
+    except (httpx.TransportError, UnavailableError):
+        if known is None:
+            raise
+        return known

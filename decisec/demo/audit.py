@@ -7,17 +7,14 @@ and has, which sequence numbers are missing, and how punctual the sampler was.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
 
-import nats.errors
-import nats.js.errors
-
 from decisec.live.samples import column, vm_ids
 from runtime.bus import Bus
-from runtime.errors import TransientError
+from runtime.reading import count_messages, read_stream
 from schemas.events import VmStopped, decode_vm_event
 from schemas.frames import Frame, SampleFlag, decode_frame
 from schemas.subjects import METRICS_RAW, METRICS_REJECTED, VM_EVENTS
@@ -25,7 +22,6 @@ from schemas.units import NS_PER_MS, TICK_MS
 from schemas.vms import METERS
 
 Incarnation = tuple[UUID, int]
-_READ_WITHIN_S = 5.0
 
 
 class Quantiles(NamedTuple):
@@ -120,8 +116,8 @@ async def audit_raw(bus: Bus) -> RawAudit:
         MalformedMessageError: A frame of ours cannot be read.
     """
     audit = RawAudit()
-    for data in await _read_all(bus, METRICS_RAW):
-        audit.take(decode_frame(data))
+    for message in await read_stream(bus, METRICS_RAW):
+        audit.take(decode_frame(message.data))
     return audit
 
 
@@ -132,8 +128,8 @@ async def final_counters(bus: Bus) -> dict[UUID, dict[str, int]]:
         TransientError: NATS did not answer.
     """
     ends: dict[Incarnation, VmStopped] = {}
-    for data in await _read_all(bus, VM_EVENTS):
-        event = decode_vm_event(data)
+    for message in await read_stream(bus, VM_EVENTS):
+        event = decode_vm_event(message.data)
         if isinstance(event, VmStopped):
             ends[event.vm_id, event.incarnation] = event
     sums: dict[UUID, dict[str, int]] = defaultdict(lambda: dict.fromkeys(METERS, 0))
@@ -149,32 +145,4 @@ async def rejected(bus: Bus) -> int:
     Raises:
         TransientError: NATS did not answer.
     """
-    return await _messages(bus, METRICS_REJECTED)
-
-
-async def _messages(bus: Bus, stream: str) -> int:
-    try:
-        return (await bus.js.stream_info(stream)).state.messages
-    except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
-        raise TransientError(f"no word about {stream}: {error}") from error
-
-
-async def _read_all(bus: Bus, stream: str) -> Sequence[bytes]:
-    left = await _messages(bus, stream)
-    found: list[bytes] = []
-    if not left:
-        return found
-    try:
-        subscription = await bus.js.subscribe(
-            "", stream=stream, ordered_consumer=True, pending_msgs_limit=-1, pending_bytes_limit=-1
-        )
-        try:
-            while left:
-                message = await subscription.next_msg(timeout=_READ_WITHIN_S)
-                found.append(message.data)
-                left = message.metadata.num_pending
-        finally:
-            await subscription.unsubscribe()
-    except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
-        raise TransientError(f"{stream} could not be read to its end: {error}") from error
-    return found
+    return await count_messages(bus, METRICS_REJECTED)

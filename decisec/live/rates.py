@@ -11,6 +11,8 @@ from schemas.frames import EnrichedFrame, FramesStored, SampleFlag
 from schemas.units import NS_PER_MS, TICK_MS
 
 WINDOW_MS = 1000
+FORGET_MS = 10_000
+"""A VM without a sample for so long leaves the board."""
 _LAGS_KEPT = 200
 _MS_PER_S = 1000
 
@@ -74,7 +76,9 @@ class Live:
         return sorted(self._lags_ms)[len(self._lags_ms) // 2]
 
     def rates(self, now_ms: int) -> list[VmRates]:
-        """All VMs, by customer and age."""
+        """All VMs heard of lately, by customer and age."""
+        for vm_id in [v for v, kept in self._vms.items() if now_ms - kept[-1][1] >= FORGET_MS]:
+            del self._vms[vm_id]
         found = [_rates(vm_id, kept, now_ms) for vm_id, kept in self._vms.items()]
         return sorted(found, key=lambda rates: (rates.customer, rates.vm_id))
 

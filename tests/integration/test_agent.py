@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +37,6 @@ from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.samples import assert_exact, assert_no_hole, has_final, samples_of
 from vm_agent.network import list_owned, owner_of
 from vm_agent.process import is_alive
-from vm_agent.store import RecordStore
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -62,25 +60,16 @@ class Stage:
         assert booted.status is OperationStatus.SUCCEEDED, booted
         return vm_id
 
-    def vmm_of(self, vm_id: UUID) -> tuple[int, int]:
-        """Pid and start time of a VM's VMM, from the agent's record."""
-        (record,) = [r for r in RecordStore(self.agent.data_dir / "vms").load() if r.vm_id == vm_id]
-        assert record.vmm is not None
-        return record.vmm.pid, record.vmm.start_ticks
-
 
 @pytest.fixture
-async def stage() -> AsyncIterator[Stage]:
-    # A short path, because VMMs have their sockets below it.
-    with tempfile.TemporaryDirectory(prefix="dsa-") as name:
-        folder = Path(name)
-        kernel = folder / "kernel"
-        kernel.write_bytes(b"\x7fELF: the simulator boots anything")
-        async with (
-            bus_with_streams(folder / "nats") as (server, bus),
-            agent(folder / "a", server.url, kernel, driver="simulator") as process,
-        ):
-            yield Stage(server, process, Client(bus))
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    kernel = tmp_path / "kernel"
+    kernel.write_bytes(b"\x7fELF: the simulator boots anything")
+    async with (
+        bus_with_streams(tmp_path / "nats") as (server, bus),
+        agent(tmp_path / "agent", server.url, kernel, driver="simulator") as process,
+    ):
+        yield Stage(server, process, Client(bus))
 
 
 async def test_a_vm_lives_through_all_verbs_and_is_metered_exactly(stage: Stage) -> None:
@@ -189,12 +178,12 @@ async def test_an_agent_that_is_killed_finds_its_vm_and_meters_on(stage: Stage) 
     vm_id = await stage.running_vm()
     first_run = (await client.host()).run_id
     await client.frames_until(lambda fs: len(samples_of(fs, vm_id)) >= 5)
-    vmm = stage.vmm_of(vm_id)
+    vmm = stage.agent.vmm_of(vm_id)
     await stage.agent.kill()
     assert is_alive(*vmm)
     await stage.agent.start()
     await client.host(other_than=first_run)
-    assert stage.vmm_of(vm_id) == vmm
+    assert stage.agent.vmm_of(vm_id) == vmm
     await client.frames_until(
         lambda fs: (
             len({f.run_id for f in fs if f.rows}) == 2
@@ -219,7 +208,7 @@ async def test_a_command_that_a_crash_interrupts_is_finished_by_the_next_run(
     """A shutdown that waits for its guest is delivered again and comes to its end."""
     client = stage.client
     vm_id = await stage.running_vm()
-    pid, _ = stage.vmm_of(vm_id)
+    pid, _ = stage.agent.vmm_of(vm_id)
     first_run = (await client.host()).run_id
     # A VMM that stands still does not hear the request, so the command stays open.
     os.kill(pid, signal.SIGSTOP)
@@ -243,7 +232,7 @@ async def test_a_vmm_that_dies_is_noticed_within_a_second(stage: Stage) -> None:
     client = stage.client
     vm_id = await stage.running_vm()
     await client.frames_until(lambda fs: len(samples_of(fs, vm_id)) >= 3)
-    os.kill(stage.vmm_of(vm_id)[0], signal.SIGKILL)
+    os.kill(stage.agent.vmm_of(vm_id)[0], signal.SIGKILL)
     async with asyncio.timeout(1):
         while (status := await client.status(vm_id)) is None or status.state is VmState.RUNNING:
             await asyncio.sleep(0.01)
@@ -261,7 +250,7 @@ async def test_a_vmm_that_dies_unseen_is_settled_with_what_was_seen(stage: Stage
     vm_id = await stage.running_vm()
     first_run = (await client.host()).run_id
     await client.frames_until(lambda fs: len(samples_of(fs, vm_id)) >= 5)
-    pid, _ = stage.vmm_of(vm_id)
+    pid, _ = stage.agent.vmm_of(vm_id)
     await stage.agent.kill()
     os.kill(pid, signal.SIGKILL)
     await stage.agent.start()
@@ -306,7 +295,7 @@ async def test_frames_that_a_stopped_agent_could_not_send_come_with_the_next_run
     client = stage.client
     vm_id = await stage.running_vm()
     first_run = (await client.host()).run_id
-    vmm = stage.vmm_of(vm_id)
+    vmm = stage.agent.vmm_of(vm_id)
     epoch = client.bus.epoch
     await stage.server.kill()
     while "bus.disconnected" not in stage.agent.log():
@@ -342,7 +331,7 @@ async def test_a_second_agent_on_the_same_directory_is_refused(stage: Stage) -> 
 async def test_the_reaper_leaves_no_vmm_and_no_namespace(stage: Stage) -> None:
     """After the agent's death it ends what is recorded, and a second time finds nothing."""
     vm_ids = [await stage.running_vm() for _ in range(2)]
-    vmms = [stage.vmm_of(vm_id) for vm_id in vm_ids]
+    vmms = [stage.agent.vmm_of(vm_id) for vm_id in vm_ids]
     await stage.agent.kill()
     said = await stage.agent.reap()
     for vm_id, vmm in zip(vm_ids, vmms, strict=True):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -15,10 +16,11 @@ from schemas.frames import Frame
 from schemas.hosts import OperationStatus
 from schemas.ids import new_id
 from schemas.vms import VmSpec
-from tests.support.agents import Client, agent
+from tests.support.agents import AgentProcess, Client, agent
 from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab
 from tests.support.nats import bus_with_streams
-from tests.support.samples import assert_exact, assert_no_hole, has_final, samples_of
+from tests.support.processes import waited_ns
+from tests.support.samples import Sample, assert_exact, assert_no_hole, has_final, samples_of
 
 pytestmark = [pytest.mark.hypervisor, pytest.mark.timeout(90)]
 
@@ -29,6 +31,8 @@ SPEC = VmSpec(
     kernel_args={"blkw": "3072", "blkr": "1536", "tx": "1000"},
 )
 SENT_BYTES = 1_000_000
+WINDOW_MS = 3000
+ATTEMPTS = 3
 
 
 @pytest.fixture(scope="module")
@@ -37,40 +41,54 @@ def lab() -> Iterator[Lab]:
         yield opened
 
 
-@pytest.mark.parametrize("name", REAL_DRIVERS)
-async def test_bytes_and_time_are_exact_over_a_crash_of_the_agent(lab: Lab, name: str) -> None:
-    """3 MiB written, 1.5 MiB read, 1000 frames sent: event, status and last frame say just that."""
+@asynccontextmanager
+async def running_agent(
+    folder: Path, lab: Lab, name: str
+) -> AsyncIterator[tuple[AgentProcess, Client]]:
+    """An agent on one hypervisor; skips the test, with the reason, where that does not work."""
     lab.require(name)
     settings = {"driver": name}
     if name == "firecracker" and lab.firecracker is not None:
         settings["firecracker"] = str(lab.firecracker)
-    with tempfile.TemporaryDirectory(prefix="dsh-") as directory:
-        folder = Path(directory)
-        async with (
-            bus_with_streams(folder / "nats") as (server, bus),
-            agent(folder / "a", server.url, lab.image.kernel, **settings) as process,
-        ):
-            client = Client(bus)
-            vm_id = new_id()
-            first_run = (await client.host()).run_id
-            await client.do(CreateVm, vm_id, spec=SPEC)
-            booted = await client.do(BootVm, vm_id)
-            assert booted.status is OperationStatus.SUCCEEDED, booted
+    async with (
+        bus_with_streams(folder / "nats") as (server, bus),
+        agent(folder / "agent", server.url, lab.image.kernel, **settings) as process,
+    ):
+        yield process, Client(bus)
 
-            def guest_is_done(frames: list[Frame]) -> bool:
-                samples = samples_of(frames, vm_id)
-                return bool(samples) and samples[-1].counters.net_tx_bytes == SENT_BYTES
 
-            async with asyncio.timeout(40):
-                await client.frames_until(guest_is_done)
-            await process.kill()
-            await process.start()
-            assert (await client.host(other_than=first_run)).driver == name
-            stopped = await client.do(ShutdownVm, vm_id)
-            assert stopped.status is OperationStatus.SUCCEEDED, stopped
-            frames = await client.frames_until(has_final(vm_id))
-            (event,) = [e for e in await client.events() if isinstance(e, VmStopped)]
-            status = await client.status(vm_id)
+async def boot(client: Client, spec: VmSpec) -> UUID:
+    """A VM of this spec whose guest runs."""
+    vm_id = new_id()
+    for kind, fields in ((CreateVm, {"spec": spec}), (BootVm, {})):
+        done = await client.do(kind, vm_id, **fields)
+        assert done.status is OperationStatus.SUCCEEDED, done
+    return vm_id
+
+
+@pytest.mark.parametrize("name", REAL_DRIVERS)
+async def test_bytes_and_time_are_exact_over_a_crash_of_the_agent(
+    tmp_path: Path, lab: Lab, name: str
+) -> None:
+    """3 MiB written, 1.5 MiB read, 1000 frames sent: event, status and last frame say just that."""
+    async with running_agent(tmp_path, lab, name) as (process, client):
+        first_run = (await client.host()).run_id
+        vm_id = await boot(client, SPEC)
+
+        def guest_is_done(frames: list[Frame]) -> bool:
+            samples = samples_of(frames, vm_id)
+            return bool(samples) and samples[-1].counters.net_tx_bytes == SENT_BYTES
+
+        async with asyncio.timeout(40):
+            await client.frames_until(guest_is_done)
+        await process.kill()
+        await process.start()
+        assert (await client.host(other_than=first_run)).driver == name
+        stopped = await client.do(ShutdownVm, vm_id)
+        assert stopped.status is OperationStatus.SUCCEEDED, stopped
+        frames = await client.frames_until(has_final(vm_id))
+        (event,) = [e for e in await client.events() if isinstance(e, VmStopped)]
+        status = await client.status(vm_id)
     assert_no_hole(frames)
     samples = samples_of(frames, vm_id)
     assert_exact(samples)
@@ -81,3 +99,43 @@ async def test_bytes_and_time_are_exact_over_a_crash_of_the_agent(lab: Lab, name
     assert (final.net_tx_bytes, final.net_rx_bytes) == (SENT_BYTES, 0)
     assert 0 < final.cpu_ns <= final.uptime_ms * 1_000_000 * 2
     assert final.mem_kib_ms == 64 * 1024 * final.uptime_ms
+
+
+@pytest.mark.parametrize("name", REAL_DRIVERS)
+async def test_cpu_is_billed_as_it_is_used(tmp_path: Path, lab: Lab, name: str) -> None:
+    """A spinning guest 1.00 ± 0.02 CPU seconds per second, an idle one below 0.01.
+
+    In the samples that are billed, with the agent asking the VMM ten times a second; of the time
+    in which the host let the vCPU run.
+    """
+    async with running_agent(tmp_path, lab, name) as (process, client):
+        idle = await boot(client, VmSpec(image="tiny", memory_mib=64))
+        assert await _cpu_ratio(process, client, idle) < 0.01
+        spinning = await boot(
+            client, VmSpec(image="tiny", memory_mib=64, kernel_args={"spin": "1"})
+        )
+        ratios: list[float] = []
+        while not ratios or (len(ratios) < ATTEMPTS and not 0.98 <= ratios[-1] <= 1.02):
+            ratios.append(await _cpu_ratio(process, client, spinning))
+        assert ratios[-1] == pytest.approx(1.0, abs=0.02)
+
+
+async def _cpu_ratio(process: AgentProcess, client: Client, vm_id: UUID) -> float:
+    """CPU seconds per second, by samples, less the time in which others had the CPU."""
+    pid, _ = process.vmm_of(vm_id)
+    waited = waited_ns(pid)
+    first = await _newest(client, vm_id)
+    last = await _newest(client, vm_id, after_ms=first.tick_ms + WINDOW_MS)
+    elapsed_ns = (last.tick_ms - first.tick_ms) * 1_000_000
+    used_ns = last.counters.cpu_ns - first.counters.cpu_ns
+    return used_ns / (elapsed_ns - (waited_ns(pid) - waited))
+
+
+async def _newest(client: Client, vm_id: UUID, after_ms: int = 0) -> Sample:
+    """The newest sample that is no baseline, once it is younger than that."""
+
+    def there(frames: list[Frame]) -> bool:
+        samples = samples_of(frames, vm_id)
+        return bool(samples) and samples[-1].flags == 0 and samples[-1].tick_ms >= after_ms
+
+    return samples_of(await client.frames_until(there), vm_id)[-1]

@@ -18,11 +18,11 @@ import nats.errors
 import nats.js.errors
 import pytest
 from nats.aio.msg import Msg
-from nats.js.api import RawStreamMsg
 
 from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.publisher import Publisher
+from runtime.reading import read_stream
 from schemas import subjects
 from schemas.events import GapClosed, GapOpened, HostSuspected, decode_host_event
 from schemas.frames import (
@@ -146,14 +146,6 @@ async def answered(bus: Bus) -> None:
             await asyncio.sleep(0.05)
 
 
-async def read(bus: Bus, stream: str) -> list[RawStreamMsg]:
-    state = (await bus.js.stream_info(stream)).state
-    return [
-        await bus.js.get_msg(stream, sequence, direct=True)
-        for sequence in range(state.first_seq, state.last_seq + 1)
-    ]
-
-
 def rows_of(vm_ids: bytes) -> list[UUID]:
     return [UUID(bytes=vm_ids[i : i + 16]) for i in range(0, len(vm_ids), 16)]
 
@@ -184,9 +176,9 @@ def load(count: int, hosts: int = 3) -> tuple[list[VmRecord], list[Frame]]:
 
 async def check_nothing_is_lost(bus: Bus, frames: list[Frame]) -> None:
     """Each frame came out once; its bad row is with the rejects, the others are with it."""
-    enriched = [decode_enriched_frame(m.data or b"") for m in await read(bus, "METRICS_ENRICHED")]
+    enriched = [decode_enriched_frame(m.data) for m in await read_stream(bus, "METRICS_ENRICHED")]
     assert Counter(e.msg_id for e in enriched) == Counter(f.msg_id for f in frames)
-    rejected = [decode_frame(m.data or b"") for m in await read(bus, "METRICS_REJECTED")]
+    rejected = [decode_frame(m.data) for m in await read_stream(bus, "METRICS_REJECTED")]
     refused = {f.msg_id: rows_of(f.vm_ids) for f in rejected}
     assert len(refused) == len(rejected)
     passed = {e.msg_id: rows_of(e.vm_ids) for e in enriched}
@@ -261,17 +253,17 @@ async def test_what_is_bad_is_set_aside_and_the_rest_goes_on(
         await publish(publisher, second)
         await answered(bus)
         assert await collector.stop() == 0
-    rejected = await read(bus, subjects.METRICS_REJECTED)
-    seen = Counter((m.subject, (m.headers or {})[HEADER_REASON]) for m in rejected)
+    rejected = await read_stream(bus, subjects.METRICS_REJECTED)
+    seen = Counter((m.subject, m.headers[HEADER_REASON]) for m in rejected)
     assert seen == {
         ("metrics.rejected.not_msgpack.h1", RejectReason.NOT_MSGPACK): 1,
         ("metrics.rejected.wrong_host.h2", RejectReason.WRONG_HOST): 1,
         ("metrics.rejected.foreign_vm.h1", RejectReason.FOREIGN_VM): 2,
         ("metrics.rejected.unknown_vm.h1", RejectReason.UNKNOWN_VM): 2,
     }
-    origins = {(m.headers or {})[HEADER_ORIGIN_SEQUENCE] for m in rejected}
+    origins = {m.headers[HEADER_ORIGIN_SEQUENCE] for m in rejected}
     assert origins == {"1", "2", "3", "4"}
-    enriched = [decode_enriched_frame(m.data or b"") for m in await read(bus, "METRICS_ENRICHED")]
+    enriched = [decode_enriched_frame(m.data) for m in await read_stream(bus, "METRICS_ENRICHED")]
     assert sorted(e.seq for e in enriched) == [0, 1]
     assert all(rows_of(e.vm_ids) == [own] for e in enriched)
 
@@ -299,8 +291,8 @@ async def test_a_record_that_comes_after_its_first_frame_is_waited_for(
         await answered(bus)
         assert await collector.stop() == 0
     assert await stored(bus, subjects.METRICS_REJECTED) == 0
-    (message,) = await read(bus, subjects.METRICS_ENRICHED)
-    assert rows_of(decode_enriched_frame(message.data or b"").vm_ids) == [vm_id]
+    (message,) = await read_stream(bus, subjects.METRICS_ENRICHED)
+    assert rows_of(decode_enriched_frame(message.data).vm_ids) == [vm_id]
 
 
 async def test_gaps_and_silence_are_told_on_the_bus(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab, rig
+from tests.support.processes import waited_ns
 from vm_agent import network
 from vm_agent.process import cpu_ns
 
@@ -102,13 +102,7 @@ async def test_the_final_cpu_time_is_read_from_the_zombie(lab: Lab, name: str) -
 
 async def _cpu_ratio(pid: int) -> float:
     """CPU seconds per second over the window, less what other processes took from the VMM."""
-    cpu, waited, wall = cpu_ns(pid), _waited_ns(pid), time.monotonic_ns()
+    cpu, waited, wall = cpu_ns(pid), waited_ns(pid), time.monotonic_ns()
     await asyncio.sleep(CPU_WINDOW_S)
     used = cpu_ns(pid) - cpu
-    return used / (time.monotonic_ns() - wall - (_waited_ns(pid) - waited))
-
-
-def _waited_ns(pid: int) -> int:
-    """How long the busiest thread was ready to run without a CPU (sched-stats.rst), in ns."""
-    stats = [path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/schedstat")]
-    return max((int(ran), int(waited)) for ran, waited, _ in stats)[1]
+    return used / (time.monotonic_ns() - wall - (waited_ns(pid) - waited))

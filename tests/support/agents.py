@@ -17,6 +17,7 @@ from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.publisher import Publisher
+from runtime.reading import read_stream
 from schemas.codec import encode
 from schemas.commands import Command
 from schemas.events import VmEvent, decode_vm_event
@@ -34,6 +35,7 @@ from schemas.subjects import (
 )
 from schemas.vms import VmStatus, decode_vm_status
 from vm_agent.images import ImageStore
+from vm_agent.store import RecordStore
 
 HOST = "h1"
 CUSTOMER = "acme"
@@ -81,6 +83,12 @@ class AgentProcess:
         output, _ = await reaper.communicate()
         assert reaper.returncode == 0, output
         return output.decode()
+
+    def vmm_of(self, vm_id: UUID) -> tuple[int, int]:
+        """Pid and start time of a VM's VMM, from the agent's record."""
+        (record,) = [r for r in RecordStore(self.data_dir / "vms").load() if r.vm_id == vm_id]
+        assert record.vmm is not None
+        return record.vmm.pid, record.vmm.start_ticks
 
     def log(self) -> str:
         """What the agent wrote to stderr."""
@@ -150,7 +158,7 @@ class Client:
 
     async def frames(self) -> list[Frame]:
         """All frames in the stream, in its order."""
-        return [decode_frame(data) for data in await self._stored(METRICS_RAW)]
+        return [decode_frame(m.data) for m in await read_stream(self.bus, METRICS_RAW)]
 
     async def frames_until(self, condition: Callable[[list[Frame]], bool]) -> list[Frame]:
         """All frames in the stream, once they meet a condition."""
@@ -160,14 +168,7 @@ class Client:
 
     async def events(self) -> list[VmEvent]:
         """All events in the stream, in its order."""
-        return [decode_vm_event(data) for data in await self._stored(VM_EVENTS)]
-
-    async def _stored(self, stream: str) -> list[bytes]:
-        state = (await self.bus.js.stream_info(stream)).state
-        return [
-            (await self.bus.js.get_msg(stream, seq, direct=True)).data or b""
-            for seq in range(state.first_seq, state.last_seq + 1)
-        ]
+        return [decode_vm_event(m.data) for m in await read_stream(self.bus, VM_EVENTS)]
 
 
 @asynccontextmanager

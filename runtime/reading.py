@@ -1,0 +1,70 @@
+"""Looking into a stream from outside: everything it holds, taking nothing from its consumers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import nats.errors
+import nats.js.errors
+
+from runtime.bus import Bus
+from runtime.errors import TransientError
+
+_NEXT_WITHIN_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message as its stream holds it; `sequence` is its place there."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    sequence: int
+
+
+async def count_messages(bus: Bus, stream: str) -> int:
+    """How many messages a stream holds.
+
+    Raises:
+        TransientError: NATS did not say, or there is no such stream.
+    """
+    try:
+        return (await bus.js.stream_info(stream)).state.messages
+    except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+        raise TransientError(f"no word about {stream}: {error}") from error
+
+
+async def read_stream(bus: Bus, stream: str) -> list[StoredMessage]:
+    """All that a stream holds at the moment, in its order; not for work queues.
+
+    Raises:
+        TransientError: NATS did not answer in time.
+    """
+    found: list[StoredMessage] = []
+    left = await count_messages(bus, stream)
+    if not left:
+        return found
+    try:
+        subscription = await bus.js.subscribe(
+            "", stream=stream, ordered_consumer=True, pending_msgs_limit=-1, pending_bytes_limit=-1
+        )
+        try:
+            while left:
+                message = await subscription.next_msg(timeout=_NEXT_WITHIN_S)
+                metadata = message.metadata
+                found.append(
+                    StoredMessage(
+                        message.subject,
+                        message.data,
+                        message.headers or {},
+                        metadata.sequence.stream,
+                    )
+                )
+                left = metadata.num_pending
+        finally:
+            await subscription.unsubscribe()
+    except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+        raise TransientError(f"{stream} could not be read to its end: {error}") from error
+    return found

@@ -1,0 +1,239 @@
+"""The command line against a running stack: results on stdout, errors as sentences and codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pytest
+
+from decisec.cli.exits import Exit
+from decisec.dev.endpoint import Endpoint
+from tests.support.dev_stack import program
+
+METERS = ("uptime_ms", "cpu_ns", "mem_kib_ms")
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The one document on stdout."""
+        assert self.code == 0, self
+        return json.loads(self.out)
+
+    @property
+    def problem(self) -> dict[str, Any]:
+        """The JSON problem on stderr."""
+        assert self.out == "", self
+        found: dict[str, Any] = json.loads(self.err)
+        assert found["exit_code"] == self.code
+        return found
+
+
+class Shell:
+    """Runs `decisec` as a user would, in a directory beside the stack's state directory."""
+
+    def __init__(self, cwd: Path, endpoint: Endpoint) -> None:
+        self.cwd = cwd
+        self.endpoint = endpoint
+
+    def __call__(self, *arguments: str, **env: str) -> Done:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("DECISEC_")}
+        done = subprocess.run(
+            [sys.executable, "-m", "decisec", *arguments],
+            cwd=self.cwd, env=inherited | {"NO_COLOR": "1"} | env, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr
+        return Done(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
+    """A stack of simulated VMs on `.decisec`, where the commands look by themselves."""
+    folder = tmp_path_factory.mktemp("cli")
+    state_dir = folder / ".decisec"
+    with program("dev", "--driver", "simulator", cwd=folder, state_dir=state_dir) as stack:
+        yield Shell(folder, stack.endpoint(state_dir))
+
+
+@pytest.fixture
+def vm(shell: Shell) -> Iterator[str]:
+    """A running VM named `web`, deleted afterwards."""
+    made = shell("vm", "create", "--name", "web", "--disk", "8", "--boot", "--json").json
+    assert made["vm"]["state"] == "running"
+    yield made["vm"]["vm_id"]
+    assert shell("vm", "delete", made["vm"]["vm_id"]).code in (Exit.OK, Exit.NOT_FOUND)
+
+
+def test_a_vm_lives_and_dies_by_its_name(shell: Shell) -> None:
+    """Every verb, its sentence, and the state that follows."""
+    created = shell(
+        "vm", "create", "--name", "db", "--memory", "64", "--arg", "spin=1", "--label", "team=a"
+    )
+    assert created.code == 0, created
+    assert created.out.startswith("create done: VM ")
+    assert "db is created" in created.out
+    for verb, state in (
+        ("boot", "running"),
+        ("pause", "paused"),
+        ("resume", "running"),
+        ("reboot", "running"),
+        ("shutdown", "stopped"),
+    ):
+        done = shell("vm", verb, "db")
+        assert done.code == 0, done
+        assert done.out.endswith(f"db is {state}\n")
+    seen = shell("vm", "get", "db", "--json").json
+    assert (seen["state"], seen["incarnation"], seen["simulated"]) == ("stopped", 2, True)
+    assert seen["spec"]["labels"] == {"team": "a"}
+    assert seen["final_counters"]["cpu_ns"] > 0
+    assert "simulator (simulated)" in shell("vm", "get", "db").out
+    assert "db is deleted" in shell("vm", "delete", "db").out
+    assert shell("vm", "get", "db").code == Exit.NOT_FOUND
+
+
+def test_lists_are_tables_for_people_and_documents_for_programs(shell: Shell, vm: str) -> None:
+    """No id is cut off in a pipe."""
+    listed = shell("vm", "ls", "--json").json["vms"]
+    assert [(v["vm_id"], v["name"]) for v in listed] == [(vm, "web")]
+    assert vm in shell("vm", "ls").out
+    assert shell("vm", "ls", "--state", "paused", "--json").json == {"vms": []}
+    wrong = shell("vm", "ls", "--state", "asleep")
+    assert wrong.code == Exit.USAGE
+    assert "running" in wrong.err
+
+
+def test_without_waiting_the_operation_is_named(shell: Shell, vm: str) -> None:
+    """`--no-wait` returns once the command is accepted."""
+    accepted = shell("vm", "shutdown", vm, "--no-wait", "--json").json
+    assert UUID(accepted["operation"]["operation_id"]).version == 7
+    assert accepted["operation"]["verb"] == "shutdown"
+
+
+def test_usage_and_top_agree_on_whose_vm_it_is(shell: Shell, vm: str) -> None:
+    """What a VM uses, now and in all; simulated numbers say so."""
+    top = shell("top", "--once", "--json").json
+    assert top["customer_id"] == "demo"
+    rates = {rate["vm_id"]: rate for rate in top["vms"]}[vm]
+    assert rates["samples_per_s"] >= 5
+    assert rates["simulated"] is True
+    shown = shell("top")
+    assert "web" in shown.out
+    assert "(simulated)" in shown.out
+    shell("vm", "shutdown", vm)
+    usage = shell("usage", "--vm", vm, "--json").json
+    (row,) = usage["vms"]
+    final = shell("vm", "get", vm, "--json").json["final_counters"]
+    if row["settled"]:
+        assert {meter: row[meter] for meter in METERS} == {m: final[m] for m in METERS}
+    assert all(0 < row[meter] <= final[meter] for meter in METERS)
+    table = shell("usage")
+    assert "web" in table.out
+    assert "(simulated)" in table.out
+
+
+def test_a_window_is_checked_before_it_is_asked_for(shell: Shell) -> None:
+    """The option is named."""
+    for option, value in (("--start", "yesterday"), ("--end", "31/1/2026"), ("--vm", "web")):
+        done = shell("usage", option, value, "--json")
+        assert done.code == Exit.USAGE
+        assert option in done.problem["detail"]
+    backwards = shell("usage", "--start", "2026-01-02", "--end", "2026-01-01", "--json")
+    assert (backwards.code, backwards.problem["status"]) == (Exit.USAGE, 400)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        (["vm", "get", "nobody"], Exit.NOT_FOUND, "nobody"),
+        (["vm", "boot", "01a20b7b-6d30-70a9-9d32-fffb1aaf2513"], Exit.NOT_FOUND, "no such VM"),
+        (["vm", "create", "--image", "no-such"], Exit.USAGE, "image"),
+        (["vm", "create", "--image", "../etc"], Exit.USAGE, "image"),
+        (["vm", "create", "--arg", "init=/bin/sh"], Exit.USAGE, "kernel_args"),
+        (["vm", "create", "--arg", "root=x", "--boot"], Exit.USAGE, "root"),
+        (["vm", "create", "--arg", "spin"], Exit.USAGE, "NAME=VALUE"),
+        (["vm", "create", "--memory", "1"], Exit.USAGE, "memory"),
+        (["token", "--customer", "a.b"], Exit.USAGE, "--customer"),
+        (["vm", "create", "--no-such-option"], Exit.USAGE, "no-such-option"),
+        (["fly"], Exit.USAGE, "fly"),
+    ],
+)
+def test_what_is_refused_says_why(
+    shell: Shell, arguments: list[str], code: Exit, word: str
+) -> None:
+    """A sentence on stderr, or a problem with `--json`; nothing is made."""
+    before = shell("vm", "ls", "--json").json
+    plain = shell(*arguments)
+    assert (plain.code, plain.out) == (code, "")
+    assert word in plain.err
+    assert word in shell(*arguments, "--json").problem["detail"]
+    assert shell("vm", "ls", "--json").json == before
+
+
+def test_a_bad_token_is_denied_and_not_shown(shell: Shell) -> None:
+    """Nor is it sent anywhere but to the API that was named."""
+    done = shell("vm", "ls", DECISEC_TOKEN="eyJhbGciOiJIUzI1NiJ9.e30.c2VjcmV0")
+    assert done.code == Exit.DENIED
+    assert "decisec token" in done.err
+    assert "c2VjcmV0" not in done.err
+    elsewhere = shell("vm", "ls", DECISEC_API_URL="http://127.0.0.1:9")
+    assert elsewhere.code == Exit.DENIED
+    assert "DECISEC_TOKEN" in elsewhere.err
+
+
+def test_another_customers_token_sees_none_of_it(shell: Shell, vm: str) -> None:
+    """A foreign VM and a missing one are the same."""
+    token = shell("token", "--customer", "globex").out.strip()
+    assert shell("vm", "ls", "--json", DECISEC_TOKEN=token).json == {"vms": []}
+    foreign = shell("vm", "shutdown", vm, "--json", DECISEC_TOKEN=token)
+    assert (foreign.code, foreign.problem["status"]) == (Exit.NOT_FOUND, 404)
+    assert shell("usage", "--json", DECISEC_TOKEN=token).json["vms"] == []
+    assert shell("vm", "get", vm, "--json").json["state"] == "running"
+
+
+def test_nobody_there_is_told_apart_from_not_found(shell: Shell, tmp_path: Path) -> None:
+    """What to do stands in the sentence."""
+    alone = Shell(tmp_path, shell.endpoint)
+    for arguments in (["vm", "ls"], ["top"], ["streams", "info"]):
+        done = alone(*arguments)
+        assert done.code == Exit.UNREACHABLE
+        assert "decisec dev" in done.err
+    assert alone("token").code == Exit.NOT_FOUND
+    away = alone("vm", "ls", DECISEC_API_URL="http://127.0.0.1:9", DECISEC_TOKEN="t")
+    assert away.code == Exit.UNREACHABLE
+    away = alone("streams", "info", DECISEC_NATS_URL="nats://127.0.0.1:9")
+    assert away.code == Exit.UNREACHABLE
+
+
+def test_streams_are_as_declared(shell: Shell) -> None:
+    """Applying again changes nothing; what they hold can be seen."""
+    assert shell("streams", "diff").out == "the server is as declared\n"
+    assert shell("streams", "diff", "--json").json == {"differences": []}
+    assert shell("streams", "apply", "--json").json["changed"] == []
+    streams = {
+        stream["name"]: stream for stream in shell("streams", "info", "--json").json["streams"]
+    }
+    assert streams["METRICS_RAW"]["messages"] > 0
+    assert streams["METRICS_REJECTED"]["messages"] == 0
+    assert "METRICS_ENRICHED" in shell("streams", "info").out
+
+
+def test_help_and_version_need_no_stack(shell: Shell, tmp_path: Path) -> None:
+    """Every command explains itself."""
+    alone = Shell(tmp_path, shell.endpoint)
+    assert alone("version", "--json").json["version"] in alone("version").out
+    for arguments in ([], ["vm"], ["vm", "create"], ["streams", "diff"], ["dev"], ["demo"]):
+        assert "Usage:" in alone(*arguments, "--help").out
