@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -13,8 +14,8 @@ from uuid import UUID
 
 import pytest
 
+from decisec.cli import main
 from decisec.cli.exits import Exit
-from decisec.dev.endpoint import Endpoint
 from tests.support.dev_stack import program
 
 METERS = ("uptime_ms", "cpu_ns", "mem_kib_ms")
@@ -43,30 +44,50 @@ class Done(NamedTuple):
 
 
 class Shell:
-    """Runs `decisec` as a user would, in a directory beside the stack's state directory."""
+    """Calls `decisec` as a user would, in a directory beside the stack's state directory.
 
-    def __init__(self, cwd: Path, endpoint: Endpoint) -> None:
-        self.cwd = cwd
-        self.endpoint = endpoint
+    In this process, because starting Python and its libraries takes longer than the command.
+    """
+
+    def __init__(
+        self, cwd: Path, capture: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
+    ) -> None:
+        self._cwd = cwd
+        self._capture = capture
+        self._patch = patch
 
     def __call__(self, *arguments: str, **env: str) -> Done:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("DECISEC_")}
-        done = subprocess.run(
-            [sys.executable, "-m", "decisec", *arguments],
-            cwd=self.cwd, env=inherited | {"NO_COLOR": "1"} | env, stdin=subprocess.DEVNULL,
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr
-        return Done(done.returncode, done.stdout, done.stderr)
+        self._capture.readouterr()
+        with self._patch.context() as patch:
+            patch.chdir(self._cwd)
+            patch.setenv("NO_COLOR", "1")
+            for name in [name for name in os.environ if name.startswith("DECISEC_")]:
+                patch.delenv(name)
+            for name, value in env.items():
+                patch.setenv(name, value)
+            code = main(list(arguments))
+        out, err = self._capture.readouterr()
+        return Done(code, out, err)
+
+    def elsewhere(self, folder: Path) -> Shell:
+        """The same in another directory, where no stack runs."""
+        return Shell(folder, self._capture, self._patch)
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
-    """A stack of simulated VMs on `.decisec`, where the commands look by themselves."""
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A directory where a stack of simulated VMs runs on `.decisec`: commands look there."""
     folder = tmp_path_factory.mktemp("cli")
     state_dir = folder / ".decisec"
-    with program("dev", "--driver", "simulator", cwd=folder, state_dir=state_dir) as stack:
-        yield Shell(folder, stack.endpoint(state_dir))
+    with program("dev", "--driver", "simulator", cwd=folder, state_dir=state_dir) as running:
+        running.endpoint(state_dir)
+        yield folder
+
+
+@pytest.fixture
+def shell(stack: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    """A shell beside the stack."""
+    return Shell(stack, capfd, monkeypatch)
 
 
 @pytest.fixture
@@ -206,7 +227,7 @@ def test_another_customers_token_sees_none_of_it(shell: Shell, vm: str) -> None:
 
 def test_nobody_there_is_told_apart_from_not_found(shell: Shell, tmp_path: Path) -> None:
     """What to do stands in the sentence."""
-    alone = Shell(tmp_path, shell.endpoint)
+    alone = shell.elsewhere(tmp_path)
     for arguments in (["vm", "ls"], ["top"], ["streams", "info"]):
         done = alone(*arguments)
         assert done.code == Exit.UNREACHABLE
@@ -231,9 +252,31 @@ def test_streams_are_as_declared(shell: Shell) -> None:
     assert "METRICS_ENRICHED" in shell("streams", "info").out
 
 
-def test_help_and_version_need_no_stack(shell: Shell, tmp_path: Path) -> None:
-    """Every command explains itself."""
-    alone = Shell(tmp_path, shell.endpoint)
-    assert alone("version", "--json").json["version"] in alone("version").out
-    for arguments in ([], ["vm"], ["vm", "create"], ["streams", "diff"], ["dev"], ["demo"]):
-        assert "Usage:" in alone(*arguments, "--help").out
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["vm"], ["vm", "create"], ["streams", "diff"], ["usage"], ["top"], ["dev"], ["demo"]],
+    ids=" ".join,
+)
+def test_every_command_explains_itself_without_a_stack(
+    shell: Shell, tmp_path: Path, arguments: list[str]
+) -> None:
+    """Help names the options and, for commands, the exit codes."""
+    done = shell.elsewhere(tmp_path)(*arguments, "--help")
+    assert done.code == 0
+    assert "Usage:" in done.out
+    assert "Exit codes" in done.out
+
+
+def test_it_is_a_program(tmp_path: Path) -> None:
+    """As a process of its own: results and errors go where they belong, codes reach the shell."""
+    run = functools.partial(
+        subprocess.run, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        env={k: v for k, v in os.environ.items() if not k.startswith("DECISEC_")},
+        timeout=60, check=False,
+    )  # fmt: skip
+    version = run([sys.executable, "-m", "decisec", "version", "--json"])
+    assert (version.returncode, version.stderr) == (0, "")
+    assert json.loads(version.stdout)["version"]
+    alone = run([sys.executable, "-m", "decisec", "vm", "ls"])
+    assert (alone.returncode, alone.stdout) == (Exit.UNREACHABLE, "")
+    assert alone.stderr.startswith("error: no API address")
