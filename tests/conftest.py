@@ -1,9 +1,10 @@
-"""What all tests share: telemetry as in a service, and a check that no child process is left."""
+"""What all tests share: telemetry as in a service, and checks that no child or task is left."""
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,15 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
     except OSError:
         return ""
+
+
+@pytest.fixture(autouse=True)
+async def _no_task_left(_no_child_left: None) -> AsyncIterator[None]:
+    """A test that leaves an asyncio task behind has failed: nobody would hear its error.
+
+    Set up before all other fixtures of the test, so that their tasks have ended by the end.
+    """
+    before = asyncio.all_tasks()
+    yield
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"tasks left: {sorted(task.get_name() for task in left)}"

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
 
 import pytest
 import pytest_asyncio
 
-from batcher.migrations import migrate, set_retention, shipped
+from batcher.migrations import migrate, shipped
 from batcher.settings import BatcherSettings
 from batcher.store import Store
-from batcher.usage import Window, report
 from runtime.errors import FatalError, OverloadedError, PoisonError, TransientError
-from schemas.ids import new_id
-from schemas.usage import UsageQuery
 from tests.support.clickhouse_door import Door, clickhouse_door
 from tests.support.nats import free_port
-from tests.support.store import Reading, enriched, insert
+from tests.support.store import check_store, enriched, insert, reading, used
 
 PASSWORD = "correct horse: battery/staple"
 
@@ -39,28 +35,9 @@ async def store(door: Door) -> AsyncIterator[Store]:
         await opened.close()
 
 
-def reading(customer: str, cpu_ns: int = 5) -> Reading:
-    now_ms = int(datetime.now(UTC).timestamp()) * 1000
-    return Reading(new_id(), now_ms, counters={"cpu_ns": cpu_ns}, customer=customer)
-
-
-async def used(store: Store, customer: str) -> tuple[int, int]:
-    """CPU and samples of a customer in the last minutes."""
-    now = datetime.now(UTC)
-    query = UsageQuery(start=now - timedelta(minutes=5), end=now + timedelta(minutes=5))
-    answer = await report(
-        store, customer, query, Window.between(query.start, query.end), limit_s=10
-    )
-    return answer.totals["cpu_ns"], sum(row.samples for row in answer.vms)
-
-
 async def test_a_server_takes_what_the_embedded_store_takes(store: Store) -> None:
     """Migrations, retention, Arrow inserts and usage queries with parameters, over HTTP."""
-    await migrate(store, shipped())
-    await set_retention(store, "samples", 5)
-    await insert(store, [enriched([reading("http"), reading("http", 2**62)])])
-    assert await used(store, "http") == (2**62 + 5, 2)
-    assert await used(store, "it's `me`") == (0, 0)
+    await check_store(store)
 
 
 async def test_an_answer_that_is_lost_does_not_double_the_rows(store: Store, door: Door) -> None:

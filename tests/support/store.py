@@ -6,17 +6,20 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
 import numpy as np
 
 from batcher.batch import table, token
-from batcher.migrations import migrate, shipped
+from batcher.migrations import migrate, set_retention, shipped
 from batcher.settings import BatcherSettings
 from batcher.store import Store
+from batcher.usage import Window, report
 from schemas.frames import COLUMNS, ENRICHMENT_COLUMNS, EnrichedFrame
 from schemas.ids import new_id
+from schemas.usage import UsageQuery
 from schemas.vms import METERS
 
 DAY_NS = 86_400 * 10**9
@@ -83,6 +86,36 @@ def enriched(
         vm_ids=b"".join(r.vm_id.bytes for r in readings),
         **columns,  # type: ignore[arg-type]
     )
+
+
+def reading(customer: str, cpu_ns: int = 5) -> Reading:
+    """A VM of its own that has used so much just now."""
+    now_ms = int(datetime.now(UTC).timestamp()) * 1000
+    return Reading(new_id(), now_ms, counters={"cpu_ns": cpu_ns}, customer=customer)
+
+
+async def used(store: Store, customer: str) -> tuple[int, int]:
+    """CPU and samples of a customer in the last minutes."""
+    now = datetime.now(UTC)
+    query = UsageQuery(start=now - timedelta(minutes=5), end=now + timedelta(minutes=5))
+    answer = await report(
+        store, customer, query, Window.between(query.start, query.end), limit_s=10
+    )
+    return answer.totals["cpu_ns"], sum(row.samples for row in answer.vms)
+
+
+async def check_store(store: Store) -> None:
+    """What every kind of store must do: schema, retention, exact inserts once, queries."""
+    for _ in range(2):
+        await migrate(store, shipped())
+        await set_retention(store, "samples", 5)
+    frames = [enriched([reading("check"), reading("check", 2**62)])]
+    for _ in range(2):
+        await insert(store, frames)
+    assert await used(store, "check") == (2**62 + 5, 2)
+    rows = await store.query("SELECT count() FROM samples WHERE customer_id = 'check'")
+    assert rows[0][0] == 2
+    assert await used(store, "it's `me`") == (0, 0)
 
 
 async def insert(store: Store, frames: Sequence[EnrichedFrame]) -> None:
