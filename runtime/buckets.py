@@ -23,6 +23,7 @@ _log = structlog.get_logger("decisec.buckets")
 T = TypeVar("T", bound=msgspec.Struct)
 
 _RESYNC_S = 10.0
+_QUIET_S = 0.25
 
 
 class RevisionConflictError(DecisecError):
@@ -124,6 +125,29 @@ class Bucket(Generic[T]):
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise self._transient("delete", key, error) from error
 
+    async def last_revision(self) -> int:
+        """The greatest revision that stands in the bucket; 0 in an empty one."""
+        try:
+            last = await self.bus.js.get_last_msg(f"KV_{self.name}", ">")
+        except nats.js.errors.NotFoundError:
+            return 0
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise TransientError(f"no word about {self.name}: {error}") from error
+        return last.seq or 0
+
+    async def all(self) -> dict[str, T]:
+        """All values by key, as they stand now. Waits while the server is away.
+
+        Not by the library's `keys()`, which at times finds an empty bucket where there is none
+        (nats.py issue 842).
+        """
+        mirror = Mirror(self)
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(mirror.run(), name=f"read-{self.name}")
+            await mirror.synced()
+            following.cancel()
+        return mirror.values
+
     def _transient(self, verb: str, key: str, error: BaseException) -> TransientError:
         return TransientError(f"cannot {verb} {self.name}/{key}: {str(error) or 'no answer'}")
 
@@ -170,39 +194,43 @@ class Mirror(Generic[T]):
 
     async def _follow(self) -> None:
         store = await self._bucket.store()
+        wanted = await self._bucket.last_revision()
         try:
             watcher = await store.watchall()
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise TransientError(f"cannot watch {self._bucket.name}: {error}") from error
-        seen: set[str] = set()
-        initial = True
         try:
+            await self._read(watcher, wanted)
             while True:
-                try:
-                    # Not `watcher.updates`: its wait_for can swallow a cancellation (Python 3.11).
-                    async with asyncio.timeout(_RESYNC_S):
-                        entry = await anext(watcher)
-                except TimeoutError:
-                    if initial or await self._behind():
-                        return
-                    continue
-                if entry is None:
-                    for key in self.values.keys() - seen:
-                        self._drop(key)
-                    initial = False
-                    self._synced.set()
-                    continue
-                seen.add(entry.key)
-                self._take(entry)
+                entry = await _next(watcher, _RESYNC_S)
+                if entry is not None:
+                    self._take(entry)
+                elif await self._bucket.last_revision() > self._revision:
+                    return
         finally:
             await _stop_watching(watcher)
 
-    async def _behind(self) -> bool:
-        try:
-            info = await self._bucket.bus.js.stream_info(f"KV_{self._bucket.name}")
-        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
-            raise TransientError(f"no word about {self._bucket.name}: {error}") from error
-        return info.state.last_seq > self._revision
+    async def _read(self, watcher: KeyValue.KeyWatcher, wanted: int) -> None:
+        """Take all that stood in the bucket when `wanted` was its last revision.
+
+        Entries come in the order of their revisions, so that is a sign which cannot fail. The
+        watcher's own ones do: it may say that this is all before the first entry has come, and
+        what a message says of those behind it may be wrong while others write.
+        """
+        seen: set[str] = set()
+        reached = 0
+        while reached < wanted:
+            entry = await _next(watcher, _QUIET_S)
+            if entry is None:
+                # What was wanted may have expired meanwhile.
+                wanted = min(wanted, await self._bucket.last_revision())
+                continue
+            seen.add(entry.key)
+            reached = entry.revision or 0
+            self._take(entry)
+        for key in self.values.keys() - seen:
+            self._drop(key)
+        self._synced.set()
 
     def _take(self, entry: KeyValue.Entry) -> None:
         self._revision = max(self._revision, entry.revision or 0)
@@ -221,6 +249,19 @@ class Mirror(Generic[T]):
     def _drop(self, key: str) -> None:
         if self.values.pop(key, None) is not None and self._on_change:
             self._on_change(key, None)
+
+
+async def _next(watcher: KeyValue.KeyWatcher, within_s: float) -> KeyValue.Entry | None:
+    """The next entry, or None if none has come in time."""
+    try:
+        # Not `watcher.updates`: its wait_for can swallow a cancellation (Python 3.11).
+        async with asyncio.timeout(within_s):
+            while True:
+                entry: KeyValue.Entry | None = await anext(watcher)
+                if entry is not None:
+                    return entry
+    except TimeoutError:
+        return None
 
 
 async def _stop_watching(watcher: KeyValue.KeyWatcher) -> None:

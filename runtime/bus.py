@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import nats
 import nats.errors
@@ -36,6 +37,29 @@ class Message:
 
 
 Handler = Callable[[Message], Awaitable[bytes | None]]
+
+
+class _Client(Client):
+    """A client whose requests can always be cancelled.
+
+    It waits by `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that comes in the
+    same turn of the loop as the answer: a task that asks again and again would never end.
+    """
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        timeout: float = 0.5,  # noqa: ASYNC109 - the library's own signature
+        old_style: bool = False,
+        headers: dict[str, Any] | None = None,
+    ) -> Msg:
+        try:
+            return await super().request(subject, payload, timeout, old_style, headers)
+        finally:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
 
 
 class Bus:
@@ -70,7 +94,7 @@ class Bus:
             FatalError: `stop` was set first, or the server refuses the credentials.
         """
         health = health or Health()
-        client = Client()
+        client = _Client()
         bus = cls(client, name)
         where = redact(settings.nats_url)
         health.unready(HEALTH_PART, f"not connected to {where}")

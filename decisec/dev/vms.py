@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import httpx
-import nats.errors
-import nats.js.errors
 
 from decisec.dev.supervisor import Report
 from decisec.dev.tokens import development_token
 from decisec.sdk import ApiError, AsyncClient
 from runtime.buckets import Bucket
 from runtime.bus import Bus
-from runtime.errors import DecisecError
 from schemas.subjects import VM_STATUS
 from schemas.vms import METERED_STATES, VmStatus, decode_vm_status
 
@@ -37,21 +34,13 @@ async def stop_vms(api_url: str, key: bytes, bus: Bus, report: Report) -> None:
                     group.create_task(
                         _stop(api_url, key, status, report), name=f"stop-{status.vm_id}"
                     )
-    except (TimeoutError, DecisecError) as error:
+    except TimeoutError as error:
         report(f"the VMs were not shut down in order: {str(error) or 'no answer in time'}")
 
 
 async def _running(bus: Bus) -> list[VmStatus]:
     bucket: Bucket[VmStatus] = Bucket(bus, VM_STATUS, decode_vm_status)
-    store = await bucket.store()
-    try:
-        keys = await store.keys()
-    except nats.js.errors.NoKeysError:
-        return []
-    except (nats.errors.Error, OSError) as error:
-        raise DecisecError(f"no word from NATS: {error}") from error
-    entries = [await bucket.get(key) for key in keys]
-    return [e.value for e in entries if e is not None and e.value.state in METERED_STATES]
+    return [s for s in (await bucket.all()).values() if s.state in METERED_STATES]
 
 
 async def _stop(api_url: str, key: bytes, status: VmStatus, report: Report) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -172,6 +173,87 @@ async def test_a_mirror_follows_its_bucket_across_a_restart(
         await bucket.delete("acme")
         await until({"globex", "initech"})
         task.cancel()
+
+
+class _Hasty:
+    """A watcher that says "this is all" before its first entry, as nats-py's may."""
+
+    def __init__(self, watcher: Any) -> None:
+        self._watcher = watcher
+        self._said = False
+
+    async def __anext__(self) -> Any:
+        if not self._said:
+            self._said = True
+            return None
+        return await anext(self._watcher)
+
+    async def stop(self) -> None:
+        await self._watcher.stop()
+
+
+class _HastyStore:
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    async def watchall(self) -> _Hasty:
+        return _Hasty(await self._store.watchall())
+
+
+class _HastyBucket(Bucket[Customer]):
+    async def store(self) -> Any:
+        return _HastyStore(await super().store())
+
+
+async def test_a_mirror_believes_the_bucket_and_not_the_watchers_mark(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """It is synced once everything is there, and never forgets a value on the way."""
+    server, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    names = {f"c{number}" for number in range(20)}
+    for name in names:
+        await bucket.put(name, customer(name))
+    hasty = _HastyBucket(bus, "customers", decode_customer)
+    forgotten: list[str] = []
+    mirror = Mirror(hasty, lambda key, value: forgotten.append(key) if value is None else None)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run(), name="mirror")
+        await mirror.synced()
+        assert mirror.values.keys() == names
+        await server.kill()
+        await server.start()
+        await bus.reconnected_after(0)
+        await bucket.put("late", customer("late"))
+        while "late" not in mirror.values:
+            await asyncio.sleep(0.01)
+        task.cancel()
+    assert forgotten == []
+    assert mirror.values.keys() == names | {"late"}
+
+
+async def test_all_values_are_read_at_once(served: tuple[NatsServer, Bus]) -> None:
+    """Also from an empty bucket, and while others write."""
+    _, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    async with asyncio.timeout(60):
+        assert await bucket.all() == {}
+        await bucket.put("gone", customer("gone"))
+        await bucket.delete("gone")
+        assert await bucket.all() == {}
+        names = {f"c{number}" for number in range(5)}
+        for name in names:
+            await bucket.put(name, customer(name))
+
+        async def write() -> None:
+            while True:
+                await bucket.put("busy", customer("busy"))
+
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(write(), name="write")
+            for _ in range(200):
+                assert names <= (await bucket.all()).keys()
+            writing.cancel()
 
 
 async def test_a_key_is_created_once_and_updated_only_at_its_revision(

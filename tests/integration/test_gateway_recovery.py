@@ -266,9 +266,8 @@ async def test_a_command_that_cannot_be_stored_leaves_nothing(tmp_path: Path) ->
             return bool(response.json()["code"] == "unavailable")
 
         await until(known)
-        store = await agent.operations.store()
-        operations = [await agent.operations.get(key) for key in await store.keys()]
-        assert {o.value.status for o in operations if o} == {OperationStatus.FAILED}
+        operations = await agent.operations.all()
+        assert {o.status for o in operations.values()} == {OperationStatus.FAILED}
         assert (await api.get("/v1/vms")).json()["vms"] == []
 
 

@@ -187,13 +187,7 @@ class Stack:
             OPERATIONS: decode_operation,
             VM_STATUS: decode_vm_status,
         }
-        store = await Bucket(self.bus, bucket, decoders[bucket]).store()
-        try:
-            return set(await store.keys())
-        except Exception as error:
-            if type(error).__name__ == "NoKeysError":
-                return set()
-            raise
+        return set(await Bucket(self.bus, bucket, decoders[bucket]).all())
 
     async def commands(self) -> int:
         """Commands that were ever stored."""
