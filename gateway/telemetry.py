@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from gateway import documents
 from runtime.telemetry import meter, span
 
 _log = structlog.get_logger("decisec.http")
@@ -25,6 +26,15 @@ _API = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"x-frame-options", b"DENY"),
 )
+_DOCUMENTS = (
+    (
+        b"content-security-policy",
+        b"default-src 'none'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+        b"img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        b"frame-ancestors 'none'",
+    ),
+)
+"""The page's own script stands in it; nothing comes from, or goes to, anywhere else."""
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -54,14 +64,16 @@ class Observed:
         }
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         status = 500
-        plain = scope["path"].startswith("/docs")
+        special = _DOCUMENTS if scope["path"].startswith(documents.PATH) else _API
 
         async def observed_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                extra = _PLAIN if plain else _PLAIN + _API
-                message = {**message, "headers": [*message.get("headers", ()), *extra]}
+                message = {
+                    **message,
+                    "headers": [*message.get("headers", ()), *_PLAIN, *special],
+                }
             await send(message)
 
         began = time.perf_counter()

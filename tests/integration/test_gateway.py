@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
@@ -531,10 +532,20 @@ async def test_everything_that_goes_wrong_is_a_problem(shared: Stack) -> None:
 
 
 async def test_the_documents_need_no_token_and_name_all_routes(shared: Stack) -> None:
-    """OpenAPI with the constraints of the schemas."""
+    """OpenAPI with the constraints of the schemas, on a page that needs nothing from elsewhere."""
     async with shared.client() as api:
         page = await api.get("/docs")
         assert page.headers["Content-Type"].startswith("text/html")
+        linked = re.findall(r'(?:src|href)="([^"]*)"', page.text)
+        assert len(linked) >= 3
+        for address in linked:
+            assert address.startswith(("/docs/assets/", "data:,"))
+            if address.startswith("/"):
+                assert (await api.get(address)).status_code == 200
+        assert "http" not in page.text.partition("<body>")[0]
+        assert "connect-src 'self'" in page.headers["Content-Security-Policy"]
+        for escape in ("/docs/assets/../../http.py", "/docs/assets/%2e%2e/__init__.py"):
+            assert (await api.get(escape)).status_code == 404
         document = (await api.get("/openapi.json")).json()
     assert set(document["paths"]) == {
         "/v1/vms",

@@ -1,0 +1,58 @@
+"""The API's own description: the OpenAPI document, and a page to read and try it.
+
+The page is Swagger UI from files on this machine: people paste tokens into it, so nothing on it
+may come from anywhere else, and it works where there is no internet.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from litestar import Response, Router, get
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.static_files import create_static_files_router
+
+from gateway.bodies import StrictRequest
+
+PATH = "/docs"
+_ASSETS = f"{PATH}/assets"
+_NO_ICON = '<link rel="icon" href="data:,">'
+
+
+@get("/openapi.json", include_in_schema=False, sync_to_thread=False)
+def openapi_document(request: StrictRequest) -> Response[bytes]:
+    """The OpenAPI document; it needs no token."""
+    document = msgspec.json.encode(request.app.openapi_schema.to_schema())
+    return Response(document, media_type="application/json")
+
+
+def assets() -> Router:
+    """Swagger UI's files. Its package is a Flask extension, of which only these are of use."""
+    folder = metadata.distribution("flask-swagger-ui").locate_file("flask_swagger_ui/dist")
+    return create_static_files_router(path=_ASSETS, directories=[Path(str(folder))])
+
+
+def config() -> OpenAPIConfig:
+    """What the document says besides the routes, and how the page shows it."""
+    bearer: dict[str, Any] = {"type": "http", "scheme": "bearer", "bearer_format": "JWT"}
+    page = SwaggerRenderPlugin(
+        path="/",
+        js_url=f"{_ASSETS}/swagger-ui-bundle.js",
+        css_url=f"{_ASSETS}/swagger-ui.css",
+        standalone_preset_js_url=f"{_ASSETS}/swagger-ui-standalone-preset.js",
+        favicon=_NO_ICON,
+    )
+    return OpenAPIConfig(
+        title="decisec",
+        version="1",
+        description="MicroVMs on many hosts, metered each 100 ms. Errors are RFC 9457 problems.",
+        path=PATH,
+        render_plugins=[page],
+        components=Components(security_schemes={"bearer": SecurityScheme(**bearer)}),
+        security=[{"bearer": []}],
+    )
