@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from decisec.cli import main
+_INTERRUPTED = 130
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        # Here, because Ctrl-C may come while the libraries load.
+        from decisec.cli import main
+
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
