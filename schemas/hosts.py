@@ -50,6 +50,7 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
         driver: The hypervisor driver that VMs on this host get.
         driver_reason: Why this driver was chosen, for people.
         simulated: The driver's numbers are made up.
+        no_network: Why VMs get no network interface here; empty where they do.
         images: Names in the host's image store.
         free: Capacity less what VMs and reservations hold.
     """
@@ -65,6 +66,7 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
     driver_version: str = ""
     driver_reason: str = ""
     simulated: bool = False
+    no_network: str = ""
     images: tuple[ImageName, ...] = ()
     draining: bool = False
     capacity: Resources

@@ -96,6 +96,7 @@ class Heartbeat:
             driver_version=self._driver_version,
             driver_reason=self._driver_reason,
             simulated=host.driver.simulated,
+            no_network=host.networks.unavailable or "",
             images=host.images.names(),
             draining=settings.draining,
             capacity=self._admission.capacity,

@@ -41,6 +41,10 @@ class Images(Protocol):
 class Networks(Protocol):
     """Interfaces for VMs. Errors are `vm_agent.network.NetworkError`."""
 
+    @property
+    def unavailable(self) -> str | None:
+        """Why VMs get no interface here; None where they do."""
+
     def nic_of(self, vm_id: UUID, incarnation: int) -> Nic | None:
         """What `create` will make, or None where VMs get no interface."""
 

@@ -132,6 +132,8 @@ async def running_stack(
         exits.push_async_callback(_stop_vms, ports.api_url, key, bus, report, hurry)
         host = await supervisor.guard(_heartbeat(bus))
         report(f"hypervisor: {host.driver} {host.driver_version} ({host.driver_reason})")
+        if host.no_network:
+            report(f"VMs get no network interface: {host.no_network}")
 
         endpoint = Endpoint(
             api_url=ports.api_url,

@@ -119,6 +119,11 @@ class MemoryKernel:
             self.machines[pid].die(-9)
         return strays
 
+    @property
+    def unavailable(self) -> str | None:
+        """None: there are interfaces."""
+        return None
+
     def nic_of(self, vm_id: UUID, incarnation: int) -> Nic | None:
         """An interface's names."""
         return Nic(netns=f"decisec-{vm_id.hex}-{incarnation}", tap="tap0", mac="06:00:00:00:00:01")
