@@ -351,7 +351,8 @@ class FirecrackerDriver(Driver):
 
 def _fault(body: bytes) -> str:
     try:
-        return _decode_fault(body).fault_message or "no reason given"
+        # Some have line breaks, and a reason is one line.
+        return " ".join(_decode_fault(body).fault_message.split()) or "no reason given"
     except msgspec.MsgspecError:
         return repr(body[:120])
 
