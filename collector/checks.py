@@ -121,13 +121,13 @@ def all_advance(
     Stricter than `judge` where rows were last seen at different ticks; False means: judge.
     """
     # Seen as unsigned, the -1 of an incarnation without a reading is greater than any tick.
-    newest = int(before_ms.view(np.uint64).max())
+    newest = int(np.maximum.reduce(before_ms.view(np.uint64)))
     if newest >= tick_ms:
         return False
     # Earlier readings are not negative, so this finds overflown counters too. Counting is the
     # quickest way to ask for `all` of a few rows.
     advanced = np.count_nonzero(counters >= before) == counters.size
-    if not advanced or int(memory.min()) < 0:
+    if not advanced or int(np.minimum.reduce(memory)) < 0:
         return False
     elapsed = min(until_ns - newest * NS_PER_MS, _LONG_NS) + STALE_CPU_NS
     plausible = counters[CPU] - before[CPU] <= cpus * elapsed + limit.tolerance_ns
