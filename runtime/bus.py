@@ -40,11 +40,19 @@ Handler = Callable[[Message], Awaitable[bytes | None]]
 
 
 class _Client(Client):
-    """A client whose requests can always be cancelled.
+    """A client whose requests can always be cancelled, and which can always be closed.
 
     It waits by `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that comes in the
     same turn of the loop as the answer: a task that asks again and again would never end.
     """
+
+    async def close(self) -> None:
+        """Close; what a broken connection does not take any more is given up with a word."""
+        if not self.is_connected and self._pending_data_size:
+            _log.warning("bus.unsent_given_up", size_bytes=self._pending_data_size)
+            # Written to the broken transport, it raises, and the rest of the close is left out.
+            self._pending, self._pending_data_size = [], 0
+        await super().close()
 
     async def request(
         self,
