@@ -158,7 +158,11 @@ class VmmProcesses:
         return process
 
     def kill(self, pid: int, ticks: int) -> None:
-        """Send SIGKILL to that very process; nothing happens if it is gone.
+        """Send SIGKILL to that very process; nothing happens if it is gone."""
+        self.send(pid, ticks, signal.SIGKILL)
+
+    def send(self, pid: int, ticks: int, number: signal.Signals) -> None:
+        """Send a signal to that very process; nothing happens if it is gone.
 
         Between check and signal a pid cannot be reused unnoticed: the pidfd is opened first.
         """
@@ -168,7 +172,7 @@ class VmmProcesses:
             return
         try:
             if is_alive(pid, ticks):
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(pidfd, number)
         except ProcessLookupError:
             return
         finally:

@@ -187,6 +187,10 @@ class Rig:
         async with asyncio.timeout(10):
             await self.processes.wait_exit(vmm.pid, vmm.start_ticks)
 
+    def another_driver(self) -> Driver:
+        """One more driver with connections of its own, to be closed by who asked for it."""
+        return self.lab.driver(self.name, VmmProcesses())
+
     async def restart_agent(self) -> Driver:
         """Forget everything but the VMMs, as a killed agent does; returns the new driver."""
         await self.driver.close()

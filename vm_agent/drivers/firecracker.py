@@ -7,15 +7,17 @@ flush, read, SIGKILL; a signal alone would lose what happened since the last flu
 from __future__ import annotations
 
 import asyncio
+import signal
 import subprocess
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import structlog
 
 from schemas.vms import ExitReason
+from vm_agent.drivers import firecracker_exit as exit_of
 from vm_agent.drivers.abc import (
     Ability,
     DeviceCounters,
@@ -40,11 +42,13 @@ from vm_agent.drivers.paths import API_SOCKET, CONSOLE, console_tail
 from vm_agent.drivers.unix_http import ProtocolError, UnixHttpConnection
 from vm_agent.process import ProcessId, VmmProcesses
 
+_log = structlog.get_logger("decisec.firecracker")
+
 _CREATE_S = 5.0
 _BOOT_S = 5.0
 _CALL_S = 2.0
 _INSPECT_S = 1.0
-_FLUSH_S = 0.7
+_FLUSH_S = 0.5
 _SAVE_S = 2.0
 _SOCKET_POLL_S = 0.001
 
@@ -167,7 +171,7 @@ class FirecrackerDriver(Driver):
         try:
             await self._action(vmm, "SendCtrlAltDel", _CALL_S)
         except UnreachableError:
-            if not await ends_soon(vmm):
+            if not await self._ends(vmm):
                 raise
 
     async def pause(self, vmm: Vmm) -> None:
@@ -181,12 +185,16 @@ class FirecrackerDriver(Driver):
     async def kill(self, vmm: Vmm) -> None:
         """Pause, flush, read, SIGKILL. See `Driver`."""
         if alive(vmm):
-            # A VMM that hangs, or a guest that never started, has nothing more to tell.
-            with suppress(DriverError, TimeoutError):
+            try:
                 async with asyncio.timeout(_SAVE_S):
                     await self._set_state(vmm, "Paused", _SAVE_S)
                     await self._flush(vmm, _SAVE_S)
                     self._session(vmm).metrics.read()
+            except RefusedError:
+                pass  # a guest that never started has nothing to tell
+            except (DriverError, TimeoutError):
+                # Nor has a VMM that hangs, unless it does so in its exit.
+                await self._ends(vmm)
             mark_killed(Path(vmm.run_dir))
         await end_process(self._processes, vmm)
 
@@ -195,9 +203,9 @@ class FirecrackerDriver(Driver):
         if not alive(vmm):
             return VmmState.GONE
         try:
-            body = await self._call(vmm, "GET", "/", b"", _INSPECT_S - EXIT_GRACE_S)
+            body = await self._call(vmm, "GET", "/", b"", _INSPECT_S - 2 * EXIT_GRACE_S)
         except UnreachableError:
-            if await ends_soon(vmm):
+            if await self._ends(vmm):
                 return VmmState.GONE
             raise
         try:
@@ -214,7 +222,7 @@ class FirecrackerDriver(Driver):
                 pass  # not started yet: everything is zero
             except UnreachableError:
                 # An orderly exit writes its own last line, so wait for the end and read that.
-                if not await ends_soon(vmm):
+                if not await self._ends(vmm):
                     raise
         return self._device_counters(self._session(vmm).metrics.read())
 
@@ -224,9 +232,7 @@ class FirecrackerDriver(Driver):
         by_guest = run_dir.is_dir() and self._session(vmm).metrics.read().reset_count >= 1
         by_us = was_killed(run_dir)
         match exit_code:
-            case 0:
-                return ExitReason.GUEST_SHUTDOWN if by_guest else ExitReason.CRASHED
-            case None if by_guest:
+            case 0 | None | exit_of.HELPED_EXIT_CODE if by_guest:
                 return ExitReason.GUEST_SHUTDOWN
             case None:
                 return ExitReason.KILLED if by_us else ExitReason.UNKNOWN
@@ -294,6 +300,19 @@ class FirecrackerDriver(Driver):
                 await asyncio.sleep(_SOCKET_POLL_S)
             else:
                 return
+
+    async def _ends(self, vmm: Vmm) -> bool:
+        """Whether a VMM that stopped answering ends now; one that hangs in its exit is helped."""
+        if await ends_soon(vmm):
+            return True
+        if not self._hangs_in_exit(vmm):
+            return False
+        _log.warning("vmm.helped_out", vm_id=str(vmm.vm_id), pid=vmm.pid)
+        self._processes.send(vmm.pid, vmm.start_ticks, signal.SIGHUP)
+        return await ends_soon(vmm)
+
+    def _hangs_in_exit(self, vmm: Vmm) -> bool:
+        return not exit_of.has_vcpus(vmm.pid)
 
     async def _abandon(self, vmm: Vmm) -> None:
         """Undo `create`."""

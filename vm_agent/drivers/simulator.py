@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vm_agent.drivers.abc import DeviceCounters, MachinePlan
+from vm_agent.drivers.abc import DeviceCounters, MachinePlan, Vmm
 from vm_agent.drivers.firecracker import FirecrackerDriver
 from vm_agent.drivers.metrics_file import MetricsTotals
 from vm_agent.drivers.paths import API_SOCKET
@@ -48,6 +48,10 @@ class SimulatorDriver(FirecrackerDriver):
 
     def _environment(self) -> Mapping[str, str] | None:
         return {**os.environ, "PYTHONPATH": str(_ROOT)}
+
+    def _hangs_in_exit(self, vmm: Vmm) -> bool:
+        # It has no vCPU threads, and no second thread that its first could wait for.
+        return False
 
     def _device_counters(self, totals: MetricsTotals) -> DeviceCounters:
         return DeviceCounters(
