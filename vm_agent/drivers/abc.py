@@ -112,6 +112,10 @@ class DriverError(Exception):
     """The VMM refused, failed or did not answer in time. The message is fit for an operator."""
 
 
+class UnreachableError(DriverError):
+    """The VMM did not answer in time, or with garbage."""
+
+
 class Driver(ABC):
     """Lifecycle verbs of one hypervisor.
 

@@ -21,6 +21,9 @@ from vm_agent.drivers.saved import DamagedError, SavedNumbers
 
 _log = structlog.get_logger(__name__)
 
+METRICS = "metrics.json"
+METRICS_STATE = "metrics.state"
+
 _READ_BYTES = 256 * 1024
 _PUNCH_AFTER_BYTES = 256 * 1024
 _PAGE = 4096
@@ -81,7 +84,7 @@ class MetricsFile:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = metrics_path(run_dir)
-        self._state = SavedNumbers(run_dir / "metrics.state", 7)
+        self._state = SavedNumbers(run_dir / METRICS_STATE, 7)
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError:
@@ -178,7 +181,7 @@ class MetricsFile:
 
 def metrics_path(run_dir: Path) -> Path:
     """The file that the VMM appends its metrics to."""
-    return run_dir / "metrics.json"
+    return run_dir / METRICS
 
 
 def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> bool:

@@ -8,8 +8,7 @@ itself leaves its QEMU paused until the last reading is saved.
 from __future__ import annotations
 
 import asyncio
-import re
-import subprocess
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import IntEnum
@@ -20,32 +19,29 @@ from schemas.vms import ExitReason
 from vm_agent.drivers.abc import (
     Ability,
     DeviceCounters,
-    Driver,
     DriverError,
     MachinePlan,
+    UnreachableError,
     Vmm,
     VmmState,
 )
 from vm_agent.drivers.passing import (
     EXIT_GRACE_S,
-    KILLED_MARK,
     alive,
     end_process,
     ends_soon,
     mark_killed,
     was_killed,
 )
-from vm_agent.drivers.paths import CONSOLE, QMP_SOCKET, console_tail
+from vm_agent.drivers.paths import QMP_SOCKET
+from vm_agent.drivers.process_driver import ProcessDriver
 from vm_agent.drivers.qemu_command import command
-from vm_agent.drivers.qmp import QmpSession, QmpUnreachableError
+from vm_agent.drivers.qmp import QmpSession
 from vm_agent.drivers.saved import DamagedError, SavedNumbers
-from vm_agent.process import ProcessId, VmmProcesses
 
-_CREATE_S = 5.0
 _CALL_S = 2.0
 _INSPECT_S = 1.0
 _STATS_S = 0.7
-_SOCKET_POLL_S = 0.002
 _STATE_FILE = "qemu.state"
 _VMM_LOG = "qemu.log"
 
@@ -78,68 +74,14 @@ class _Session:
     end: _End = _End.NOT_YET
 
 
-class QemuDriver(Driver):
-    """One QEMU process per VM.
-
-    Args:
-        binary: qemu-system-x86_64; None if there is none, which every verb then says.
-        processes: The agent's VMM processes.
-    """
+class QemuDriver(ProcessDriver[_Session]):
+    """One QEMU process per VM."""
 
     name = "qemu"
+    executable = "qemu-system-x86_64"
+    output = _VMM_LOG
+    files = (QMP_SOCKET, _STATE_FILE)
     abilities = frozenset({Ability.PAUSE})
-
-    def __init__(self, binary: Path | None, processes: VmmProcesses) -> None:
-        self._binary = binary
-        self._processes = processes
-        self._sessions: dict[ProcessId, _Session] = {}
-
-    async def probe_version(self) -> str:
-        """The version of the binary. See `Driver`."""
-        return await asyncio.to_thread(self._version)
-
-    async def create(self, plan: MachinePlan) -> Vmm:
-        """Spawn QEMU with its vCPUs halted. See `Driver`."""
-        argv = command(self._require_binary(), plan)
-        _remove(plan.run_dir)
-        try:
-            process = self._processes.spawn(
-                argv,
-                cwd=plan.run_dir,
-                console=plan.run_dir / _VMM_LOG,
-                netns=plan.nic.netns if plan.nic else None,
-            )
-        except OSError as error:
-            _remove(plan.run_dir)
-            raise DriverError(f"cannot start {argv[0]}: {error}") from error
-        vmm = Vmm(
-            vm_id=plan.vm_id,
-            incarnation=plan.incarnation,
-            driver=self.name,
-            pid=process.pid,
-            start_ticks=process.start_ticks,
-            run_dir=str(plan.run_dir),
-        )
-        try:
-            async with asyncio.timeout(_CREATE_S):
-                await self._wait_for_monitor(vmm)
-        except TimeoutError as error:
-            await self._abandon(vmm)
-            raise QmpUnreachableError(f"qemu was not ready within {_CREATE_S:g} s") from error
-        except BaseException:
-            await self._abandon(vmm)
-            raise
-        return vmm
-
-    async def boot(self, vmm: Vmm) -> None:
-        """Send `cont`. See `Driver`."""
-        match await self.inspect(vmm):
-            case VmmState.CREATED:
-                await self._execute(vmm, "cont")
-            case VmmState.GONE:
-                raise DriverError(_epitaph(vmm))
-            case VmmState.RUNNING | VmmState.PAUSED:
-                return
 
     async def shutdown(self, vmm: Vmm) -> None:
         """Press the ACPI power button. See `Driver`."""
@@ -147,7 +89,7 @@ class QemuDriver(Driver):
             return
         try:
             await self._execute(vmm, "system_powerdown")
-        except QmpUnreachableError:
+        except UnreachableError:
             if not await ends_soon(vmm):
                 raise
 
@@ -177,13 +119,13 @@ class QemuDriver(Driver):
         session = self._session(vmm)
         try:
             status = await session.qmp.execute("query-status", _INSPECT_S - EXIT_GRACE_S)
-        except QmpUnreachableError:
+        except UnreachableError:
             if await ends_soon(vmm):
                 return VmmState.GONE
             raise
         word = status.get("status") if isinstance(status, dict) else None
         if not isinstance(word, str):
-            raise QmpUnreachableError(f"qemu describes itself as {status!r:.80}")
+            raise UnreachableError(f"qemu describes itself as {status!r:.80}")
         if word in _ENDS:
             await self._settle(vmm, _ENDS[word])
             return VmmState.GONE if await ends_soon(vmm) else VmmState.PAUSED
@@ -195,7 +137,7 @@ class QemuDriver(Driver):
         if alive(vmm):
             try:
                 await self._read(vmm, _STATS_S)
-            except QmpUnreachableError:
+            except UnreachableError:
                 if not await ends_soon(vmm):
                     raise
         return DeviceCounters(
@@ -218,53 +160,16 @@ class QemuDriver(Driver):
             case _:
                 return ExitReason.CRASHED
 
-    async def destroy(self, vmm: Vmm) -> None:
-        """Remove socket, state, logs. See `Driver`."""
-        await self._close_session(ProcessId(vmm.pid, vmm.start_ticks))
-        _remove(Path(vmm.run_dir))
-        self._processes.forget(vmm.pid, vmm.start_ticks)
+    def _argv(self, plan: MachinePlan) -> Sequence[str]:
+        return command(self._require_binary(), plan)
 
-    def console(self, run_dir: Path) -> Path:
-        """The guest's first serial port."""
-        return run_dir / CONSOLE
+    async def _configure(self, vmm: Vmm, plan: MachinePlan) -> None:
+        # The command line has said it all.
+        del plan
+        await self._until_answered(vmm, lambda: self._execute(vmm, "query-status"))
 
-    async def close(self) -> None:
-        """Disconnect from all QEMUs. See `Driver`."""
-        for process in list(self._sessions):
-            await self._close_session(process)
-
-    def _version(self) -> str:
-        try:
-            done = subprocess.run(
-                [str(self._require_binary()), "--version"],
-                capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=2, check=True,
-            )  # fmt: skip
-        except (OSError, subprocess.SubprocessError) as error:
-            raise DriverError(f"qemu does not run: {error}") from error
-        found = re.search(r"version (\d+(?:\.\d+)*)", done.stdout)
-        return found[1] if found else done.stdout.partition("\n")[0]
-
-    def _require_binary(self) -> Path:
-        if self._binary is None:
-            raise DriverError("there is no qemu-system-x86_64 on PATH")
-        return self._binary
-
-    async def _wait_for_monitor(self, vmm: Vmm) -> None:
-        while True:
-            try:
-                await self._execute(vmm, "query-status")
-            except QmpUnreachableError:
-                if not alive(vmm):
-                    raise DriverError(_epitaph(vmm)) from None
-                await asyncio.sleep(_SOCKET_POLL_S)
-            else:
-                return
-
-    async def _abandon(self, vmm: Vmm) -> None:
-        """Undo `create`."""
-        self._processes.kill(vmm.pid, vmm.start_ticks)
-        await self._processes.wait_exit(vmm.pid, vmm.start_ticks)
-        await self.destroy(vmm)
+    async def _start(self, vmm: Vmm) -> None:
+        await self._execute(vmm, "cont")
 
     async def _execute(self, vmm: Vmm, command: str) -> Any:
         return await self._session(vmm).qmp.execute(command, _CALL_S)
@@ -285,24 +190,17 @@ class QemuDriver(Driver):
         session.end = end
         await self._read(vmm, _CALL_S)
         # Its answer may be cut short by its end.
-        with suppress(QmpUnreachableError):
+        with suppress(UnreachableError):
             await session.qmp.execute("quit", _CALL_S)
 
-    def _session(self, vmm: Vmm) -> _Session:
-        process = ProcessId(vmm.pid, vmm.start_ticks)
-        session = self._sessions.get(process)
-        if session is not None:
-            return session
+    def _open_session(self, vmm: Vmm) -> _Session:
         run_dir = Path(vmm.run_dir)
 
         async def on_shutdown(reason: str) -> None:
             if reason.startswith("guest-"):
                 await self._settle(vmm, _End.CRASHED if reason == "guest-panic" else _End.BY_GUEST)
 
-        try:
-            saved = SavedNumbers(run_dir / _STATE_FILE, 3)
-        except OSError as error:
-            raise DriverError(f"cannot read the counters of {vmm.vm_id}: {error}") from error
+        saved = SavedNumbers(run_dir / _STATE_FILE, 3)
         qmp = QmpSession(run_dir / QMP_SOCKET, f"qemu-{vmm.vm_id}", on_shutdown)
         session = _Session(qmp, saved)
         try:
@@ -313,13 +211,11 @@ class QemuDriver(Driver):
         if numbers is not None:
             session.read_bytes, session.write_bytes = numbers[:2]
             session.end = _End(numbers[2])
-        self._sessions[process] = session
         return session
 
-    async def _close_session(self, process: ProcessId) -> None:
-        if (session := self._sessions.pop(process, None)) is not None:
-            await session.qmp.close()
-            session.saved.close()
+    async def _end_session(self, session: _Session) -> None:
+        await session.qmp.close()
+        session.saved.close()
 
 
 def _sum_of(stats: Any) -> tuple[int, int]:
@@ -331,14 +227,4 @@ def _sum_of(stats: Any) -> tuple[int, int]:
             sum(int(device["wr_bytes"]) for device in devices),
         )
     except (TypeError, KeyError, ValueError) as error:
-        raise QmpUnreachableError(f"qemu counts as {stats!r:.80}") from error
-
-
-def _epitaph(vmm: Vmm) -> str:
-    words = console_tail(Path(vmm.run_dir), _VMM_LOG)
-    return "qemu ended by itself" + (f": {words}" if words else "")
-
-
-def _remove(run_dir: Path) -> None:
-    for name in (QMP_SOCKET, CONSOLE, _VMM_LOG, _STATE_FILE, KILLED_MARK):
-        (run_dir / name).unlink(missing_ok=True)
+        raise UnreachableError(f"qemu counts as {stats!r:.80}") from error

@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 from qemu.qmp import ExecuteError, QMPClient, QMPError
 
-from vm_agent.drivers.abc import DriverError
+from vm_agent.drivers.abc import DriverError, UnreachableError
 from vm_agent.drivers.paths import short_address
 
 _log = structlog.get_logger(__name__)
@@ -23,10 +23,6 @@ _log = structlog.get_logger(__name__)
 
 class QmpRefusedError(DriverError):
     """QEMU answered a command with an error."""
-
-
-class QmpUnreachableError(DriverError):
-    """QEMU did not answer, or with garbage."""
 
 
 class QmpSession:
@@ -53,7 +49,7 @@ class QmpSession:
 
         Raises:
             QmpRefusedError: QEMU says no.
-            QmpUnreachableError: No answer within `limit_s` seconds, or the connection broke.
+            UnreachableError: No answer within `limit_s` seconds, or the connection broke.
         """
         client: QMPClient | None = None
         try:
@@ -62,15 +58,13 @@ class QmpSession:
                 return await client.execute(command)
         except TimeoutError as error:
             # The connection stays: the answer may only be late, and answers carry ids.
-            raise QmpUnreachableError(
-                f"qemu did not answer {command} within {limit_s:g} s"
-            ) from error
+            raise UnreachableError(f"qemu did not answer {command} within {limit_s:g} s") from error
         except ExecuteError as error:
             raise QmpRefusedError(f"qemu refused {command}: {error}") from error
         except (QMPError, OSError, EOFError) as error:
             if client is not None and client is self._client:
                 await self.close()
-            raise QmpUnreachableError(f"{command} failed: {error}") from error
+            raise UnreachableError(f"{command} failed: {error}") from error
 
     async def _connect(self) -> QMPClient:
         async with self._turn:
