@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,10 @@ from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.tokens import KEY
 
 ROOM = Resources(vcpus=32, memory_mib=65_536, disk_mib=65_536, slots=50)
+WAIT = {"Prefer": "wait=10"}
+"""Headers that ask for the end of an operation, not for its beginning."""
+TINY = {"image": "tiny"}
+"""The least that makes a VM."""
 
 _AFTER = {
     "create": VmState.CREATED,
@@ -224,6 +228,18 @@ async def stack(folder: Path, **options: Any) -> AsyncIterator[Stack]:
                     yield Stack(server, bus, agent, health, settings, url)
             finally:
                 task.cancel()
+
+
+def shared_stack(folder: Path) -> AbstractAsyncContextManager[Stack]:
+    """A stack for all tests of a module; each test is a customer of its own."""
+    return stack(folder, command_deadline_s=20.0)
+
+
+async def made(api: httpx.AsyncClient, **fields: Any) -> str:
+    """The id of a VM that has just been made."""
+    response = await api.post("/v1/vms", json={**TINY, **fields}, headers=WAIT)
+    assert response.status_code == 201, response.text
+    return str(response.json()["vm"]["vm_id"])
 
 
 async def until(condition: Callable[[], Any], timeout_s: float = 10.0) -> None:

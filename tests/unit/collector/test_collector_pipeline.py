@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from uuid import UUID
-
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from collector.messages import MAX_PAYLOAD_BYTES, Intake, Now, Outcome
-from collector.pipeline import Pipeline, Rules
+from collector.messages import MAX_PAYLOAD_BYTES, Now
 from schemas.events import GapClosed, GapOpened, HostHeard, HostSilent, decode_host_event
 from schemas.frames import (
     COLUMNS,
@@ -22,74 +16,18 @@ from schemas.frames import (
     HEADER_REASON,
     MAX_FRAME_BYTES,
     MAX_ROWS,
-    EnrichedFrame,
-    Frame,
     RejectReason,
-    decode_enriched_frame,
-    decode_frame,
     encode_frame,
 )
 from schemas.ids import new_id
-from schemas.subjects import METRICS_RAW, metrics_raw, vm_key
+from schemas.subjects import METRICS_RAW, vm_key
 from schemas.units import MAX_COUNTER, NS_PER_MS, NS_PER_S, TICK_MS
-from schemas.vms import METERS, VmRecord
+from schemas.vms import METERS
+from tests.support.feed import Feed, enriched_of, ids_of, rejected_of, uptime
 from tests.support.frames import BASE_MS, HOST, Row, frame, record
 
 RUN = new_id()
 VM, OTHER, THIRD = new_id(), new_id(), new_id()
-
-
-def pipeline_of(*records: VmRecord, rules: Rules | None = None) -> Pipeline:
-    pipeline = Pipeline(rules or Rules())
-    for one in records:
-        pipeline.specs.change(vm_key(one.customer_id, one.vm_id), one)
-    return pipeline
-
-
-class Feed:
-    """Feeds a pipeline; each message gets the next place in the stream."""
-
-    def __init__(self, *records: VmRecord, rules: Rules | None = None) -> None:
-        self.pipeline = pipeline_of(*records, rules=rules)
-        self.sequence = 0
-
-    def __call__(
-        self,
-        sent: Frame | bytes,
-        *,
-        subject: str = metrics_raw(HOST),
-        at_ms: int = 0,
-        redelivered: bool = False,
-    ) -> Outcome:
-        """Process one; `at_ms` is the collector's time after the first tick."""
-        self.sequence += 1
-        data = encode_frame(sent) if isinstance(sent, Frame) else sent
-        return self.pipeline.process(
-            Intake(subject, data, METRICS_RAW, self.sequence, redelivered),
-            Now((BASE_MS + at_ms) * NS_PER_MS, NS_PER_S + at_ms * NS_PER_MS),
-        )
-
-
-def enriched_of(outcome: Outcome) -> EnrichedFrame:
-    assert outcome.enriched is not None
-    return decode_enriched_frame(outcome.enriched.payload)
-
-
-def ids_of(frame: Frame | EnrichedFrame) -> list[UUID]:
-    return [UUID(bytes=frame.vm_ids[i : i + 16]) for i in range(0, len(frame.vm_ids), 16)]
-
-
-def rejected_of(outcome: Outcome) -> dict[str, list[UUID]]:
-    """Refused VMs per reason, as the published rejects hold them."""
-    return {
-        m.headers[HEADER_REASON]: ids_of(decode_frame(m.payload))
-        for m in outcome.side
-        if m.headers is not None
-    }
-
-
-def uptime(ms: int, **more: int) -> dict[str, int]:
-    return {"uptime_ms": ms, **more}
 
 
 def test_good_rows_leave_with_their_owners() -> None:
@@ -350,119 +288,3 @@ def test_a_host_long_silent_is_forgotten() -> None:
     outcome = feed(frame([Row(VM, uptime(900))], run_id=RUN, seq=77), at_ms=3_602_000)
     assert outcome.samples == 1
     assert outcome.side == []
-
-
-@given(st.binary(max_size=400))
-def test_no_bytes_raise(data: bytes) -> None:
-    """Whatever comes is passed on or refused with a reason."""
-    outcome = Feed()(data)
-    assert outcome.enriched is not None or outcome.rejected
-
-
-_VALID = encode_frame(frame([Row(VM, uptime(100)), Row(OTHER)], run_id=RUN))
-
-
-@given(st.lists(st.tuples(st.integers(0, len(_VALID) - 1), st.integers(0, 255)), max_size=6))
-def test_no_damaged_frame_raises(damage: Sequence[tuple[int, int]]) -> None:
-    """Bytes changed in a real frame: passed on, waited for, or refused."""
-    data = bytearray(_VALID)
-    for place, value in damage:
-        data[place] = value
-    outcome = Feed(record(VM), record(OTHER))(bytes(data))
-    assert outcome.enriched is not None or outcome.wait or outcome.rejected
-
-
-steps = st.fixed_dictionaries(
-    {
-        "ticks": st.integers(1, 30),
-        "busy": st.integers(0, 100),
-        "net": st.integers(0, 2**40),
-        "late_ms": st.integers(0, 80),
-        "restart": st.booleans(),
-        "new_run": st.booleans(),
-        "present": st.sets(st.integers(0, 3), min_size=1),
-    }
-)
-lives = st.lists(steps, min_size=1, max_size=25)
-VMS = [new_id() for _ in range(4)]
-VCPUS = (1, 2, 4, 8)
-
-
-def live(story: Sequence[dict[str, object]]) -> list[Frame]:
-    """An honest host's frames: VMs come, go, reboot, idle and burn all vCPUs and one thread."""
-    runs, seq, tick_ms = [new_id()], 0, BASE_MS
-    incarnation, started, cpu, net = [1] * 4, [BASE_MS] * 4, [0] * 4, [0] * 4
-    read_ns = BASE_MS * NS_PER_MS
-    frames = []
-    for step in story:
-        if step["new_run"]:
-            runs.append(new_id())
-            seq = 0
-        tick_ms += int(str(step["ticks"])) * TICK_MS
-        before_ns, read_ns = read_ns, (tick_ms + int(str(step["late_ms"]))) * NS_PER_MS
-        rows = []
-        present = step["present"]
-        assert isinstance(present, set)
-        for vm in range(4):
-            if step["restart"] and vm in present:
-                incarnation[vm], started[vm], cpu[vm], net[vm] = incarnation[vm] + 1, tick_ms, 0, 0
-            else:
-                busy = (VCPUS[vm] + 1) * (read_ns - before_ns) * int(str(step["busy"])) // 100
-                cpu[vm] += busy
-                net[vm] += int(str(step["net"]))
-            if vm in present:
-                counters = uptime(tick_ms - started[vm], cpu_ns=cpu[vm], net_tx_bytes=net[vm])
-                rows.append(Row(VMS[vm], counters, incarnation=incarnation[vm]))
-        frames.append(
-            frame(
-                rows,
-                run_id=runs[-1],
-                seq=seq,
-                tick_ms=tick_ms,
-                read_late_ms=int(str(step["late_ms"])),
-            )
-        )
-        seq += 1
-    return frames
-
-
-def known() -> list[VmRecord]:
-    return [record(vm, vcpus=VCPUS[i]) for i, vm in enumerate(VMS)]
-
-
-@settings(deadline=None)
-@given(lives, st.data())
-def test_no_honest_sample_is_refused(story: list[dict[str, object]], data: st.DataObject) -> None:
-    """Lost, doubled, reordered and replayed as the network likes: every row that comes passes."""
-    sent = live(story)
-    order = data.draw(st.lists(st.integers(0, len(sent) - 1), max_size=2 * len(sent)))
-    feed = Feed(*known())
-    for place in order:
-        outcome = feed(sent[place], at_ms=100_000, redelivered=data.draw(st.booleans()))
-        assert outcome.rejected == {}
-        assert outcome.samples == sent[place].rows
-
-
-@settings(deadline=None)
-@given(lives, st.data())
-def test_corrupted_rows_are_refused_exactly(
-    story: list[dict[str, object]], data: st.DataObject
-) -> None:
-    """Each frame splits into its good rows, untouched, and its bad ones under their reason."""
-    feed = Feed(*known())
-    for sent in live(story):
-        bad = data.draw(st.sets(st.integers(0, sent.rows - 1)))
-        meter = data.draw(st.sampled_from(METERS))
-        column = np.frombuffer(getattr(sent, meter), "<u8").copy()
-        column[list(bad)] += np.uint64(MAX_COUNTER + 1)
-        spoiled = msgspec.structs.replace(sent, **{meter: column.tobytes()})
-        outcome = feed(spoiled, at_ms=100_000)
-        expected = [vm for row, vm in enumerate(ids_of(sent)) if row in bad]
-        assert rejected_of(outcome) == (
-            {RejectReason.COUNTER_OVERFLOW: expected} if expected else {}
-        )
-        good = [row for row in range(sent.rows) if row not in bad]
-        enriched = enriched_of(outcome)
-        for c in COLUMNS:
-            raw = np.frombuffer(getattr(sent, c.name), c.dtype)[good].tobytes()
-            assert getattr(enriched, c.name) == raw

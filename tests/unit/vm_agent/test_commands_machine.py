@@ -10,8 +10,7 @@ import asyncio
 import tempfile
 from array import array
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -22,8 +21,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from runtime.clock import SystemClock, utc_now
-from schemas.codec import encode
+from runtime.clock import utc_now
 from schemas.commands import (
     BootVm,
     Command,
@@ -36,163 +34,16 @@ from schemas.commands import (
 )
 from schemas.events import VmCreated, VmDeleted, VmStarted, VmStopped
 from schemas.frames import SampleFlag, decode_frame
-from schemas.hosts import OperationStatus, Resources
+from schemas.hosts import OperationStatus
 from schemas.ids import new_id
-from schemas.subjects import vm_command
 from schemas.vms import METERED_STATES, METERS, Counters, VmSpec
-from tests.support.memory_host import (
-    LooseTasks,
-    MemoryDesk,
-    MemoryDriver,
-    MemoryKernel,
-    memory_host,
-)
-from vm_agent.admission import Admission
-from vm_agent.adoption import Adoption
-from vm_agent.checkpoint import Checkpoint
-from vm_agent.fleet import Fleet
-from vm_agent.framing import FrameBuilder
-from vm_agent.incarnations import Incarnations
-from vm_agent.intake import Intake, Message
-from vm_agent.lifecycle import Lifecycle
-from vm_agent.sampler import Sampler
-from vm_agent.spool import Outgoing
-from vm_agent.store import RecordStore
-from vm_agent.telemetry import Telemetry
-from vm_agent.ticks import Tick
+from tests.support.memory_agent import CAPACITY, InlineExecutor, Mail, Run
+from tests.support.memory_host import MemoryDesk, MemoryKernel
 
 SPEC = VmSpec(image="tiny", memory_mib=64, disk_mib=1)
-CAPACITY = Resources(vcpus=8, memory_mib=1024, disk_mib=100, slots=2)
 KINDS: tuple[Callable[..., Command], ...] = (
     BootVm, ShutdownVm, DeleteVm, PauseVm, ResumeVm, RebootVm,
 )  # fmt: skip
-
-
-class InlineExecutor(ThreadPoolExecutor):
-    """Runs at once what is submitted: no thread, no chance."""
-
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except OSError as error:
-            future.set_exception(error)
-        return future
-
-
-class Mail:
-    """One delivery of a command."""
-
-    def __init__(self, command: Command) -> None:
-        self.command = command
-        self.acked = False
-
-    @property
-    def subject(self) -> str:
-        return vm_command(self.command)
-
-    @property
-    def data(self) -> bytes:
-        return encode(self.command)
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        return {}
-
-    async def ack_sync(self) -> None:
-        await asyncio.sleep(0)
-        self.acked = True
-
-    async def nak(self) -> None:
-        await asyncio.sleep(0)
-
-    async def in_progress(self) -> None:
-        await asyncio.sleep(0)
-
-    async def term(self) -> None:
-        raise AssertionError("no command here is malformed")
-
-
-class Letterbox:
-    """`Inbox` that a test fills."""
-
-    def __init__(self) -> None:
-        self.queue: asyncio.Queue[Mail] = asyncio.Queue()
-
-    async def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Message]]:
-        while not stop.is_set():
-            yield [await self.queue.get()]
-
-
-class Run:
-    """One run of the agent's logic, from adoption to its sudden end."""
-
-    def __init__(self, folder: Path, kernel: MemoryKernel, desk: MemoryDesk) -> None:
-        self.folder = folder
-        self.kernel = kernel
-        self.tasks = LooseTasks()
-        self.inbox = Letterbox()
-        self.frames: list[bytes] = []
-        host = memory_host(kernel, MemoryDriver(kernel), folder)
-        self.checkpoint = Checkpoint(folder / "checkpoint")
-        self.store = RecordStore(folder / "vms")
-        self.fleet = Fleet("h1", self.store, desk, self.tasks.spawn)
-        telemetry = Telemetry()
-        self.sampler = Sampler(
-            SystemClock(),
-            kernel.boottime_ns,
-            FrameBuilder("h1", new_id()),
-            self.checkpoint,
-            self._offer,
-            telemetry,
-            self.tasks.spawn,
-        )
-        self.admission = Admission(CAPACITY)
-        incarnations = Incarnations(host, self.fleet, self.sampler, self.tasks.spawn)
-        self.adoption = Adoption(
-            host, self.fleet, incarnations, self.admission, self.sampler, self.checkpoint.values
-        )
-        lifecycle = Lifecycle(host, self.fleet, incarnations, self.admission)
-        self.intake = Intake(
-            "h1", self.inbox, lifecycle, desk, self.fleet.reporter, telemetry, self.tasks.spawn
-        )
-
-    async def start(self) -> None:
-        await self.adoption.run(self.store.load())
-        self.tasks.spawn(self.intake.run(asyncio.Event()), "intake")
-
-    async def quiet(self) -> None:
-        """Return once nothing is at work."""
-        calm = 0
-        for _ in range(5000):
-            await asyncio.sleep(0)
-            if self.tasks.failures:
-                raise BaseExceptionGroup("tasks have failed", self.tasks.failures)
-            waiting = not self.inbox.queue.empty() or self.intake.open
-            calm = 0 if waiting or self.fleet.reporter.waiting else calm + 1
-            if calm > 40:
-                return
-        names = sorted(task.get_name() for task in self.tasks.running)
-        raise AssertionError(f"the agent does not come to rest: {names}")
-
-    async def tick(self, tick_ms: int) -> list[bytes]:
-        self.frames.clear()
-        self.sampler.sample(Tick(tick_ms, 0, 0, 0))
-        frames = list(self.frames)
-        for payload in frames:
-            frame = decode_frame(payload)
-            for row in range(frame.rows):
-                if frame.flags[row] & SampleFlag.FINAL:
-                    vm_id = UUID(bytes=frame.vm_ids[16 * row : 16 * row + 16])
-                    await self.fleet.settled(vm_id, array("I", frame.incarnations)[row])
-        return frames
-
-    async def die(self) -> None:
-        await self.tasks.cancel()
-        self.checkpoint.close()
-
-    def _offer(self, frame: Outgoing) -> None:
-        self.frames.append(frame.payload)
 
 
 class CommandsMachine(RuleBasedStateMachine):
