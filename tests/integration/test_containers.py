@@ -14,13 +14,12 @@ from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 from batcher.settings import BatcherSettings
 from batcher.store import Store
 from runtime.bus import Bus
-from runtime.errors import FatalError
 from runtime.publisher import Publisher
 from runtime.reading import read_stream
 from runtime.settings import CommonSettings
 from runtime.streams import Drift, apply, compare, declared
 from schemas.subjects import METRICS_RAW, metrics_raw
-from tests.support.store import check_store
+from tests.support.store import check_store, check_wrong_password
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
@@ -61,13 +60,7 @@ async def test_a_clickhouse_server_takes_what_the_embedded_store_takes(clickhous
 
 async def test_a_clickhouse_server_refuses_a_wrong_password(clickhouse_url: str) -> None:
     """Fatal, as for the stand-in, and without the password in the message."""
-    store = Store(BatcherSettings(store_url=clickhouse_url, store_password="hunter2"))
-    try:
-        with pytest.raises(FatalError) as caught:
-            await store.query("SELECT 1")
-    finally:
-        await store.close()
-    assert "hunter2" not in str(caught.value)
+    await check_wrong_password(clickhouse_url)
 
 
 async def test_a_nats_server_takes_the_streams() -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from uuid import UUID
 
 import numpy as np
+import pytest
 
 from batcher.batch import table, token
 from batcher.migrations import migrate, set_retention, shipped
 from batcher.settings import BatcherSettings
 from batcher.store import Store
 from batcher.usage import Window, report
+from runtime.errors import FatalError
 from schemas.frames import COLUMNS, ENRICHMENT_COLUMNS, EnrichedFrame
 from schemas.ids import new_id
 from schemas.usage import UsageQuery
@@ -116,6 +118,17 @@ async def check_store(store: Store) -> None:
     rows = await store.query("SELECT count() FROM samples WHERE customer_id = 'check'")
     assert rows[0][0] == 2
     assert await used(store, "it's `me`") == (0, 0)
+
+
+async def check_wrong_password(url: str) -> None:
+    """A wrong password is fatal, and does not stand in the error."""
+    store = Store(BatcherSettings(store_url=url, store_password="hunter2"))
+    try:
+        with pytest.raises(FatalError) as caught:
+            await store.query("SELECT 1")
+    finally:
+        await store.close()
+    assert "hunter2" not in str(caught.value)
 
 
 async def insert(store: Store, frames: Sequence[EnrichedFrame]) -> None:
