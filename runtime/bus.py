@@ -28,12 +28,17 @@ HEALTH_PART = "bus"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A core NATS message."""
+    """A NATS message as it came, from a subject or out of a stream."""
 
     subject: str
     data: bytes
     headers: Mapping[str, str]
     reply: str
+
+    @classmethod
+    def of(cls, raw: Msg) -> Message:
+        """The library's message as ours."""
+        return cls(raw.subject, raw.data, raw.headers or {}, raw.reply)
 
 
 Handler = Callable[[Message], Awaitable[bytes | None]]
@@ -187,7 +192,7 @@ class Bus:
             raise TransientError(f"nobody answers on {subject}") from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise TransientError(f"no answer on {subject} within {timeout_s} s") from error
-        return _message(answer)
+        return Message.of(answer)
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         """Call `handler` with each core message; what it returns is sent as the answer, if any.
@@ -197,7 +202,7 @@ class Bus:
         """
 
         async def on_message(raw: Msg) -> None:
-            message = _message(raw)
+            message = Message.of(raw)
             try:
                 answer = await handler(message)
                 if answer is not None and message.reply:
@@ -242,7 +247,3 @@ async def _close(client: Client) -> None:
         except (nats.errors.Error, OSError) as failure:
             # A connection that broke while reconnecting cannot take what was still to be sent.
             _log.warning("bus.close_failed", error=redact(str(failure)))
-
-
-def _message(raw: Msg) -> Message:
-    return Message(raw.subject, raw.data, raw.headers or {}, raw.reply)

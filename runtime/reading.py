@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import nats.errors
 import nats.js.errors
 
-from runtime.bus import Bus
+from runtime.bus import Bus, Message
 from runtime.errors import TransientError
 
 _NEXT_WITHIN_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class StoredMessage:
-    """A message as its stream holds it; `sequence` is its place there."""
-
-    subject: str
-    data: bytes
-    headers: Mapping[str, str]
-    sequence: int
 
 
 async def count_messages(bus: Bus, stream: str) -> int:
@@ -36,13 +23,13 @@ async def count_messages(bus: Bus, stream: str) -> int:
         raise TransientError(f"no word about {stream}: {error}") from error
 
 
-async def read_stream(bus: Bus, stream: str) -> list[StoredMessage]:
+async def read_stream(bus: Bus, stream: str) -> list[Message]:
     """All that a stream holds at the moment, in its order; not for work queues.
 
     Raises:
         TransientError: NATS did not answer in time.
     """
-    found: list[StoredMessage] = []
+    found: list[Message] = []
     left = await count_messages(bus, stream)
     if not left:
         return found
@@ -53,16 +40,8 @@ async def read_stream(bus: Bus, stream: str) -> list[StoredMessage]:
         try:
             while left:
                 message = await subscription.next_msg(timeout=_NEXT_WITHIN_S)
-                metadata = message.metadata
-                found.append(
-                    StoredMessage(
-                        message.subject,
-                        message.data,
-                        message.headers or {},
-                        metadata.sequence.stream,
-                    )
-                )
-                left = metadata.num_pending
+                found.append(Message.of(message))
+                left = message.metadata.num_pending
         finally:
             await subscription.unsubscribe()
     except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:

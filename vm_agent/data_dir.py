@@ -31,6 +31,6 @@ def owned(data_dir: Path) -> Iterator[Path]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise FatalError(f"{data_dir}: another agent works here") from error
-        yield data_dir.resolve()
+        yield data_dir.absolute()
     finally:
         os.close(lock)

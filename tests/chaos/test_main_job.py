@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import httpx
 import pytest
 
-from decisec.sdk import AsyncClient
+from decisec.sdk import AsyncClient, UnavailableError
 from runtime.bus import Bus
 from runtime.reading import read_stream
 from schemas.api import CreateVmRequest, VmView
@@ -58,7 +59,7 @@ async def settled_usage(client: AsyncClient, since: datetime, vms: int) -> Usage
     """Usage once every VM's final sample is in the store."""
     async with asyncio.timeout(60):
         while True:
-            report = await client.usage(start=since, end=datetime.now(UTC) + timedelta(seconds=1))
+            report = await usage_so_far(client, since)
             if len(report.vms) == vms and all(row.settled for row in report.vms):
                 return report
             await asyncio.sleep(0.2)
@@ -78,26 +79,17 @@ def ticks_of(frames: list[Frame], vm: VmView) -> list[int]:
     )
 
 
-async def stored_ticks(
-    client: AsyncClient, since: datetime, wanted: Mapping[UUID, Sequence[int]]
-) -> dict[UUID, int]:
-    """Ticks stored per VM, once as many as wanted are there, or as they stand after a while.
+async def usage_so_far(client: AsyncClient, since: datetime) -> UsageReport:
+    return await client.usage(start=since, end=datetime.now(UTC) + timedelta(seconds=1))
 
-    What a killed batcher or collector held comes again only when its ack wait is over, and the
-    final samples may well be stored before that.
-    """
-    total = sum(map(len, wanted.values()))
-    with suppress(TimeoutError):
-        async with asyncio.timeout(30):
-            while await rows_stored(client, since) < total:
-                await asyncio.sleep(0.2)
-    report = await client.usage(start=since, end=datetime.now(UTC) + timedelta(seconds=1))
-    return {row.vm_id: row.samples for row in report.vms}
+
+async def ticks_stored(client: AsyncClient, since: datetime) -> dict[UUID, int]:
+    """Number of ticks in the store, per VM."""
+    return {row.vm_id: row.samples for row in (await usage_so_far(client, since)).vms}
 
 
 async def rows_stored(client: AsyncClient, since: datetime) -> int:
-    report = await client.usage(start=since, end=datetime.now(UTC) + timedelta(seconds=1))
-    return sum(row.samples for row in report.vms)
+    return sum((await ticks_stored(client, since)).values())
 
 
 async def grows(client: AsyncClient, since: datetime, rows: int) -> None:
@@ -141,9 +133,7 @@ async def until_answered(client: AsyncClient, since: datetime) -> None:
     while True:
         try:
             await rows_stored(client, since)
-        except Exception as error:
-            if getattr(error, "status", 503) != 503:
-                raise
+        except (UnavailableError, httpx.TransportError):
             await asyncio.sleep(0.1)
         else:
             return
@@ -177,9 +167,14 @@ async def check_ticks(
         assert seqs == list(range(len(seqs)))
     missed = sum(frame.missed_ticks for frame in frames)
     ticks_by_vm = {vm.vm_id: ticks_of(frames, vm) for vm in vms}
-    assert await stored_ticks(client, since, ticks_by_vm) == {
-        vm_id: len(ticks) for vm_id, ticks in ticks_by_vm.items()
-    }
+    wanted = {vm_id: len(ticks) for vm_id, ticks in ticks_by_vm.items()}
+    # What a killed batcher or collector held comes again only when its ack wait is over, and the
+    # final samples may well be stored before that.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(30):
+            while await ticks_stored(client, since) != wanted:
+                await asyncio.sleep(0.2)
+    assert await ticks_stored(client, since) == wanted
     for ticks in ticks_by_vm.values():
         assert len(ticks) == len(set(ticks))
         assert (ticks[-1] - ticks[0]) // 100 + 1 - len(ticks) <= missed

@@ -19,7 +19,7 @@ from schemas.vms import VmSpec
 from tests.support.agents import AgentProcess, Client, agent
 from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab
 from tests.support.nats import bus_with_streams
-from tests.support.processes import waited_ns
+from tests.support.processes import check_spinning, waited_ns
 from tests.support.samples import Sample, assert_exact, assert_no_hole, has_final, samples_of
 from vm_agent import network
 
@@ -33,7 +33,6 @@ SPEC = VmSpec(
 )
 SENT_BYTES = 1_000_000
 WINDOW_MS = 3000
-ATTEMPTS = 3
 
 
 @pytest.fixture(scope="module")
@@ -117,10 +116,7 @@ async def test_cpu_is_billed_as_it_is_used(tmp_path: Path, lab: Lab, name: str) 
         spinning = await boot(
             client, VmSpec(image="tiny", memory_mib=64, kernel_args={"spin": "1"})
         )
-        ratios: list[float] = []
-        while not ratios or (len(ratios) < ATTEMPTS and not 0.98 <= ratios[-1] <= 1.02):
-            ratios.append(await _cpu_ratio(process, client, spinning))
-        assert ratios[-1] == pytest.approx(1.0, abs=0.02)
+        await check_spinning(lambda: _cpu_ratio(process, client, spinning))
 
 
 async def _cpu_ratio(process: AgentProcess, client: Client, vm_id: UUID) -> float:
