@@ -21,6 +21,15 @@ class Ability(StrEnum):
     """What a driver can do beyond the verbs that all have."""
 
     PAUSE = "pause"
+    SNAPSHOT = "snapshot"
+    DIFF_SNAPSHOT = "diff snapshot"
+
+
+class SnapshotKind(StrEnum):
+    """What of the guest's memory a snapshot holds: all of it, or what changed since the last."""
+
+    FULL = "full"
+    DIFF = "diff"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +54,9 @@ class MachinePlan:
     Attributes:
         kernel_args: The whole kernel command line.
         run_dir: Existing private directory for this incarnation: sockets, logs, metrics files.
+        snapshot: Folder that `Snapshots.snapshot` of the same kind of driver has filled: the guest
+            goes on from there instead of booting the kernel. It is created paused; `resume` lets
+            it run. Its files must not change as long as the VMM lives.
     """
 
     vm_id: UUID
@@ -57,6 +69,7 @@ class MachinePlan:
     disk: Path | None = None
     nic: Nic | None = None
     run_dir: Path
+    snapshot: Path | None = None
 
 
 class Vmm(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,3 +206,16 @@ class Driver(ABC):
     async def close(self) -> None:
         """Let go of sockets, tasks and files; the VMMs run on. Any verb may follow."""
         return
+
+
+class Snapshots(ABC):
+    """What a driver with `Ability.SNAPSHOT` has besides."""
+
+    @abstractmethod
+    async def snapshot(self, vmm: Vmm, folder: Path, kind: SnapshotKind) -> None:
+        """Write the state of a paused guest, its disk excepted, into an existing empty folder.
+
+        `DIFF` only with `Ability.DIFF_SNAPSHOT`: what changed since the VMM's last snapshot, or
+        since its start. At most 60 s. On failure or cancellation the guest is as it was, and the
+        folder's content is of no use.
+        """
