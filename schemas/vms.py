@@ -132,12 +132,30 @@ METERS: tuple[str, ...] = Counters.__struct_fields__
 
 
 class ExitReason(StrEnum):
-    """Why a VMM process ended."""
+    """Why a VMM process ended.
+
+    Attributes:
+        REQUESTED: Its owner asked for it.
+        GUEST_SHUTDOWN: The guest stopped in order by itself.
+        TRIPLE_FAULT: The guest's CPU gave up: its kernel crashed.
+        OOM_KILLED: The host's kernel killed it: it had used up its memory limit.
+        KILLED: Somebody sent it SIGKILL.
+        CRASHED: The VMM itself failed.
+        INTERNAL_ERROR: The hypervisor could not go on with this guest.
+        HUNG: It did not answer any more and was ended for that.
+        HOST_REBOOTED: The host went down under it.
+        UNKNOWN: It ended while nobody looked.
+    """
 
     REQUESTED = "requested"
     GUEST_SHUTDOWN = "guest_shutdown"
+    TRIPLE_FAULT = "triple_fault"
+    OOM_KILLED = "oom_killed"
     KILLED = "killed"
     CRASHED = "crashed"
+    INTERNAL_ERROR = "internal_error"
+    HUNG = "hung"
+    HOST_REBOOTED = "host_rebooted"
     UNKNOWN = "unknown"
 
 

@@ -8,6 +8,7 @@ them, and a boot that was half done is undone, so that its redelivery can start 
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Mapping
 from datetime import timedelta
 from uuid import UUID
@@ -19,13 +20,15 @@ from schemas.events import VmStarted
 from schemas.units import NS_PER_MS
 from schemas.vms import METERED_STATES, ExitReason, VmState
 from vm_agent.admission import Admission
+from vm_agent.cgroups import CgroupError
 from vm_agent.counters import ZERO, Values
 from vm_agent.drivers.abc import Driver, DriverError, Vmm, VmmState
 from vm_agent.fleet import Fleet, Live, Vm
 from vm_agent.incarnations import Incarnations, Metering
 from vm_agent.metering import VmMeter
 from vm_agent.network import NetworkError
-from vm_agent.ports import Host
+from vm_agent.places import Places
+from vm_agent.ports import Host, incarnation_name
 from vm_agent.store import Record, Start
 
 _log = structlog.get_logger("decisec.adoption")
@@ -41,6 +44,7 @@ class Adoption:
     Args:
         host: The host.
         fleet: Gets the VMs.
+        places: Where VMMs live.
         incarnations: Goes on with VMMs that live.
         admission: Gets their reservations.
         metering: Samples them.
@@ -51,6 +55,7 @@ class Adoption:
         self,
         host: Host,
         fleet: Fleet,
+        places: Places,
         incarnations: Incarnations,
         admission: Admission,
         metering: Metering,
@@ -58,6 +63,7 @@ class Adoption:
     ) -> None:
         self._host = host
         self._fleet = fleet
+        self._places = places
         self._incarnations = incarnations
         self._admission = admission
         self._metering = metering
@@ -70,16 +76,33 @@ class Adoption:
         strays = await asyncio.to_thread(host.processes.end_strays, host.run_root, known)
         if strays:
             _log.warning("strays.ended", pids=strays)
+        await asyncio.to_thread(self._sweep, records)
         async with asyncio.TaskGroup() as group:
             for record in records:
                 vm = self._fleet.add(record)
                 group.create_task(self._take(vm), name=f"adopt-{record.vm_id}")
         _log.info("vms.adopted", **{k: n for k, n in self._fleet.by_state().items() if n})
 
+    def _sweep(self, records: list[Record]) -> None:
+        """Remove control groups and run directories that belong to no incarnation."""
+        host = self._host
+        ours = {incarnation_name(r.vm_id, r.incarnation) for r in records}
+        for name in set(host.groups.names()) - ours:
+            try:
+                host.groups.destroy(name)
+            except CgroupError as error:
+                _log.error("leftover.not_removed", error=str(error))
+        if host.run_root.is_dir():
+            for folder in host.run_root.iterdir():
+                if folder.name not in ours:
+                    shutil.rmtree(folder, ignore_errors=True)
+
     async def _take(self, vm: Vm) -> None:
         record = vm.record
         if record.state is not VmState.DELETED:
             self._admission.restore(record.vm_id, record.spec)
+            if record.uid is not None and self._host.uids is not None:
+                self._host.uids.restore(record.vm_id, record.uid)
         for settlement in record.unsettled:
             self._metering.settle(record, settlement)
         async with vm.lock:
@@ -109,7 +132,9 @@ class Adoption:
             vmm.incarnation,
             memory_mib=vm.record.spec.memory_mib,
             started_ns=start.boottime_ns,
-            sources=await self._host.processes.sources(vmm, vm.record.nic),
+            sources=await self._host.processes.sources(
+                vmm, vm.record.nic, self._places.settled_cpu(vmm, start)
+            ),
             state=vm.record.state,
             simulated=vm.record.simulated,
             last=self._seen.get((vm.vm_id, vmm.incarnation)),
@@ -152,7 +177,8 @@ class Adoption:
         last = self._seen.get((vm.vm_id, vmm.incarnation), ZERO)
         meter.stop_clock(start.boottime_ns + last[0] * NS_PER_MS)
         final = meter.settle(now_ns=start.boottime_ns, cpu_ns=None)
-        self._incarnations.stopped_unseen(vm, final, self._reason(driver, vmm))
+        reason = await self._incarnations.told_by_kernel(vmm, self._reason(driver, vmm))
+        self._incarnations.stopped_unseen(vm, final, reason)
         await self._fleet.commit(vm)
         self._metering.settle(vm.record, vm.record.unsettled[-1])
         try:
@@ -171,5 +197,5 @@ class Adoption:
     async def _clear(self, vm: Vm) -> None:
         try:
             await self._incarnations.clear(vm)
-        except NetworkError as error:
+        except (NetworkError, CgroupError) as error:
             _log.error("vmm.clean_up_failed", vm_id=str(vm.vm_id), error=str(error))

@@ -29,6 +29,7 @@ from vm_agent.heartbeat import Heartbeat
 from vm_agent.incarnations import Incarnations
 from vm_agent.intake import Inbox, Intake
 from vm_agent.lifecycle import Lifecycle
+from vm_agent.places import Places
 from vm_agent.ports import Host
 from vm_agent.reporter import Desk
 from vm_agent.sampler import Sampler
@@ -128,9 +129,14 @@ class Agent:
             tasks.spawn,
         )
         admission = Admission(world.capacity)
-        incarnations = Incarnations(host, fleet, sampler, tasks.spawn)
-        adoption = Adoption(host, fleet, incarnations, admission, sampler, checkpoint.values)
-        lifecycle = Lifecycle(host, fleet, incarnations, admission, draining=settings.draining)
+        places = Places(host)
+        incarnations = Incarnations(host, places, fleet, sampler, tasks.spawn)
+        adoption = Adoption(
+            host, fleet, places, incarnations, admission, sampler, checkpoint.values
+        )
+        lifecycle = Lifecycle(
+            host, fleet, places, incarnations, admission, draining=settings.draining
+        )
         intake = Intake(
             host.host_id, world.inbox, lifecycle, world.desk, fleet.reporter, telemetry, tasks.spawn
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import resource
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -22,7 +23,8 @@ from schemas.hosts import HostInfo, decode_host_info
 from schemas.subjects import HOSTS, VM_COMMANDS, metrics_raw, vm_commands_of
 from schemas.vms import VmSpec
 from vm_agent.agent import Agent, World
-from vm_agent.data_dir import owned
+from vm_agent.cgroups import Cgroups
+from vm_agent.data_dir import identity, owned
 from vm_agent.drivers.abc import Driver, DriverError
 from vm_agent.images import ImageError, ImageStore, render_kernel_args
 from vm_agent.intake import ACK_WAIT_S, Message
@@ -35,6 +37,7 @@ from vm_agent.settings import AgentSettings
 from vm_agent.spool import Outgoing
 from vm_agent.states import RefusedError
 from vm_agent.telemetry import Telemetry
+from vm_agent.uids import UidPool
 
 _log = structlog.get_logger("decisec.agent")
 
@@ -118,18 +121,29 @@ async def main(service: Service[AgentSettings]) -> None:
         processes = VmmProcesses()
         images = ImageStore(settings.images)
         # All of them: a VM that an earlier run started keeps the driver it has.
-        drivers = candidates(processes, firecracker=settings.firecracker)
+        drivers = candidates(
+            processes,
+            firecracker=settings.firecracker,
+            jailer=settings.jailer,
+            jailed=settings.jailed,
+        )
         for driver in drivers:
             stack.push_async_callback(driver.close)
         wanted = [d for d in drivers if settings.driver in ("auto", d.name)]
         choice = await _choose(settings, wanted, images, processes, data_dir)
+        groups = Cgroups(identity(data_dir))
+        stack.callback(groups.close)
+        if groups.unavailable:
+            _log.warning("limits.unavailable", reason=groups.unavailable)
         host = Host(
             host_id=settings.host_id,
             driver=choice.driver,
             drivers={driver.name: driver for driver in drivers},
             images=StoredImages(images),
             networks=_networks(),
-            processes=LinuxProcesses(processes),
+            processes=LinuxProcesses(processes, groups),
+            groups=groups,
+            uids=_uids(settings),
             data_dir=data_dir,
         )
         world = World(
@@ -155,7 +169,8 @@ async def _choose(
 ) -> Choice:
     try:
         image = await asyncio.to_thread(images.open, settings.probe_image)
-        choice = await choose_driver(drivers, image, data_dir / "run", processes)
+        uid = settings.uid_base if os.geteuid() == 0 else None
+        choice = await choose_driver(drivers, image, data_dir / "run", processes, uid)
     except ImageError as error:
         raise FatalError(f"the probe image is missing in {settings.images}: {error}") from error
     except DriverError as error:
@@ -170,6 +185,11 @@ def _allow_many_files() -> None:
     """Raise the soft limit: a VM takes about four descriptors, and the usual limit is 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _uids(settings: AgentSettings) -> UidPool | None:
+    """Users for VMs; the first one is for trying out drivers."""
+    return UidPool(settings.uid_base + 1, settings.slots) if os.geteuid() == 0 else None
 
 
 def _networks() -> LinuxNetworks:

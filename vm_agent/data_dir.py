@@ -4,11 +4,33 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from runtime.errors import FatalError
+
+_IDENTITY = re.compile(r"[0-9a-f]{8}")
+
+
+def identity(data_dir: Path) -> str:
+    """A token that tells what this directory's agent makes on the host from what others make.
+
+    Made at the first call, and kept: a directory that is moved keeps it.
+    """
+    path = data_dir / "identity"
+    try:
+        found = path.read_text().strip()
+    except FileNotFoundError:
+        found = ""
+    if not _IDENTITY.fullmatch(found):
+        found = secrets.token_hex(4)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(found + "\n")
+        temporary.rename(path)
+    return found
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 from typing import Protocol
 
 import structlog
@@ -18,10 +17,12 @@ from schemas.errors import ErrorCode, ErrorInfo
 from schemas.events import VmStopped
 from schemas.units import NS_PER_S
 from schemas.vms import Counters, ExitReason, VmState
-from vm_agent.drivers.abc import DriverError, MachinePlan, Nic, Vmm
+from vm_agent.cgroups import CgroupError
+from vm_agent.drivers.abc import DriverError, Nic, Vmm
 from vm_agent.fleet import Exit, Fleet, Live, Vm
 from vm_agent.metering import VmMeter
 from vm_agent.network import NetworkError
+from vm_agent.places import Places
 from vm_agent.ports import Host
 from vm_agent.process import ExitStatus
 from vm_agent.reporter import Spawn
@@ -32,6 +33,7 @@ _log = structlog.get_logger("decisec.incarnations")
 
 _DEATH_S = 5.0
 _LAST_READ_S = 2.0
+_SUDDEN = frozenset({ExitReason.KILLED, ExitReason.CRASHED, ExitReason.UNKNOWN})
 _CLOCK_TICK_NS = NS_PER_S // os.sysconf("SC_CLK_TCK")
 
 
@@ -53,13 +55,17 @@ class Incarnations:
 
     Args:
         host: The host.
+        places: Where VMMs live.
         fleet: Its VMs.
         metering: Who samples.
         spawn: Starts a named task in the agent's group.
     """
 
-    def __init__(self, host: Host, fleet: Fleet, metering: Metering, spawn: Spawn) -> None:
+    def __init__(
+        self, host: Host, places: Places, fleet: Fleet, metering: Metering, spawn: Spawn
+    ) -> None:
         self._host = host
+        self._places = places
         self._fleet = fleet
         self._metering = metering
         self._spawn = spawn
@@ -78,6 +84,7 @@ class Incarnations:
             incarnation=incarnation,
             driver=host.driver.name,
             simulated=host.driver.simulated,
+            uid=self._places.uid_of(vm.record),
             nic=nic,
             start=None,
             final_counters=None,
@@ -88,7 +95,7 @@ class Incarnations:
         try:
             live = await self._spawn_vmm(vm, nic)
             await live.driver.boot(live.vmm)
-        except (DriverError, NetworkError, OSError) as error:
+        except (DriverError, NetworkError, CgroupError, OSError) as error:
             info = ErrorInfo(code=ErrorCode.HYPERVISOR_FAILED, message=str(error))
             await self._undo(vm, info)
             raise RefusedError(info.code, info.message) from error
@@ -122,7 +129,7 @@ class Incarnations:
                 await asyncio.shield(live.exited)
         except TimeoutError:
             return False
-        reason = self._reason(live, live.exited.result().status)
+        reason = await self._reason(live, live.exited.result().status)
         if reason in (ExitReason.GUEST_SHUTDOWN, ExitReason.UNKNOWN):
             reason = ExitReason.REQUESTED
         await self.settle(vm, live, reason)
@@ -144,7 +151,7 @@ class Incarnations:
         await self._last_reading(live)
         final = live.meter.settle(now_ns=end.at_ns, cpu_ns=end.status.cpu_ns)
         if reason is None:
-            reason = self._reason(live, end.status)
+            reason = await self._reason(live, end.status)
         vm.live = None
         self._stop(vm, final, reason, error)
         await self._fleet.commit(vm)
@@ -168,11 +175,8 @@ class Incarnations:
     async def clear(self, vm: Vm) -> None:
         """Remove what an incarnation without a VMM has left on the host. Idempotent."""
         record = vm.record
-        if record.nic is not None:
-            await self._host.networks.destroy(record.nic)
-            vm.stage(nic=None)
-        folder = self._host.run_dir(record.vm_id, record.incarnation)
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        await self._places.clear(record.vm_id, record.incarnation, record.nic)
+        vm.stage(nic=None)
 
     def _stop(self, vm: Vm, final: Counters, reason: ExitReason, error: ErrorInfo | None) -> None:
         record = vm.record
@@ -191,31 +195,14 @@ class Incarnations:
 
     async def _spawn_vmm(self, vm: Vm, nic: Nic | None) -> Live:
         host, record = self._host, vm.record
-        image = await host.images.prepare(host.driver.name, record.spec)
-        run_dir = host.run_dir(record.vm_id, record.incarnation)
-        await asyncio.to_thread(shutil.rmtree, run_dir, ignore_errors=True)
-        run_dir.mkdir(mode=0o700, parents=True)
-        if nic is not None:
-            await host.networks.create(record.vm_id, record.incarnation)
-        disk = host.disk(record.vm_id)
-        plan = MachinePlan(
-            vm_id=record.vm_id,
-            incarnation=record.incarnation,
-            vcpus=record.spec.vcpus,
-            memory_mib=record.spec.memory_mib,
-            kernel=image.kernel,
-            kernel_args=image.kernel_args,
-            initrd=image.initrd,
-            disk=disk if record.spec.disk_mib else None,
-            nic=nic,
-            run_dir=run_dir,
-        )
+        plan = await self._places.make(vm, nic)
         before_ns = host.processes.boottime_ns()
         vmm = await host.driver.create(plan)
         start = Start(
             boottime_ns=self._start_ns(vmm, before_ns),
             boot_id=host.processes.boot_id(),
             at=utc_now(),
+            cpu_base_ns=await asyncio.to_thread(self._places.cpu_base_ns, vmm),
         )
         live = Live(
             vmm,
@@ -225,7 +212,9 @@ class Incarnations:
                 vmm.incarnation,
                 memory_mib=record.spec.memory_mib,
                 started_ns=start.boottime_ns,
-                sources=await host.processes.sources(vmm, nic),
+                sources=await host.processes.sources(
+                    vmm, nic, self._places.settled_cpu(vmm, start)
+                ),
                 state=VmState.BOOTING,
                 simulated=host.driver.simulated,
             ),
@@ -284,20 +273,24 @@ class Incarnations:
             # What was read last stands: less than the truth perhaps, never more.
             _log.error("counters.last_reading_failed", vm_id=str(live.vmm.vm_id), error=str(error))
 
-    def _reason(self, live: Live, status: ExitStatus) -> ExitReason:
+    async def _reason(self, live: Live, status: ExitStatus) -> ExitReason:
         try:
-            return live.driver.exit_reason(live.vmm, status.exit_code)
+            reason = live.driver.exit_reason(live.vmm, status.exit_code)
         except DriverError as error:
             _log.warning("vmm.ended_unexplained", vm_id=str(live.vmm.vm_id), error=str(error))
-            return ExitReason.UNKNOWN
+            reason = ExitReason.UNKNOWN
+        return await self.told_by_kernel(live.vmm, reason)
+
+    async def told_by_kernel(self, vmm: Vmm, reason: ExitReason) -> ExitReason:
+        """The reason that a driver gives, unless the kernel knows better: it was out of memory."""
+        if reason in _SUDDEN and await asyncio.to_thread(self._places.starved, vmm):
+            return ExitReason.OOM_KILLED
+        return reason
 
     async def _clean_up(self, live: Live, nic: Nic | None) -> None:
         try:
             await live.driver.destroy(live.vmm)
-            if nic is not None:
-                await self._host.networks.destroy(nic)
-        except (DriverError, NetworkError) as error:
+            await self._places.clear(live.vmm.vm_id, live.vmm.incarnation, nic)
+        except (DriverError, NetworkError, CgroupError) as error:
             # The next start of the agent, or the deletion of the VM, tries again.
             _log.error("vmm.clean_up_failed", vm_id=str(live.vmm.vm_id), error=str(error))
-        run_dir = self._host.run_dir(live.vmm.vm_id, live.vmm.incarnation)
-        await asyncio.to_thread(shutil.rmtree, run_dir, ignore_errors=True)

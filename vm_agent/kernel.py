@@ -11,10 +11,13 @@ from pathlib import Path
 from uuid import UUID
 
 from vm_agent import network
+from vm_agent.cgroups import Cgroups
 from vm_agent.drivers.abc import Nic, Vmm
+from vm_agent.drivers.jail import ROOT_LINK
 from vm_agent.drivers.paths import API_SOCKET, QMP_SOCKET
 from vm_agent.metering import Sources
 from vm_agent.network import NetworkError, TapCounters
+from vm_agent.ports import Reading
 from vm_agent.process import ExitStatus, VmmProcesses, cpu_ns, is_alive, start_ticks
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -25,11 +28,18 @@ _BINDS_SOCKET = re.compile(
 
 
 class KernelSources:
-    """Process clock, statm and tap of one VMM, through descriptors that stay open."""
+    """Process clock, statm and tap of one VMM, through descriptors that stay open.
 
-    def __init__(self, vmm: Vmm, tap: TapCounters | None) -> None:
+    Args:
+        vmm: Whose.
+        tap: Counters of its interface.
+        settled_cpu: Its CPU time once its clock is gone.
+    """
+
+    def __init__(self, vmm: Vmm, tap: TapCounters | None, settled_cpu: Reading) -> None:
         self._pid = vmm.pid
         self._tap = tap
+        self._settled_cpu = settled_cpu
         self._statm = -1
         with suppress(FileNotFoundError, ProcessLookupError):
             self._statm = os.open(f"/proc/{vmm.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -39,14 +49,13 @@ class KernelSources:
             self._pid = 0
 
     def cpu_ns(self) -> int | None:
-        """CPU clock of the process; None once it is reaped."""
-        if self._pid <= 0:
-            return None
-        try:
-            return cpu_ns(self._pid)
-        except ProcessLookupError:
-            self._pid = 0
-            return None
+        """CPU clock of the process, that of its group once it is reaped."""
+        if self._pid > 0:
+            try:
+                return cpu_ns(self._pid)
+            except ProcessLookupError:
+                self._pid = 0
+        return self._settled_cpu()
 
     def mem_bytes(self) -> int | None:
         """Resident set of the process; None once it is gone."""
@@ -79,10 +88,16 @@ class KernelSources:
 
 
 class LinuxProcesses:
-    """`Processes` on the kernel this agent runs on."""
+    """`Processes` on the kernel this agent runs on.
 
-    def __init__(self, processes: VmmProcesses) -> None:
+    Args:
+        processes: The agent's VMM processes.
+        groups: Where its VMMs are; a stray is one that is there and that nobody knows.
+    """
+
+    def __init__(self, processes: VmmProcesses, groups: Cgroups | None = None) -> None:
         self._processes = processes
+        self._groups = groups
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
     def boottime_ns(self) -> int:
@@ -97,6 +112,13 @@ class LinuxProcesses:
         """Whether that very process runs."""
         return is_alive(vmm.pid, vmm.start_ticks)
 
+    def cpu_ns(self, vmm: Vmm) -> int | None:
+        """CPU time of a VMM by its own clock; None once it is gone."""
+        try:
+            return cpu_ns(vmm.pid) if self.is_alive(vmm) else None
+        except ProcessLookupError:
+            return None
+
     def kill(self, vmm: Vmm) -> None:
         """SIGKILL that very process; nothing happens if it is gone."""
         self._processes.kill(vmm.pid, vmm.start_ticks)
@@ -105,20 +127,26 @@ class LinuxProcesses:
         """Return once the process has ended."""
         return await self._processes.wait_exit(vmm.pid, vmm.start_ticks)
 
-    async def sources(self, vmm: Vmm, nic: Nic | None) -> Sources:
+    async def sources(self, vmm: Vmm, nic: Nic | None, settled_cpu: Reading) -> Sources:
         """The kernel's counters of a VMM; those of a tap that is gone stay silent."""
         tap = None
         if nic is not None:
             with suppress(NetworkError):
                 tap = await TapCounters.open(nic)
-        return KernelSources(vmm, tap)
+        return KernelSources(vmm, tap, settled_cpu)
 
     def end_strays(self, run_root: Path, known: frozenset[int]) -> list[int]:
-        """End VMMs below `run_root` that no record knows; returns their pids.
+        """End VMMs that no record knows; returns their pids.
 
-        An agent that is killed between spawning a VMM and recording it leaves such a one.
+        An agent that is killed between spawning a VMM and recording it leaves such a one. They
+        are told by their control group, and where there is none by the place they work in.
         """
-        strays = [pid for pid in _working_below(run_root) if pid not in known]
+        found = set(_working_below(run_root))
+        if self._groups is not None:
+            for name in self._groups.names():
+                if (group := self._groups.group(name)) is not None:
+                    found |= group.pids()
+        strays = sorted(found - known)
         for pid in strays:
             ticks = start_ticks(pid)
             if ticks is not None:
@@ -140,9 +168,9 @@ class LinuxNetworks:
         """The names of an interface; None where VMs get none."""
         return None if self.unavailable else network.nic_of(vm_id, incarnation)
 
-    async def create(self, vm_id: UUID, incarnation: int) -> Nic | None:
+    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> Nic | None:
         """Make the interface, or none where there can be none."""
-        return None if self.unavailable else await network.create(vm_id, incarnation)
+        return None if self.unavailable else await network.create(vm_id, incarnation, owner)
 
     async def destroy(self, nic: Nic) -> None:
         """Remove the interface; nothing happens if it is gone."""
@@ -150,7 +178,7 @@ class LinuxNetworks:
 
 
 def _working_below(root: Path) -> Iterator[int]:
-    """Processes that work in a run directory below `root` and bind a VMM's socket there.
+    """Processes that work or are jailed in a run directory below `root`, and bind a socket there.
 
     The socket, so that somebody who reads a console file there is left in peace.
     """
@@ -159,13 +187,26 @@ def _working_below(root: Path) -> Iterator[int]:
         # What the kernel adds when the directory is gone.
         rb"(?: \(deleted\))?"
     )
+    jails = {_identity(link) for link in root.glob(f"*/{ROOT_LINK}")} - {None}
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
             continue
         try:
-            where = os.fsencode((folder / "cwd").readlink())
             line = (folder / "cmdline").read_bytes()
+            if not _BINDS_SOCKET.search(line):
+                continue
+            where = os.fsencode((folder / "cwd").readlink())
         except (FileNotFoundError, ProcessLookupError, PermissionError):
             continue
-        if place.fullmatch(where) and _BINDS_SOCKET.search(line):
+        # From a jail the kernel tells "/", but what is there is still the jail's own root.
+        if place.fullmatch(where) or (jails and _identity(folder / "root") in jails):
             yield int(folder.name)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Device and inode of what a path leads to."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

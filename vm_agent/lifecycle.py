@@ -29,10 +29,12 @@ from schemas.events import VmCreated, VmDeleted, VmFailed, VmPaused, VmResumed, 
 from schemas.units import MIB
 from schemas.vms import VmState
 from vm_agent.admission import Admission
+from vm_agent.cgroups import CgroupError
 from vm_agent.drivers.abc import Ability, DriverError
 from vm_agent.fleet import Fleet, Live, Vm
 from vm_agent.incarnations import Incarnations
 from vm_agent.network import NetworkError
+from vm_agent.places import Places
 from vm_agent.ports import Host
 from vm_agent.states import RefusedError, permit
 from vm_agent.store import Current, Done, Record
@@ -48,6 +50,7 @@ class Lifecycle:
     Args:
         host: The host.
         fleet: Its VMs.
+        places: Where VMMs live.
         incarnations: Starts and ends VMMs.
         admission: What the host has left.
         draining: Refuse new VMs.
@@ -58,6 +61,7 @@ class Lifecycle:
         self,
         host: Host,
         fleet: Fleet,
+        places: Places,
         incarnations: Incarnations,
         admission: Admission,
         *,
@@ -66,6 +70,7 @@ class Lifecycle:
     ) -> None:
         self._host = host
         self._fleet = fleet
+        self._places = places
         self._incarnations = incarnations
         self._admission = admission
         self._draining = draining
@@ -141,7 +146,7 @@ class Lifecycle:
                     await self._reboot(vm, begun, command.grace_s)
         except RefusedError as error:
             return error.info
-        except (DriverError, NetworkError, OSError) as error:
+        except (DriverError, NetworkError, CgroupError, OSError) as error:
             _log.warning("command.failed", verb=command.verb, error=str(error))
             return ErrorInfo(code=ErrorCode.HYPERVISOR_FAILED, message=str(error))
         return None
@@ -182,18 +187,18 @@ class Lifecycle:
             raise RefusedError(ErrorCode.NO_CAPACITY, "the host is draining")
         await self._host.images.prepare(self._host.driver.name, command.spec)
         self._admission.reserve(command.vm_id, command.spec)
-        vm = self._fleet.add(
-            Record(
-                vm_id=command.vm_id,
-                customer_id=command.customer_id,
-                spec=command.spec,
-                state=_S.PENDING,
-                created_at=self._now(),
-                driver=self._host.driver.name,
-                simulated=self._host.driver.simulated,
-                current=Current(command_id=command.command_id, verb="create", incarnation=0),
-            )
+        record = Record(
+            vm_id=command.vm_id,
+            customer_id=command.customer_id,
+            spec=command.spec,
+            state=_S.PENDING,
+            created_at=self._now(),
+            driver=self._host.driver.name,
+            simulated=self._host.driver.simulated,
+            current=Current(command_id=command.command_id, verb="create", incarnation=0),
         )
+        vm = self._fleet.add(record)
+        vm.stage(uid=self._places.uid_of(record))
         vm.enter(_S.CREATING)
         await self._fleet.commit(vm)
         return vm
@@ -251,6 +256,7 @@ class Lifecycle:
             await self._fleet.commit(vm)
         await self._incarnations.clear(vm)
         await asyncio.to_thread(self._host.disk(vm.vm_id).unlink, missing_ok=True)
+        await self._places.forget(vm.vm_id)
         self._admission.release(vm.vm_id)
         vm.enter(_S.DELETED)
         vm.happened(VmDeleted)

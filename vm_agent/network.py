@@ -32,6 +32,7 @@ _TUN = Path("/dev/net/tun")
 # linux/if_tun.h. pyroute2 makes taps too, but without the header flag that VMMs ask for.
 _TUNSETIFF = 0x400454CA
 _TUNSETPERSIST = 0x400454CB
+_TUNSETOWNER = 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 
 
@@ -63,8 +64,10 @@ def owner_of(nic: Nic) -> tuple[UUID, int]:
     return UUID(match[1]), int(match[2])
 
 
-async def create(vm_id: UUID, incarnation: int) -> Nic:
+async def create(vm_id: UUID, incarnation: int, owner: int | None = None) -> Nic:
     """Make the namespace and the tap, up and with all counters at zero. Takes a few ms.
+
+    The user `owner` may open the tap; None leaves it to those who may change the network.
 
     One that is left over from an interrupted attempt is replaced. On failure or cancellation
     nothing is left.
@@ -75,7 +78,7 @@ async def create(vm_id: UUID, incarnation: int) -> Nic:
     nic = nic_of(vm_id, incarnation)
     await destroy(nic)
     try:
-        await namespace.in_own_thread(lambda: _build(nic))
+        await namespace.in_own_thread(lambda: _build(nic, owner))
     except (OSError, NetlinkError) as error:
         await destroy(nic)
         raise NetworkError(f"cannot make a tap: {error}") from error
@@ -107,7 +110,7 @@ def list_owned() -> list[Nic]:
     return [nic_of(UUID(m[1]), int(m[2])) for m in map(_NAME.fullmatch, names) if m is not None]
 
 
-def _build(nic: Nic) -> None:
+def _build(nic: Nic, owner: int | None) -> None:
     namespace.make(nic.netns)
     for setting, value in (
         ("ipv6/conf/all/disable_ipv6", "1"),
@@ -121,6 +124,8 @@ def _build(nic: Nic) -> None:
         flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
         fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", nic.tap.encode(), flags))
         fcntl.ioctl(descriptor, _TUNSETPERSIST, 1)
+        if owner is not None:
+            fcntl.ioctl(descriptor, _TUNSETOWNER, owner)
     finally:
         os.close(descriptor)
     with IPRoute() as route:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
 from schemas.vms import VmSpec
+from vm_agent.cgroups import Group, Limits
 from vm_agent.drivers.abc import Driver, Nic, Vmm
 from vm_agent.metering import Sources
 from vm_agent.process import ExitStatus
+from vm_agent.uids import UidPool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +23,15 @@ class BootImage:
     kernel: Path
     initrd: Path | None
     kernel_args: str
+
+
+Reading = Callable[[], int | None]
+"""A number as the kernel has it now; None if it cannot be read any more."""
+
+
+def incarnation_name(vm_id: UUID, incarnation: int) -> str:
+    """What an incarnation's run directory and control group are called."""
+    return f"{vm_id.hex}-{incarnation}"
 
 
 class Images(Protocol):
@@ -48,8 +59,11 @@ class Networks(Protocol):
     def nic_of(self, vm_id: UUID, incarnation: int) -> Nic | None:
         """What `create` will make, or None where VMs get no interface."""
 
-    async def create(self, vm_id: UUID, incarnation: int) -> Nic | None:
-        """Make the interface with all its counters at zero; replaces one that is left over."""
+    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> Nic | None:
+        """Make the interface with all its counters at zero; replaces one that is left over.
+
+        The user `owner` may open it.
+        """
 
     async def destroy(self, nic: Nic) -> None:
         """Remove the interface and its counters; nothing happens if it is gone."""
@@ -67,17 +81,43 @@ class Processes(Protocol):
     def is_alive(self, vmm: Vmm) -> bool:
         """Whether that very process runs."""
 
+    def cpu_ns(self, vmm: Vmm) -> int | None:
+        """CPU time of a VMM by its own clock; None once it is gone."""
+
     def kill(self, vmm: Vmm) -> None:
         """SIGKILL that very process; nothing happens if it is gone."""
 
     async def wait_exit(self, vmm: Vmm) -> ExitStatus:
         """Return once the process has ended."""
 
-    async def sources(self, vmm: Vmm, nic: Nic | None) -> Sources:
-        """The kernel's counters of a VMM."""
+    async def sources(self, vmm: Vmm, nic: Nic | None, settled_cpu: Reading) -> Sources:
+        """The kernel's counters of a VMM; `settled_cpu` answers for it once it is gone."""
 
     def end_strays(self, run_root: Path, known: frozenset[int]) -> list[int]:
-        """End VMMs that work below `run_root` and are not `known`; their pids."""
+        """End VMMs of this agent that are not `known`; their pids."""
+
+
+class Groups(Protocol):
+    """Control groups, by name. Errors are `vm_agent.cgroups.CgroupError`."""
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why VMs run without limits here; None where they have them."""
+
+    def create(self, name: str, limits: Limits) -> Group | None:
+        """Make a group with all its counters at zero; None where there are none."""
+
+    def cpu_ns(self, name: str) -> int | None:
+        """CPU time of all that ever ran in a group, as long as it is there."""
+
+    def oom_kills(self, name: str) -> int:
+        """How many of its members were killed for want of memory."""
+
+    def names(self) -> list[str]:
+        """All groups of this agent."""
+
+    def destroy(self, name: str) -> None:
+        """End what is in a group and remove it; nothing happens if it is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +128,8 @@ class Host:
         host_id: Its name.
         driver: What new VMs get.
         drivers: All by name, for VMs that an earlier run started with another one.
+        groups: Control groups of VMs.
+        uids: User ids for VMs; None where the agent cannot change users.
         data_dir: Absolute; run directories and disks are below it.
     """
 
@@ -97,6 +139,8 @@ class Host:
     images: Images
     networks: Networks
     processes: Processes
+    groups: Groups
+    uids: UidPool | None
     data_dir: Path
 
     @property
@@ -106,7 +150,11 @@ class Host:
 
     def run_dir(self, vm_id: UUID, incarnation: int) -> Path:
         """The run directory of one incarnation."""
-        return self.run_root / f"{vm_id.hex}-{incarnation}"
+        return self.run_root / incarnation_name(vm_id, incarnation)
+
+    def console(self, vm_id: UUID) -> Path:
+        """What the VM's guest has printed, over all its incarnations; bounded."""
+        return self.data_dir / "consoles" / f"{vm_id}.log"
 
     def disk(self, vm_id: UUID) -> Path:
         """The VM's own disk."""

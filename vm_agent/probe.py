@@ -16,6 +16,7 @@ from pathlib import Path
 from schemas.ids import new_id
 from vm_agent.drivers.abc import Driver, DriverError, MachinePlan, Probe, Vmm
 from vm_agent.drivers.firecracker import FirecrackerDriver
+from vm_agent.drivers.jail import Jail
 from vm_agent.drivers.qemu import QemuDriver
 from vm_agent.drivers.simulator import SimulatorDriver
 from vm_agent.images import Image, render_kernel_args
@@ -41,28 +42,40 @@ class Choice:
 
 
 def candidates(
-    processes: VmmProcesses, *, firecracker: str = "", name: str = "auto"
+    processes: VmmProcesses, *, firecracker: str = "", jailer: str = "", jailed: bool = True
 ) -> list[Driver]:
     """The drivers to try, best first.
 
     Args:
         processes: The agent's VMM processes.
         firecracker: Path of the binary; empty for the one on PATH.
-        name: Only this one; `auto` for all.
+        jailer: Path of its jailer; empty for the one beside it, or on PATH.
+        jailed: Whether Firecracker runs in jails.
     """
     on_path = {tool: shutil.which(tool) for tool in ("firecracker", "qemu-system-x86_64")}
     binary = firecracker or on_path["firecracker"]
     qemu = on_path["qemu-system-x86_64"]
-    every: list[Driver] = [
-        FirecrackerDriver(Path(binary).absolute() if binary else None, processes),
+    jail = find_jail(Path(binary).absolute(), jailer) if binary and jailed else None
+    return [
+        FirecrackerDriver(Path(binary).absolute() if binary else None, processes, jail),
         QemuDriver(Path(qemu).absolute() if qemu else None, processes),
         SimulatorDriver(processes),
     ]
-    return [driver for driver in every if name in {"auto", driver.name}]
+
+
+def find_jail(firecracker: Path, jailer: str = "") -> Jail:
+    """The jail of a binary: with the jailer that is named, or beside it, or on PATH."""
+    beside = firecracker.with_name("jailer")
+    found = jailer or (None if beside.is_file() else shutil.which("jailer"))
+    return Jail(Path(found).absolute() if found else beside, firecracker)
 
 
 async def choose_driver(
-    drivers: Iterable[Driver], guest_image: Image, work_dir: Path, processes: VmmProcesses
+    drivers: Iterable[Driver],
+    guest_image: Image,
+    work_dir: Path,
+    processes: VmmProcesses,
+    uid: int | None = None,
 ) -> Choice:
     """Take the first driver that boots the guest.
 
@@ -71,13 +84,14 @@ async def choose_driver(
         guest_image: The tiny guest, or any image that prints READY.
         work_dir: Where run directories may be made; nothing stays there.
         processes: The agent's VMM processes.
+        uid: The user that a guest is tried as.
 
     Raises:
         DriverError: None of them works; the message has every reason.
     """
     rejected: list[tuple[str, str]] = []
     for driver in drivers:
-        found = await probe_driver(driver, guest_image, work_dir, processes)
+        found = await probe_driver(driver, guest_image, work_dir, processes, uid)
         if found.works:
             return Choice(driver, found, tuple(rejected))
         rejected.append((driver.name, found.reason))
@@ -86,7 +100,11 @@ async def choose_driver(
 
 
 async def probe_driver(
-    driver: Driver, guest_image: Image, work_dir: Path, processes: VmmProcesses
+    driver: Driver,
+    guest_image: Image,
+    work_dir: Path,
+    processes: VmmProcesses,
+    uid: int | None = None,
 ) -> Probe:
     """Boot the guest once, wait for READY a few seconds, and remove everything again."""
     try:
@@ -103,6 +121,7 @@ async def probe_driver(
         initrd=guest_image.initrd,
         kernel_args=render_kernel_args(guest_image, driver.name, {}),
         run_dir=run_dir,
+        uid=uid,
     )
     vmm: Vmm | None = None
     started = time.monotonic()

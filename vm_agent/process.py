@@ -9,15 +9,25 @@ clock is read, only then the zombie is reaped. Nothing here uses asyncio's child
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vm_agent.namespace import NETNS_DIR
+
+_ENTER = """n=$1; shift
+while [ "$n" -gt 0 ]; do echo $$ > "$1" || exit 126; shift; n=$((n - 1)); done
+exec "$@\""""
+"""Shell: writes its own pid into that many files, then becomes the command."""
+
+_PR_SET_CHILD_SUBREAPER = 36
+"""linux/prctl.h, see PR_SET_CHILD_SUBREAPER(2const)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +123,7 @@ class VmmProcesses:
 
     def __init__(self) -> None:
         self._children: dict[ProcessId, subprocess.Popen[bytes]] = {}
+        self._orphans: set[ProcessId] = set()
         self._ended: dict[ProcessId, ExitStatus] = {}
 
     def spawn(
@@ -122,24 +133,34 @@ class VmmProcesses:
         cwd: Path,
         console: Path,
         netns: str | None = None,
+        doors: Sequence[str] = (),
+        uid: int | None = None,
         env: Mapping[str, str] | None = None,
     ) -> ProcessId:
         """Start a process that survives this one.
+
+        Everything that confines it is done by small programs that replace themselves by the next
+        one, so the pid stays, and no code of ours runs between fork and exec.
 
         Args:
             argv: The command; its first word is an absolute path or found on PATH.
             cwd: Its working directory.
             console: Where stdout and stderr are appended to. See `trim_console`.
-            netns: Name of the network namespace to run in. `nsenter` replaces itself by the
-                command, so the pid stays.
+            netns: Name of the network namespace to run in.
+            doors: Files to write its pid into before anything else: its control groups.
+            uid: User and group to run as, without any privilege; None stays what this process is.
             env: The whole environment; None means this process's own.
 
         Raises:
             OSError: The command cannot be started.
         """
         command = list(argv)
+        if uid is not None:
+            command = [*_without_privileges(uid), *command]
         if netns is not None:
             command = ["nsenter", f"--net={NETNS_DIR / netns}", "--", *command]
+        if doors:
+            command = ["sh", "-c", _ENTER, "sh", str(len(doors)), *doors, *command]
         with console.open("ab") as output:
             child = subprocess.Popen(
                 command,
@@ -155,6 +176,28 @@ class VmmProcesses:
             raise RuntimeError(f"child {child.pid} vanished without being reaped")
         process = ProcessId(child.pid, ticks)
         self._children[process] = child
+        return process
+
+    def expect_orphans(self) -> None:
+        """Become the parent of those whose own parent, a child of this process, ends.
+
+        A jailer forks its VMM and exits; this way the VMM's exit code still comes here.
+        """
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl")
+
+    def take_over(self, pid: int) -> ProcessId:
+        """Care for a process that a child of this one has left behind, as if it were spawned here.
+
+        Raises:
+            ProcessLookupError: It is gone, or has another parent.
+        """
+        fields = _stat_fields(pid)
+        if fields is None or int(fields[1]) != os.getpid():
+            raise ProcessLookupError(f"process {pid} is no child of this one")
+        process = ProcessId(pid, int(fields[19]))
+        self._orphans.add(process)
         return process
 
     def kill(self, pid: int, ticks: int) -> None:
@@ -212,12 +255,28 @@ class VmmProcesses:
             used_ns = None
         if start_ticks(process.pid) != process.start_ticks:
             used_ns = None  # reaped, perhaps even replaced, while the clock was read
-        child = self._children.pop(process, None)
-        code = None if child is None else child.wait()
+        code = self._reap(process)
         status = ExitStatus(exit_code=code, cpu_ns=used_ns)
-        if child is not None:
+        if code is not None:
             self._ended[process] = status
         return status
+
+    def _reap(self, process: ProcessId) -> int | None:
+        """Take the exit code of a child, or of one taken over, that has ended."""
+        if (child := self._children.pop(process, None)) is not None:
+            return child.wait()
+        if process in self._orphans:
+            self._orphans.discard(process)
+            with suppress(ChildProcessError):
+                return os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
+        return None
+
+
+def _without_privileges(uid: int) -> list[str]:
+    return [
+        "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs",
+        "--inh-caps=-all", "--bounding-set=-all", "--",
+    ]  # fmt: skip
 
 
 async def wait_end(pid: int, ticks: int) -> None:

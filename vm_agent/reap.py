@@ -12,7 +12,8 @@ from pathlib import Path
 
 from runtime.errors import FatalError
 from vm_agent import network
-from vm_agent.data_dir import owned
+from vm_agent.cgroups import CgroupError, Cgroups
+from vm_agent.data_dir import identity, owned
 from vm_agent.drivers.abc import Vmm
 from vm_agent.kernel import LinuxProcesses
 from vm_agent.network import NetworkError
@@ -30,7 +31,7 @@ def reap(data_dir: Path) -> int:
     try:
         with owned(data_dir) as folder:
             lines = asyncio.run(_reap(folder))
-    except FatalError as error:
+    except (FatalError, CgroupError) as error:
         print(f"cannot reap: {error}", file=sys.stderr)  # noqa: T201
         return 1
     for line in lines or ["nothing left to reap"]:
@@ -40,7 +41,8 @@ def reap(data_dir: Path) -> int:
 
 async def _reap(folder: Path) -> list[str]:
     records = await asyncio.to_thread(RecordStore(folder / "vms").load)
-    processes = LinuxProcesses(VmmProcesses())
+    groups = Cgroups(identity(folder))
+    processes = LinuxProcesses(VmmProcesses(), groups)
     lines = [
         f"ended VMM {record.vmm.pid} of VM {record.vm_id}"
         for record in records
@@ -48,6 +50,10 @@ async def _reap(folder: Path) -> list[str]:
     ]
     strays = await asyncio.to_thread(processes.end_strays, folder / "run", frozenset())
     lines += [f"ended stray VMM {pid}" for pid in strays]
+    for name in groups.names():
+        await asyncio.to_thread(groups.destroy, name)
+        lines.append(f"removed control group {name}")
+    groups.close()
     lines += await _remove_networks(records)
     return lines
 

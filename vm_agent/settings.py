@@ -26,6 +26,11 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
         image_dir: Image store; empty for `<data_dir>/images`.
         driver: `auto` takes the best one that boots the probe image.
         firecracker: Path of the binary; empty for the one on PATH.
+        jailed: Run each Firecracker in a jail of its own; only root can. Without it a VMM has the
+            agent's own rights: for development.
+        jailer: Path of Firecracker's jailer; empty for the one beside it, or on PATH.
+        uid_base: First of `slots` + 1 user ids that are given to VMMs, one each. No other user
+            of the host may have them; those here are left free by systemd's allocation too.
         probe_image: Image that the driver probe boots.
         vcpus: Virtual CPUs to give out, overcommit included.
         cpu_overcommit: Virtual CPUs per CPU, where `vcpus` is 0.
@@ -43,6 +48,9 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     image_dir: str = ""
     driver: Literal["auto", "firecracker", "qemu", "simulator"] = "auto"
     firecracker: str = ""
+    jailed: bool = True
+    jailer: str = ""
+    uid_base: Annotated[int, msgspec.Meta(ge=1000, le=2**31)] = 1_900_000_000
     probe_image: ImageName = "tiny"
     vcpus: _Amount = 0
     cpu_overcommit: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8

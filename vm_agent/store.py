@@ -34,12 +34,14 @@ class Start(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         boottime_ns: CLOCK_BOOTTIME: goes on over agent restarts and host suspends.
         boot_id: The host's boot; in another one the VMM cannot live any more.
+        cpu_base_ns: CPU time in the VM's control group that is not the VMM's: its jailer's.
         at: Wall clock, for people.
     """
 
     boottime_ns: int
     boot_id: str
     at: Timestamp
+    cpu_base_ns: int = 0
 
 
 class Current(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,6 +79,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         vmm: The running VMM's handle; None when there is none.
+        uid: User that the VM's VMMs run as, as long as the VM is here.
         nic: The running incarnation's interface; removed idempotently if found without VMM.
         current: The command being executed.
         done: Results of the last commands, newest last.
@@ -93,6 +96,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: Annotated[int, msgspec.Meta(ge=0)] = 0
     driver: str = ""
     simulated: bool = False
+    uid: int | None = None
     vmm: Vmm | None = None
     nic: Nic | None = None
     start: Start | None = None

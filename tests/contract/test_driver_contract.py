@@ -252,10 +252,10 @@ async def test_garbage_on_the_socket_does_not_end_the_vmm(bench: Rig, garbage: b
     """Somebody who writes nonsense to the API harms himself only."""
     vmm = await bench.booted()
     await bench.driver.close()  # QEMU talks to one client at a time
-    (name,) = (name for name in files_in(vmm.run_dir) if name.endswith(".sock"))
+    (path,) = Path(vmm.run_dir).rglob("*.sock")
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(1)
-        with short_address(Path(vmm.run_dir) / name) as address:
+        with short_address(path) as address:
             peer.connect(address)
         peer.sendall(garbage)
     assert await bench.driver.inspect(vmm) is VmmState.RUNNING
@@ -288,7 +288,7 @@ async def test_a_create_that_is_cancelled_leaves_nothing(bench: Rig) -> None:
 async def test_a_vmm_that_no_record_knows_is_found_and_ended(bench: Rig) -> None:
     """Known ones, and people who look around in a run directory, are left in peace."""
     kept, stray = await bench.booted(), await bench.booted()
-    host = LinuxProcesses(bench.processes)
+    host = LinuxProcesses(bench.processes, bench.groups)
     visitor = bench.processes.spawn(
         ["sleep", "60"], cwd=Path(stray.run_dir), console=bench.directory / "visitor"
     )

@@ -18,9 +18,12 @@ from decisec.devkit import firecracker as firecracker_kit
 from decisec.devkit import guest as guest_kit
 from decisec.devkit.uv import DevkitError
 from schemas.ids import new_id
+from schemas.units import MIB
 from vm_agent import network
+from vm_agent.cgroups import Cgroups, Limits
 from vm_agent.drivers.abc import Driver, MachinePlan, Nic, Probe, Vmm
 from vm_agent.drivers.firecracker import FirecrackerDriver
+from vm_agent.drivers.jail import Jail
 from vm_agent.drivers.qemu import QemuDriver
 from vm_agent.drivers.simulator import SimulatorDriver
 from vm_agent.images import Image, ImageStore, render_kernel_args
@@ -30,6 +33,8 @@ from vm_agent.process import VmmProcesses
 DRIVERS = ("firecracker", "qemu", "simulator")
 REAL_DRIVERS = ("firecracker", "qemu")
 GUEST_ARGS = ("blkw", "blkr", "tx", "loop", "spin")
+UID = 1_900_000_777
+LIMITS = Limits(cpus=2, memory_bytes=512 * MIB, tasks=160)
 DISK_BYTES = 8 * 1024 * 1024
 
 
@@ -76,7 +81,9 @@ class Lab:
 def make_driver(name: str, firecracker: Path | None, processes: VmmProcesses) -> Driver:
     """A driver by its name."""
     if name == "firecracker":
-        return FirecrackerDriver(firecracker, processes)
+        # As an agent has it: jailed where that is possible at all.
+        jail = Jail(firecracker.with_name("jailer"), firecracker) if firecracker else None
+        return FirecrackerDriver(firecracker, processes, jail if os.geteuid() == 0 else None)
     if name == "qemu":
         found = shutil.which("qemu-system-x86_64")
         return QemuDriver(Path(found) if found else None, processes)
@@ -106,7 +113,7 @@ async def _probe_all(image: Image, firecracker: Path | None, work: Path) -> dict
     for name in DRIVERS:
         processes = VmmProcesses()
         driver = make_driver(name, firecracker, processes)
-        found[name] = await probe_driver(driver, image, work, processes)
+        found[name] = await probe_driver(driver, image, work, processes, UID)
         await driver.close()
     return found
 
@@ -127,6 +134,7 @@ class Rig:
         self.run_root.mkdir(parents=True)
         self.processes = VmmProcesses()
         self.driver = lab.driver(name, self.processes)
+        self.groups = Cgroups(f"rig-{new_id().hex[-8:]}") if os.geteuid() == 0 else None
         self._vmms: list[Vmm] = []
         self._nics: list[Nic] = []
 
@@ -141,7 +149,9 @@ class Rig:
             with path.open("wb") as file:
                 file.truncate(DISK_BYTES)
         image = self.lab.image
-        words = {name: str(value) for name, value in args.items()}
+        name = run_dir.name
+        group = self.groups.create(name, LIMITS) if self.groups else None
+        words = {key: str(value) for key, value in args.items()}
         return MachinePlan(
             vm_id=vm_id,
             incarnation=1,
@@ -152,6 +162,8 @@ class Rig:
             disk=path,
             nic=nic,
             run_dir=run_dir,
+            uid=UID if os.geteuid() == 0 else None,
+            group=group,
         )
 
     async def create(self, plan: MachinePlan) -> Vmm:
@@ -171,7 +183,7 @@ class Rig:
         """A tap, to be removed with the rig; skips where there are none."""
         if reason := network.available():
             pytest.skip(reason)
-        nic = await network.create(new_id(), 1)
+        nic = await network.create(new_id(), 1, UID)
         self._nics.append(nic)
         return nic
 
@@ -205,6 +217,10 @@ class Rig:
         await self.driver.close()
         for nic in self._nics:
             await network.destroy(nic)
+        if self.groups is not None:
+            for name in self.groups.names():
+                await asyncio.to_thread(self.groups.destroy, name)
+            self.groups.close()
 
 
 def _contains(console: Path, word: str) -> bool:

@@ -35,6 +35,7 @@ from vm_agent.framing import FrameBuilder
 from vm_agent.incarnations import Incarnations
 from vm_agent.intake import Intake, Message
 from vm_agent.lifecycle import Lifecycle
+from vm_agent.places import Places
 from vm_agent.sampler import Sampler
 from vm_agent.spool import Outgoing
 from vm_agent.store import RecordStore
@@ -134,11 +135,13 @@ class Run:
             self.tasks.spawn,
         )
         self.admission = Admission(CAPACITY)
-        incarnations = Incarnations(host, self.fleet, self.sampler, self.tasks.spawn)
+        places = Places(host)
+        incarnations = Incarnations(host, places, self.fleet, self.sampler, self.tasks.spawn)
         self.adoption = Adoption(
-            host, self.fleet, incarnations, self.admission, self.sampler, self.checkpoint.values
-        )
-        lifecycle = Lifecycle(host, self.fleet, incarnations, self.admission)
+            host, self.fleet, places, incarnations, self.admission, self.sampler,
+            self.checkpoint.values,
+        )  # fmt: skip
+        lifecycle = Lifecycle(host, self.fleet, places, incarnations, self.admission)
         self.intake = Intake(
             "h1", self.inbox, lifecycle, desk, self.fleet.reporter, telemetry, self.tasks.spawn
         )

@@ -17,6 +17,7 @@ from schemas.errors import ErrorCode
 from schemas.events import VmEvent
 from schemas.hosts import Operation
 from schemas.vms import ExitReason, VmSpec, VmStatus
+from vm_agent.cgroups import Group, Limits
 from vm_agent.drivers.abc import (
     Ability,
     DeviceCounters,
@@ -28,10 +29,11 @@ from vm_agent.drivers.abc import (
     VmmState,
 )
 from vm_agent.metering import Sources
-from vm_agent.ports import BootImage, Host
+from vm_agent.ports import BootImage, Host, Reading
 from vm_agent.process import ExitStatus
 from vm_agent.reporter import Report, event_msg_id
 from vm_agent.states import RefusedError
+from vm_agent.uids import UidPool
 
 
 @dataclass(eq=False)
@@ -77,6 +79,7 @@ class MemoryKernel:
         self.boot = "boot-1"
         self.machines: dict[int, Machine] = {}
         self.nics: set[str] = set()
+        self.groups = MemoryGroups()
 
     def living(self, vm_id: UUID | None = None) -> list[Machine]:
         """VMMs that run, of one VM or of all."""
@@ -94,6 +97,11 @@ class MemoryKernel:
         """Whether the process runs."""
         return self.machines[vmm.pid].alive
 
+    def cpu_ns(self, vmm: Vmm) -> int | None:
+        """The process's clock."""
+        machine = self.machines[vmm.pid]
+        return machine.cpu_ns if machine.alive else None
+
     def kill(self, vmm: Vmm) -> None:
         """SIGKILL."""
         self.machines[vmm.pid].die(-9)
@@ -107,8 +115,9 @@ class MemoryKernel:
             await ended.wait()
         return ExitStatus(exit_code=machine.exit_code, cpu_ns=machine.cpu_ns)
 
-    async def sources(self, vmm: Vmm, nic: Nic | None) -> Sources:
+    async def sources(self, vmm: Vmm, nic: Nic | None, settled_cpu: Reading) -> Sources:
         """The kernel's numbers."""
+        del settled_cpu
         return MemorySources(self.machines[vmm.pid], nic is not None)
 
     def end_strays(self, run_root: Path, known: frozenset[int]) -> list[int]:
@@ -128,8 +137,9 @@ class MemoryKernel:
         """An interface's names."""
         return Nic(netns=f"decisec-{vm_id.hex}-{incarnation}", tap="tap0", mac="06:00:00:00:00:01")
 
-    async def create(self, vm_id: UUID, incarnation: int) -> Nic | None:
+    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> Nic | None:
         """Make an interface."""
+        del owner
         await asyncio.sleep(0)
         nic = self.nic_of(vm_id, incarnation)
         if nic is not None:
@@ -140,6 +150,44 @@ class MemoryKernel:
         """Remove an interface."""
         await asyncio.sleep(0)
         self.nics.discard(nic.netns)
+
+
+class MemoryGroups:
+    """`Groups` that hold nothing but names.
+
+    Attributes:
+        made: Groups that are there.
+        starved: Those in which the kernel ran out of memory.
+    """
+
+    unavailable = None
+
+    def __init__(self) -> None:
+        self.made: set[str] = set()
+        self.starved: set[str] = set()
+
+    def create(self, name: str, limits: Limits) -> Group | None:
+        """Make a group."""
+        del limits
+        self.made.add(name)
+        return Group(name, ())
+
+    def cpu_ns(self, name: str) -> int | None:
+        """Nothing is counted here."""
+        del name
+        return None
+
+    def oom_kills(self, name: str) -> int:
+        """One for each that is starved."""
+        return int(name in self.starved)
+
+    def names(self) -> list[str]:
+        """All groups."""
+        return sorted(self.made)
+
+    def destroy(self, name: str) -> None:
+        """Remove a group."""
+        self.made.discard(name)
 
 
 class MemorySources:
@@ -373,5 +421,7 @@ def memory_host(kernel: MemoryKernel, driver: MemoryDriver, folder: Path) -> Hos
         images=MemoryImages(),
         networks=kernel,
         processes=kernel,
+        groups=kernel.groups,
+        uids=UidPool(1000, 100),
         data_dir=folder,
     )

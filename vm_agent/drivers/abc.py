@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 
 from schemas.vms import ExitReason
+from vm_agent.cgroups import Group
 
 
 class Ability(StrEnum):
@@ -57,6 +58,9 @@ class MachinePlan:
         snapshot: Folder that `Snapshots.snapshot` of the same kind of driver has filled: the guest
             goes on from there instead of booting the kernel. It is created paused; `resume` lets
             it run. Its files must not change as long as the VMM lives.
+        uid: User and group, of this VM alone, that the VMM runs as, if its driver can make it so;
+            None stays what the agent is.
+        group: Control group that the VMM joins before it does anything.
     """
 
     vm_id: UUID
@@ -70,6 +74,8 @@ class MachinePlan:
     nic: Nic | None = None
     run_dir: Path
     snapshot: Path | None = None
+    uid: int | None = None
+    group: Group | None = None
 
 
 class Vmm(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,6 +146,8 @@ class Driver(ABC):
     name: str
     simulated: bool = False
     abilities: frozenset[Ability] = frozenset()
+    memory_overhead_mib: int = 64
+    """What a VMM may need beside the memory of its guest, threads' stacks and page tables too."""
 
     @abstractmethod
     async def probe_version(self) -> str:

@@ -1,4 +1,4 @@
-"""Firecracker over its API socket, unjailed (API version 1.12; the parts used are in 1.16 too).
+"""Firecracker over its API socket (API version 1.12; the parts used are in 1.16 too).
 
 The block counters come from `FlushMetrics` and the metrics file, so a stop is always: pause,
 flush, read, SIGKILL; a signal alone would lose what happened since the last flush.
@@ -7,6 +7,7 @@ flush, read, SIGKILL; a signal alone would lose what happened since the last flu
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ from vm_agent.drivers.abc import (
     VmmState,
 )
 from vm_agent.drivers.firecracker_machine import requests
+from vm_agent.drivers.jail import Jail, root_of
+from vm_agent.drivers.jail import remove as remove_jail
 from vm_agent.drivers.metrics_file import (
     METRICS,
     METRICS_STATE,
@@ -45,6 +48,7 @@ from vm_agent.drivers.passing import (
 from vm_agent.drivers.paths import API_SOCKET
 from vm_agent.drivers.process_driver import ProcessDriver
 from vm_agent.drivers.unix_http import ProtocolError, UnixHttpConnection
+from vm_agent.process import ProcessId, VmmProcesses
 
 _log = structlog.get_logger("decisec.firecracker")
 
@@ -96,12 +100,33 @@ class _Session:
 
 
 class FirecrackerDriver(ProcessDriver[_Session]):
-    """One unjailed Firecracker process per VM. Its output is the guest's console too."""
+    """One Firecracker process per VM, in a jail. Its output is the guest's console too.
+
+    Args:
+        binary: The executable; None if there is none, which every verb then says.
+        processes: The agent's VMM processes.
+        jail: Who confines new VMMs; None leaves them with the agent's own rights. A VMM that runs
+            already stays as it is.
+    """
 
     name = "firecracker"
     executable = "firecracker"
     files = (API_SOCKET, METRICS, METRICS_STATE)
     abilities = frozenset({Ability.PAUSE})
+
+    def __init__(
+        self, binary: Path | None, processes: VmmProcesses, jail: Jail | None = None
+    ) -> None:
+        super().__init__(binary, processes)
+        self._jail = jail
+        if jail is not None:
+            processes.expect_orphans()
+
+    async def probe_version(self) -> str:
+        """The version; DriverError, too, if VMMs are to be jailed and cannot be."""
+        if self._binary is not None and self._jail is not None and self._jail.missing:
+            raise DriverError(f"{self._jail.missing}; to run without jails, say so in the settings")
+        return await super().probe_version()
 
     async def shutdown(self, vmm: Vmm) -> None:
         """Send `SendCtrlAltDel`. See `Driver`."""
@@ -175,6 +200,11 @@ class FirecrackerDriver(ProcessDriver[_Session]):
                 return ExitReason.GUEST_SHUTDOWN
             case None:
                 return ExitReason.KILLED if by_us else ExitReason.UNKNOWN
+            case 0:
+                return ExitReason.TRIPLE_FAULT
+            case 1:
+                # What it ends with when KVM cannot go on with the guest.
+                return ExitReason.INTERNAL_ERROR
             case -9:
                 return ExitReason.KILLED
             case _:
@@ -183,20 +213,33 @@ class FirecrackerDriver(ProcessDriver[_Session]):
     # What the simulator does in another way.
 
     def _argv(self, plan: MachinePlan) -> Sequence[str]:
-        return [
-            str(self._require_binary()),
-            *("--api-sock", API_SOCKET),
-            *("--id", str(plan.vm_id)),
-            *("--level", "Error"),
-        ]
+        own = ["--api-sock", API_SOCKET, "--level", "Error"]
+        if self._jail is not None:
+            self._require_binary()
+            return self._jail.command(plan, own)
+        return [str(self._require_binary()), "--id", str(plan.vm_id), *own]
+
+    async def _launch(self, plan: MachinePlan) -> ProcessId:
+        if self._jail is None:
+            return await super()._launch(plan)
+        return await self._jail.enter(plan, self._argv(plan), self._processes)
 
     def _device_counters(self, totals: MetricsTotals) -> DeviceCounters:
         return DeviceCounters(
             disk_read_bytes=totals.disk_read_bytes, disk_write_bytes=totals.disk_write_bytes
         )
 
-    def _prepare(self, run_dir: Path) -> None:
-        metrics_path(run_dir).touch(mode=0o600)
+    def _prepare(self, plan: MachinePlan) -> MachinePlan:
+        seen = plan if self._jail is None else self._jail.build(plan)
+        metrics = metrics_path(root_of(plan.run_dir))
+        metrics.touch(mode=0o600, exist_ok=False)
+        if self._jail is not None and plan.uid is not None:
+            os.chown(metrics, plan.uid, plan.uid)
+        return seen
+
+    def _remove_files(self, run_dir: Path) -> None:
+        remove_jail(run_dir)
+        super()._remove_files(run_dir)
 
     async def _configure(self, vmm: Vmm, plan: MachinePlan) -> None:
         await self._until_answered(vmm, lambda: self._call(vmm, "GET", "/", b"", _CALL_S))
@@ -246,7 +289,8 @@ class FirecrackerDriver(ProcessDriver[_Session]):
 
     def _open_session(self, vmm: Vmm) -> _Session:
         run_dir = Path(vmm.run_dir)
-        return _Session(UnixHttpConnection(run_dir / API_SOCKET), MetricsFile(run_dir))
+        root = root_of(run_dir)
+        return _Session(UnixHttpConnection(root / API_SOCKET), MetricsFile(root, run_dir))
 
     async def _end_session(self, session: _Session) -> None:
         session.metrics.close()

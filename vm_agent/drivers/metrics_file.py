@@ -10,7 +10,9 @@ system by punching a hole: Firecracker keeps its own write position, so the file
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import stat
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -79,14 +81,15 @@ class MetricsFile:
     """Reads one VMM's metrics file, and goes on where a former agent stopped.
 
     Args:
-        run_dir: Holds the metrics file and the state saved beside it.
+        folder: Holds the metrics file. It may belong to the VMM, which may be hostile.
+        state_dir: Holds the state saved by this class; belongs to the agent.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self.path = metrics_path(run_dir)
-        self._state = SavedNumbers(run_dir / METRICS_STATE, 7)
+    def __init__(self, folder: Path, state_dir: Path) -> None:
+        self.path = metrics_path(folder)
+        self._state = SavedNumbers(state_dir / METRICS_STATE, 7)
         try:
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._file = _open_regular(self.path)
         except OSError:
             self._state.close()
             raise
@@ -182,6 +185,17 @@ class MetricsFile:
 def metrics_path(run_dir: Path) -> Path:
     """The file that the VMM appends its metrics to."""
     return run_dir / METRICS
+
+
+def _open_regular(path: Path) -> int:
+    """Open a file for reading and writing; nothing else in its place, a link least of all."""
+    descriptor = os.open(
+        path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
+    )
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "this is no regular file", str(path))
+    return descriptor
 
 
 def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> bool:

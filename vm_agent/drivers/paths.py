@@ -2,12 +2,14 @@
 
 A Unix socket's address holds 107 bytes (unix(7)), a run directory's path may be longer. So every
 VMM works in its run directory and binds a bare name there, and the agent connects through a
-descriptor of the directory.
+descriptor of the socket's inode.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,14 +25,19 @@ _TAIL_BYTES = 2048
 def short_address(socket: Path) -> Iterator[str]:
     """An address to connect to a socket by, however long its path; good inside the block.
 
+    It leads to that very socket: a link in its place, which a hostile VMM could put there, is
+    not followed.
+
     Raises:
-        OSError: Its directory is not there.
+        OSError: It is not there, or no socket.
     """
-    directory = os.open(socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = os.open(socket, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        yield f"/proc/self/fd/{directory}/{socket.name}"
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            raise OSError(errno.ENOTSOCK, "this is no socket", str(socket))
+        yield f"/proc/self/fd/{descriptor}"
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def console_tail(run_dir: Path, name: str = CONSOLE) -> str:

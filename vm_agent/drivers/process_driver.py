@@ -62,20 +62,15 @@ class ProcessDriver(Driver, Generic[S]):
 
     async def create(self, plan: MachinePlan) -> Vmm:
         """Spawn the process and configure the machine. See `Driver`."""
-        argv = self._argv(plan)
-        self._remove_files(plan.run_dir)
-        self._prepare(plan.run_dir)
         try:
-            process = self._processes.spawn(
-                argv,
-                cwd=plan.run_dir,
-                console=plan.run_dir / self.output,
-                netns=plan.nic.netns if plan.nic else None,
-                env=self._environment(),
-            )
+            seen = self._prepare(plan)
+            process = await self._launch(plan)
         except OSError as error:
             self._remove_files(plan.run_dir)
-            raise DriverError(f"cannot start {argv[0]}: {error}") from error
+            raise DriverError(f"cannot start {self.name}: {error}") from error
+        except BaseException:
+            self._remove_files(plan.run_dir)
+            raise
         vmm = Vmm(
             vm_id=plan.vm_id,
             incarnation=plan.incarnation,
@@ -86,7 +81,7 @@ class ProcessDriver(Driver, Generic[S]):
         )
         try:
             async with asyncio.timeout(_CREATE_S):
-                await self._configure(vmm, plan)
+                await self._configure(vmm, seen)
         except TimeoutError as error:
             await self._abandon(vmm)
             raise UnreachableError(f"{self.name} was not ready within {_CREATE_S:g} s") from error
@@ -128,7 +123,7 @@ class ProcessDriver(Driver, Generic[S]):
 
     @abstractmethod
     async def _configure(self, vmm: Vmm, plan: MachinePlan) -> None:
-        """Wait until the VMM answers, and tell it what machine to make."""
+        """Wait until the VMM answers, and tell it what machine to make: the plan as it sees it."""
 
     @abstractmethod
     async def _start(self, vmm: Vmm) -> None:
@@ -142,8 +137,20 @@ class ProcessDriver(Driver, Generic[S]):
     async def _end_session(self, session: S) -> None:
         """Let go of what a session holds."""
 
-    def _prepare(self, run_dir: Path) -> None:
-        """Make what the VMM expects to find."""
+    def _prepare(self, plan: MachinePlan) -> MachinePlan:
+        """Make what the VMM expects to find; the plan as the VMM will see it."""
+        return plan
+
+    async def _launch(self, plan: MachinePlan) -> ProcessId:
+        """Start the process, confined as planned. On failure or cancellation none is left."""
+        return self._processes.spawn(
+            self._argv(plan),
+            cwd=plan.run_dir,
+            console=plan.run_dir / self.output,
+            netns=plan.nic.netns if plan.nic else None,
+            doors=plan.group.doors if plan.group else (),
+            env=self._environment(),
+        )
 
     def _environment(self) -> Mapping[str, str] | None:
         """The VMM's whole environment; None for the agent's own."""

@@ -82,6 +82,8 @@ class QemuDriver(ProcessDriver[_Session]):
     output = _VMM_LOG
     files = (QMP_SOCKET, _STATE_FILE)
     abilities = frozenset({Ability.PAUSE})
+    memory_overhead_mib = 1280
+    """Without KVM its translated code may grow to 1 GiB."""
 
     async def shutdown(self, vmm: Vmm) -> None:
         """Press the ACPI power button. See `Driver`."""

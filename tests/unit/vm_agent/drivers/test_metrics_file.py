@@ -39,7 +39,7 @@ class MetricsMachine(RuleBasedStateMachine):
         super().__init__()
         self.directory = tempfile.TemporaryDirectory(prefix="dsm-")
         self.run_dir = Path(self.directory.name)
-        self.file = MetricsFile(self.run_dir)
+        self.file = MetricsFile(self.run_dir, self.run_dir)
         self.writer = metrics_path(self.run_dir).open("r+b", buffering=0)
         self.complete = [0, 0]
         self.pending: list[bytes] = []
@@ -76,7 +76,7 @@ class MetricsMachine(RuleBasedStateMachine):
     def restart(self) -> None:
         """The agent was killed; the new one knows nothing but the files."""
         self.file.close()
-        self.file = MetricsFile(self.run_dir)
+        self.file = MetricsFile(self.run_dir, self.run_dir)
 
     @rule()
     def read(self) -> None:
@@ -110,7 +110,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 def test_what_was_read_is_given_back_to_the_file_system(run_dir: Path) -> None:
     """The file keeps its length, Firecracker its position, the disk its space."""
-    file = MetricsFile(run_dir)
+    file = MetricsFile(run_dir, run_dir)
     with metrics_path(run_dir).open("r+b", buffering=0) as writer:
         for _ in range(200):
             writer.write(line(1, 2, padding=20_000))
@@ -125,7 +125,7 @@ def test_what_was_read_is_given_back_to_the_file_system(run_dir: Path) -> None:
 def test_a_line_torn_by_a_full_disk_costs_itself_only(run_dir: Path) -> None:
     """The line that follows it on the same line still counts."""
     metrics_path(run_dir).write_bytes(line(1, 1) + line(5, 5)[:200] + line(10, 10) + line(100, 100))
-    file = MetricsFile(run_dir)
+    file = MetricsFile(run_dir, run_dir)
     assert file.read().disk_read_bytes == 111
     file.close()
 
@@ -135,7 +135,7 @@ def test_garbage_in_the_file_never_stops_the_reader(garbage: bytes) -> None:
     """Nothing is raised, and the next good line counts."""
     with tempfile.TemporaryDirectory(prefix="dsm-") as directory:
         metrics_path(Path(directory)).write_bytes(garbage + b"\n" + line(7, 7))
-        file = MetricsFile(Path(directory))
+        file = MetricsFile(Path(directory), Path(directory))
         assert file.read().disk_read_bytes == 7
         file.close()
 
@@ -143,7 +143,7 @@ def test_garbage_in_the_file_never_stops_the_reader(garbage: bytes) -> None:
 def test_a_negative_delta_is_not_believed(run_dir: Path) -> None:
     """A total never goes back."""
     metrics_path(run_dir).write_bytes(line(5, 5) + line(-3, -3))
-    file = MetricsFile(run_dir)
+    file = MetricsFile(run_dir, run_dir)
     assert file.read() == MetricsTotals(disk_read_bytes=5, disk_write_bytes=5)
     file.close()
 
@@ -151,7 +151,7 @@ def test_a_negative_delta_is_not_believed(run_dir: Path) -> None:
 def test_an_endless_line_is_skipped(run_dir: Path) -> None:
     """A broken VMM cannot make the agent read the same megabytes again and again."""
     metrics_path(run_dir).write_bytes(b"x" * 1_000_000 + b"\n" + line(9, 9))
-    file = MetricsFile(run_dir)
+    file = MetricsFile(run_dir, run_dir)
     assert file.read().disk_read_bytes == 9
     file.close()
 
@@ -160,7 +160,7 @@ def test_damaged_state_is_noticed(run_dir: Path) -> None:
     """The reader says so in the log and counts what is left."""
     metrics_path(run_dir).write_bytes(line(5, 5))
     (run_dir / "metrics.state").write_bytes(os.urandom(60))
-    file = MetricsFile(run_dir)
+    file = MetricsFile(run_dir, run_dir)
     assert file.read().disk_read_bytes == 5
     file.close()
 
