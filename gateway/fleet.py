@@ -48,6 +48,8 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         final_counters=status.final_counters,
         exit_reason=status.exit_reason,
         last_error=status.last_error,
+        failures=status.failures,
+        restart_at=status.restart_at,
     )
 
 

@@ -141,8 +141,14 @@ class VmService:
             raise no_such_vm()
         record, status = found[0].value, found[1]
         now = utc_now()
-        state = vm_view(record, status).state
-        check(verb, state, self._operations.verbs_in_flight(vm_id, now))
+        seen = vm_view(record, status)
+        # A VM that is about to be restarted counts as running: it can be shut down for good.
+        state = seen.state if seen.restart_at is None else VmState.RUNNING
+        check(
+            verb,
+            seen.state if verb == "boot" else state,
+            self._operations.verbs_in_flight(vm_id, now),
+        )
         extra: dict[str, Any] = {} if grace_s is None else {"grace_s": grace_s}
         command = COMMAND_OF[verb](
             command_id=new_id(),

@@ -16,6 +16,7 @@ from schemas.vms import (
     KernelArgValue,
     LabelName,
     LabelValue,
+    RestartPolicy,
     Timestamp,
     VmSpec,
     VmState,
@@ -31,6 +32,7 @@ class CreateVmRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     memory_mib: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 128
     disk_mib: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 0
     network: bool = True
+    restart: RestartPolicy = RestartPolicy.NEVER
     kernel_args: Annotated[dict[KernelArgName, KernelArgValue], msgspec.Meta(max_length=16)] = (
         msgspec.field(default_factory=dict)
     )
@@ -67,6 +69,8 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
     final_counters: Counters | None = None
     exit_reason: ExitReason | None = None
     last_error: ErrorInfo | None = None
+    failures: int = 0
+    restart_at: Timestamp | None = None
 
 
 class VmList(msgspec.Struct, frozen=True, kw_only=True):

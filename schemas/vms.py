@@ -60,6 +60,18 @@ METERED_STATES = frozenset({_S.BOOTING, _S.RUNNING, _S.PAUSED, _S.STOPPING})
 """States in which a VMM process exists and is sampled."""
 
 
+class RestartPolicy(StrEnum):
+    """What happens to a VM whose VMM ends without anybody having asked for it.
+
+    Attributes:
+        NEVER: It stays stopped.
+        ON_FAILURE: It is booted again after a while, unless its guest stopped in order.
+    """
+
+    NEVER = "never"
+    ON_FAILURE = "on-failure"
+
+
 class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a customer asks for. Names an image; never a path, a tap or a socket.
 
@@ -69,6 +81,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
         memory_mib: Guest memory in MiB.
         disk_mib: Size of the VM's own writable disk in MiB; 0 means no disk.
         network: Whether the VM gets a network interface.
+        restart: What happens when its VMM ends by itself, or its host goes down.
         kernel_args: Arguments for the guest's kernel; the image says which ones it allows.
         labels: The customer's own names for things.
     """
@@ -78,6 +91,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     memory_mib: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 128
     disk_mib: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 0
     network: bool = True
+    restart: RestartPolicy = RestartPolicy.NEVER
     kernel_args: Annotated[dict[KernelArgName, KernelArgValue], msgspec.Meta(max_length=16)] = (
         msgspec.field(default_factory=dict)
     )
@@ -159,6 +173,10 @@ class ExitReason(StrEnum):
     UNKNOWN = "unknown"
 
 
+FAILURES = frozenset(ExitReason) - {ExitReason.REQUESTED, ExitReason.GUEST_SHUTDOWN}
+"""Reasons after which `RestartPolicy.ON_FAILURE` starts a VM again."""
+
+
 class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Value of bucket `vm_status`, written by the VM's agent only.
 
@@ -166,6 +184,8 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
         incarnation: Grows by one at each VMM start; 0 before the first.
         simulated: The numbers come from the simulator, not from a hypervisor.
         final_counters: The last incarnation's counters, once its VMM has ended.
+        failures: How often the VM has failed in a row.
+        restart_at: When it is started again by itself, while it waits for that.
     """
 
     vm_id: VmId
@@ -179,6 +199,8 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
     final_counters: Counters | None = None
     exit_reason: ExitReason | None = None
     last_error: ErrorInfo | None = None
+    failures: Annotated[int, msgspec.Meta(ge=0)] = 0
+    restart_at: Timestamp | None = None
     updated_at: Timestamp
 
 

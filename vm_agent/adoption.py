@@ -18,17 +18,18 @@ import structlog
 from runtime.clock import utc_now
 from schemas.events import VmStarted
 from schemas.units import NS_PER_MS
-from schemas.vms import METERED_STATES, ExitReason, VmState
+from schemas.vms import METERED_STATES, Counters, ExitReason, VmState
 from vm_agent.admission import Admission
 from vm_agent.cgroups import CgroupError
 from vm_agent.counters import ZERO, Values
 from vm_agent.drivers.abc import Driver, DriverError, Vmm, VmmState
 from vm_agent.fleet import Fleet, Live, Vm
 from vm_agent.incarnations import Incarnations, Metering
-from vm_agent.metering import VmMeter
+from vm_agent.metering import GoneSources, VmMeter
 from vm_agent.network import NetworkError
 from vm_agent.places import Places
 from vm_agent.ports import Host, incarnation_name
+from vm_agent.restarts import after_death
 from vm_agent.store import Record, Start
 
 _log = structlog.get_logger("decisec.adoption")
@@ -111,6 +112,7 @@ class Adoption:
             else:
                 await self._with_vmm(vm, record.vmm, record.start)
         self._fleet.replay(vm)
+        self._incarnations.restart_when_due(vm)
         if record.done and utc_now() - record.done[-1].finished_at > _COMMANDS_KEPT:
             await self._fleet.answered(vm.vm_id)
         elif vm.record.spent:
@@ -121,29 +123,33 @@ class Adoption:
         if vm.record.nic is not None or vm.record.state in METERED_STATES:
             await self._clear(vm)
         if vm.record.state in METERED_STATES:
+            if vm.record.state is VmState.BOOTING and vm.record.current is None:
+                # A restart was cut off before its VMM was there.
+                failures, due = after_death(vm.record, ExitReason.UNKNOWN, Counters(), utc_now())
+                vm.stage(failures=failures, restart_at=due)
             vm.enter(VmState.STOPPED)
             await self._fleet.commit(vm)
 
     async def _with_vmm(self, vm: Vm, vmm: Vmm, start: Start) -> None:
         driver = self._host.drivers[vmm.driver]
         state = await self._inspect(driver, vmm, start)
+        rebooted = self._rebooted(start)
         meter = VmMeter(
             vm.vm_id,
             vmm.incarnation,
             memory_mib=vm.record.spec.memory_mib,
             started_ns=start.boottime_ns,
-            sources=await self._host.processes.sources(
+            sources=GoneSources()
+            if rebooted
+            else await self._host.processes.sources(
                 vmm, vm.record.nic, self._places.settled_cpu(vmm, start)
             ),
             state=vm.record.state,
             simulated=vm.record.simulated,
             last=self._seen.get((vm.vm_id, vmm.incarnation)),
         )
-        try:
-            async with asyncio.timeout(_LAST_READ_S):
-                meter.device = await driver.counters(vmm)
-        except (DriverError, TimeoutError) as error:
-            _log.warning("counters.not_adopted", vm_id=str(vm.vm_id), error=str(error))
+        if not rebooted:
+            await self._last_reading(driver, vmm, meter)
         if state is VmmState.GONE:
             await self._gone(vm, driver, vmm, meter, start)
             return
@@ -161,10 +167,20 @@ class Adoption:
                 vm.enter(VmState.RUNNING)
         await self._fleet.commit(vm)
 
+    async def _last_reading(self, driver: Driver, vmm: Vmm, meter: VmMeter) -> None:
+        try:
+            async with asyncio.timeout(_LAST_READ_S):
+                meter.device = await driver.counters(vmm)
+        except (DriverError, TimeoutError) as error:
+            _log.warning("counters.not_adopted", vm_id=str(vmm.vm_id), error=str(error))
+
+    def _rebooted(self, start: Start) -> bool:
+        """Whether the host has gone down since; nothing that a pid stands for now is ours."""
+        return start.boot_id != self._host.processes.boot_id()
+
     async def _inspect(self, driver: Driver, vmm: Vmm, start: Start) -> VmmState | None:
         """What the VMM says; None if it hangs, which does not keep it from being metered."""
-        processes = self._host.processes
-        if start.boot_id != processes.boot_id() or not processes.is_alive(vmm):
+        if self._rebooted(start) or not self._host.processes.is_alive(vmm):
             return VmmState.GONE
         try:
             return await driver.inspect(vmm)
@@ -177,7 +193,10 @@ class Adoption:
         last = self._seen.get((vm.vm_id, vmm.incarnation), ZERO)
         meter.stop_clock(start.boottime_ns + last[0] * NS_PER_MS)
         final = meter.settle(now_ns=start.boottime_ns, cpu_ns=None)
-        reason = await self._incarnations.told_by_kernel(vmm, self._reason(driver, vmm))
+        if self._rebooted(start):
+            reason = ExitReason.HOST_REBOOTED
+        else:
+            reason = await self._incarnations.told_by_kernel(vmm, self._reason(driver, vmm))
         self._incarnations.stopped_unseen(vm, final, reason)
         await self._fleet.commit(vm)
         self._metering.settle(vm.record, vm.record.unsettled[-1])

@@ -38,6 +38,7 @@ from vm_agent.settings import AgentSettings
 from vm_agent.spool import Outgoing, Spool
 from vm_agent.store import RecordStore
 from vm_agent.telemetry import Telemetry
+from vm_agent.watchdog import Watchdog
 
 _log = structlog.get_logger("decisec.agent")
 
@@ -144,6 +145,9 @@ class Agent:
             settings, host, self.run_id, world.driver, admission, fleet, world.write_heartbeat,
             world.clock, telemetry,
         )  # fmt: skip
+        watchdog = Watchdog(
+            fleet, incarnations, settings.watchdog_s, world.clock, telemetry, tasks.spawn
+        )
         telemetry.watch_vms(fleet.by_state)
         telemetry.watch_backlog(lambda: sender.waiting)
 
@@ -154,6 +158,7 @@ class Agent:
         sampling = tasks.spawn(sampler.run(sampled), "sampler")
         tasks.spawn(heartbeat.run(), "heartbeat")
         tasks.spawn(intake.keep_alive(), "keepalive")
+        tasks.spawn(watchdog.run(), "watchdog")
         world.ready()
         _log.info("agent.started", run_id=str(self.run_id), driver=host.driver.name)
         await intake.run(stop)

@@ -33,13 +33,19 @@ class Exit:
     at_ns: int
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Live:
-    """A VMM that runs, or has just ended."""
+    """A VMM that runs, or has just ended.
+
+    Attributes:
+        silent_since_ns: Monotonic time of the first question that it has not answered since it
+            answered one; None while it answers.
+    """
 
     vmm: Vmm
     driver: Driver
     meter: VmMeter
+    silent_since_ns: int | None = None
     exited: asyncio.Future[Exit] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -80,6 +86,10 @@ class Vm:
         self.stage(state=advance(self.record.state, state), **changes)
         if self.live is not None:
             self.live.meter.state = state
+        self.report_status()
+
+    def report_status(self) -> None:
+        """Stage the report of what is staged."""
         self.unreported.append(status_of(self.record, self.host_id))
 
     def happened(self, kind: type[VmEvent], **details: Any) -> None:
@@ -113,6 +123,8 @@ def status_of(record: Record, host_id: str, at: datetime | None = None) -> VmSta
         final_counters=record.final_counters,
         exit_reason=record.exit_reason,
         last_error=record.last_error,
+        failures=record.failures,
+        restart_at=record.restart_at,
         updated_at=at or utc_now(),
     )
 

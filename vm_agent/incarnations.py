@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+from datetime import datetime
 from typing import Protocol
 
 import structlog
 
 from runtime.clock import utc_now
 from schemas.errors import ErrorCode, ErrorInfo
-from schemas.events import VmStopped
+from schemas.events import VmStarted, VmStopped
 from schemas.units import NS_PER_S
 from schemas.vms import Counters, ExitReason, VmState
 from vm_agent.cgroups import CgroupError
@@ -26,6 +27,7 @@ from vm_agent.places import Places
 from vm_agent.ports import Host
 from vm_agent.process import ExitStatus
 from vm_agent.reporter import Spawn
+from vm_agent.restarts import after_death, backoff
 from vm_agent.states import RefusedError
 from vm_agent.store import Record, Settlement, Start
 
@@ -33,6 +35,8 @@ _log = structlog.get_logger("decisec.incarnations")
 
 _DEATH_S = 5.0
 _LAST_READ_S = 2.0
+_RESTARTS_AT_ONCE = 8
+"""After a reboot of the host all its VMs come at once."""
 _SUDDEN = frozenset({ExitReason.KILLED, ExitReason.CRASHED, ExitReason.UNKNOWN})
 _CLOCK_TICK_NS = NS_PER_S // os.sysconf("SC_CLK_TCK")
 
@@ -69,9 +73,10 @@ class Incarnations:
         self._fleet = fleet
         self._metering = metering
         self._spawn = spawn
+        self._restarts = asyncio.Semaphore(_RESTARTS_AT_ONCE)
 
     async def start(self, vm: Vm) -> None:
-        """Start the next incarnation. Afterwards the VM is `booting`, its guest runs.
+        """Start the next incarnation. Afterwards the VM is `running`; the caller commits it.
 
         Raises:
             RefusedError: It did not work; the VM is stopped again, bootable, and nothing is left.
@@ -90,6 +95,7 @@ class Incarnations:
             final_counters=None,
             exit_reason=None,
             last_error=None,
+            restart_at=None,
         )
         await self._fleet.commit(vm)
         try:
@@ -102,8 +108,10 @@ class Incarnations:
         except RefusedError as error:
             await self._undo(vm, error.info)
             raise
+        vm.enter(VmState.RUNNING)
+        vm.happened(VmStarted, driver=vm.record.driver, simulated=vm.record.simulated)
 
-    async def end_by_force(self, vm: Vm) -> None:
+    async def end_by_force(self, vm: Vm, reason: ExitReason = ExitReason.KILLED) -> None:
         """End a VM's VMM and settle it; nothing happens if there is none.
 
         Raises:
@@ -117,7 +125,7 @@ class Incarnations:
         except DriverError as error:
             _log.warning("vmm.kill_failed", vm_id=str(vm.vm_id), error=str(error))
             self._host.processes.kill(live.vmm)
-        await self._settle_soon(vm, live, ExitReason.KILLED)
+        await self._settle_soon(vm, live, reason)
 
     async def wait_end(self, vm: Vm, limit_s: float) -> bool:
         """Whether the VMM ends within the limit after its guest was asked; settles it then."""
@@ -183,8 +191,11 @@ class Incarnations:
         settlement = Settlement(
             incarnation=record.incarnation, counters=final, simulated=record.simulated
         )
+        failures, restart_at = after_death(record, reason, final, utc_now())
         vm.stage(
             vmm=None,
+            failures=failures,
+            restart_at=restart_at,
             final_counters=final,
             exit_reason=reason,
             last_error=error,
@@ -264,6 +275,30 @@ class Incarnations:
         async with vm.lock:
             if vm.live is live:
                 await self.settle(vm, live, None)
+        self.restart_when_due(vm)
+
+    def restart_when_due(self, vm: Vm) -> None:
+        """Start a VM again at the time that its record names; nothing happens if it names none."""
+        due = vm.record.restart_at
+        if due is not None:
+            self._spawn(self._restart(vm, due), f"restart-{vm.vm_id}-{vm.record.incarnation}")
+
+    async def _restart(self, vm: Vm, due: datetime) -> None:
+        await asyncio.sleep(max(0.0, (due - utc_now()).total_seconds()))
+        async with vm.lock, self._restarts:
+            # A command may have come first.
+            if vm.record.restart_at != due or vm.record.state is not VmState.STOPPED:
+                return
+            failures = vm.record.failures
+            _log.info("vm.restarted", vm_id=str(vm.vm_id), failures=failures)
+            try:
+                await self.start(vm)
+            except RefusedError as error:
+                _log.warning("restart.failed", vm_id=str(vm.vm_id), error=error.info.message)
+                vm.stage(failures=failures + 1, restart_at=utc_now() + backoff(failures + 1))
+                vm.report_status()
+            await self._fleet.commit(vm)
+        self.restart_when_due(vm)
 
     async def _last_reading(self, live: Live) -> None:
         try:

@@ -25,7 +25,7 @@ from schemas.commands import (
     ShutdownVm,
 )
 from schemas.errors import ErrorCode, ErrorInfo
-from schemas.events import VmCreated, VmDeleted, VmFailed, VmPaused, VmResumed, VmStarted
+from schemas.events import VmCreated, VmDeleted, VmFailed, VmPaused, VmResumed
 from schemas.units import MIB
 from schemas.vms import VmState
 from vm_agent.admission import Admission
@@ -121,7 +121,8 @@ class Lifecycle:
             if vm.record.state is _S.DELETED:
                 raise RefusedError(ErrorCode.NOT_FOUND, "there is no such VM")
             self._in_time(command)
-            permit(command.verb, vm.record.state)
+            if not (vm.record.restart_at and isinstance(command, ShutdownVm)):
+                permit(command.verb, vm.record.state)
             await self._fleet.begin(vm, command.command_id, command.verb)
         begun = vm.record.current
         if begun is None:
@@ -216,15 +217,14 @@ class Lifecycle:
     async def _boot(self, vm: Vm, begun: Current) -> None:
         if vm.record.state is _S.RUNNING and vm.record.incarnation > begun.incarnation:
             return
+        vm.stage(failures=0)
         await self._incarnations.start(vm)
-        self._started(vm)
-
-    def _started(self, vm: Vm) -> None:
-        vm.enter(_S.RUNNING)
-        vm.happened(VmStarted, driver=vm.record.driver, simulated=vm.record.simulated)
 
     async def _shutdown(self, vm: Vm, grace_s: float) -> None:
         if vm.record.state is _S.STOPPED:
+            if vm.record.restart_at is not None:
+                vm.stage(restart_at=None)
+                vm.report_status()
             return
         live = self._live(vm)
         if vm.record.state is not _S.STOPPING:
@@ -246,6 +246,7 @@ class Lifecycle:
     async def _delete(self, vm: Vm) -> None:
         if vm.record.state is _S.DELETED:
             return
+        vm.stage(restart_at=None)
         if vm.live is not None:
             if vm.record.state is not _S.STOPPING:
                 vm.enter(_S.STOPPING)

@@ -194,9 +194,12 @@ class Sampler:
                 live.meter.device = await live.driver.counters(live.vmm)
         except (DriverError, TimeoutError) as error:
             self._telemetry.refreshes_failed.add(1)
+            if live.silent_since_ns is None:
+                live.silent_since_ns = self._clock.monotonic_ns()
             if not failing and not live.exited.done():
                 _log.warning("vmm.silent", vm_id=str(live.vmm.vm_id), error=str(error))
             return False
+        live.silent_since_ns = None
         return True
 
 

@@ -37,6 +37,7 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
         memory_mib: Guest memory to give out; 0 leaves an eighth of the machine's to the host.
         disk_mib: Space for VM disks; 0 takes what is free at the start.
         slots: VMs.
+        watchdog_s: Silence of a VMM after which it is ended as hung; 0 lets it be.
         draining: Refuse new VMs; those that are here stay.
         spool_max_mib: Disk space for frames that NATS has not taken yet.
     """
@@ -57,6 +58,7 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     memory_mib: _Amount = 0
     disk_mib: _Amount = 0
     slots: Annotated[int, msgspec.Meta(ge=1, le=6000)] = 1000
+    watchdog_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 15
     draining: bool = False
     spool_max_mib: Annotated[int, msgspec.Meta(ge=1, le=1_048_576)] = 1024
 

@@ -81,6 +81,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         vmm: The running VMM's handle; None when there is none.
         uid: User that the VM's VMMs run as, as long as the VM is here.
         nic: The running incarnation's interface; removed idempotently if found without VMM.
+        failures: How often the VM has failed in a row.
+        restart_at: When it is to be started again by itself.
         current: The command being executed.
         done: Results of the last commands, newest last.
         outbox: Events that are not published yet, oldest first.
@@ -103,6 +105,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     final_counters: Counters | None = None
     exit_reason: ExitReason | None = None
     last_error: ErrorInfo | None = None
+    failures: int = 0
+    restart_at: Timestamp | None = None
     current: Current | None = None
     done: tuple[Done, ...] = ()
     outbox: tuple[VmEvent, ...] = ()

@@ -33,6 +33,9 @@ class Telemetry:
         self.refreshes_failed = instruments.create_counter(
             "decisec_agent_refreshes_failed", description="VMMs that did not tell their counters"
         )
+        self.vmms_hung = instruments.create_counter(
+            "decisec_agent_vmms_hung", description="VMMs ended because they did not answer"
+        )
         self.frames_published = instruments.create_counter(
             "decisec_agent_frames_published", description="Frames that NATS has acknowledged"
         )

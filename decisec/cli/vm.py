@@ -47,6 +47,9 @@ def create(
     memory: Annotated[int, typer.Option(min=1, help="Memory in MiB.")] = 128,
     disk: Annotated[int, typer.Option(min=0, help="Disk in MiB; 0 for none.")] = 0,
     network: Annotated[bool, typer.Option(help="With a network interface.")] = True,
+    restart: Annotated[
+        str, typer.Option(help="When it ends by itself: never, or on-failure.")
+    ] = "never",
     arg: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Kernel argument that the image allows."),
@@ -73,6 +76,7 @@ def create(
         "memory_mib": memory,
         "disk_mib": disk,
         "network": network,
+        "restart": restart,
         "kernel_args": _pairs("--arg", arg or []),
         "labels": _pairs("--label", label or []),
         "boot": boot,
@@ -271,6 +275,8 @@ def _details(vm: VmView) -> Any:
             "disk": f"{size(final.disk_read_bytes)} read, {size(final.disk_write_bytes)} written",
             "network": f"{size(final.net_rx_bytes)} in, {size(final.net_tx_bytes)} out",
         }
+    if vm.restart_at is not None:
+        rows["restarts at"] = f"{vm.restart_at:%Y-%m-%d %H:%M:%S} after {vm.failures} failures"
     if vm.last_error is not None:
         rows["last error"] = f"{vm.last_error.code}: {vm.last_error.message}"
     for name, value in rows.items():

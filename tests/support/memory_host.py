@@ -221,6 +221,7 @@ class MemoryDriver(Driver):
         hangs: Verbs that do not return until `release` is set.
         hanging: Verbs that hang at the moment.
         obeys: Whether a guest ends when it is asked to.
+        deaf: VMs whose VMM does not answer questions.
     """
 
     name = "memory"
@@ -233,6 +234,7 @@ class MemoryDriver(Driver):
         self.hanging: list[str] = []
         self.release = asyncio.Event()
         self.obeys = True
+        self.deaf: set[UUID] = set()
         self.finals: dict[int, DeviceCounters] = {}
 
     async def _verb(self, name: str) -> None:
@@ -298,12 +300,16 @@ class MemoryDriver(Driver):
     async def inspect(self, vmm: Vmm) -> VmmState:
         """The machine's state."""
         await self._verb("inspect")
+        if vmm.vm_id in self.deaf:
+            raise DriverError("no answer")
         machine = self.kernel.machines[vmm.pid]
         return machine.state if machine.alive else VmmState.GONE
 
     async def counters(self, vmm: Vmm) -> DeviceCounters:
         """The machine's device counters."""
         await self._verb("counters")
+        if vmm.vm_id in self.deaf and self.kernel.machines[vmm.pid].alive:
+            raise DriverError("no answer")
         return self.kernel.machines[vmm.pid].device
 
     def exit_reason(self, vmm: Vmm, exit_code: int | None) -> ExitReason:
