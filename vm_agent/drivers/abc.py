@@ -58,6 +58,7 @@ class MachinePlan:
         snapshot: Folder that `Snapshots.snapshot` of the same kind of driver has filled: the guest
             goes on from there instead of booting the kernel. It is created paused; `resume` lets
             it run. Its files must not change as long as the VMM lives.
+        track_memory: Remember which pages the guest changes, for diff snapshots; costs it speed.
         uid: User and group, of this VM alone, that the VMM runs as, if its driver can make it so;
             None stays what the agent is.
         group: Control group that the VMM joins before it does anything.
@@ -74,6 +75,7 @@ class MachinePlan:
     nic: Nic | None = None
     run_dir: Path
     snapshot: Path | None = None
+    track_memory: bool = False
     uid: int | None = None
     group: Group | None = None
 

@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -18,17 +18,20 @@ import structlog
 
 from schemas.vms import ExitReason
 from vm_agent.drivers import firecracker_exit as exit_of
+from vm_agent.drivers import firecracker_snapshot as snapshots
 from vm_agent.drivers.abc import (
     Ability,
     DeviceCounters,
     DriverError,
     MachinePlan,
+    SnapshotKind,
+    Snapshots,
     UnreachableError,
     Vmm,
     VmmState,
 )
 from vm_agent.drivers.firecracker_machine import requests
-from vm_agent.drivers.jail import Jail, root_of
+from vm_agent.drivers.jail import DISK, Jail, root_of
 from vm_agent.drivers.jail import remove as remove_jail
 from vm_agent.drivers.metrics_file import (
     METRICS,
@@ -57,6 +60,7 @@ _CALL_S = 2.0
 _INSPECT_S = 1.0
 _FLUSH_S = 0.5
 _SAVE_S = 2.0
+_SNAPSHOT_S = 60.0
 
 _FLUSH = msgspec.json.encode({"action_type": "FlushMetrics"})
 _encode = msgspec.json.encode
@@ -99,7 +103,7 @@ class _Session:
     metrics: MetricsFile
 
 
-class FirecrackerDriver(ProcessDriver[_Session]):
+class FirecrackerDriver(ProcessDriver[_Session], Snapshots):
     """One Firecracker process per VM, in a jail. Its output is the guest's console too.
 
     Args:
@@ -111,8 +115,8 @@ class FirecrackerDriver(ProcessDriver[_Session]):
 
     name = "firecracker"
     executable = "firecracker"
-    files = (API_SOCKET, METRICS, METRICS_STATE)
-    abilities = frozenset({Ability.PAUSE})
+    files = (API_SOCKET, METRICS, METRICS_STATE, DISK, *snapshots.FILES)
+    abilities = frozenset({Ability.PAUSE, Ability.SNAPSHOT, Ability.DIFF_SNAPSHOT})
 
     def __init__(
         self, binary: Path | None, processes: VmmProcesses, jail: Jail | None = None
@@ -145,6 +149,17 @@ class FirecrackerDriver(ProcessDriver[_Session]):
     async def resume(self, vmm: Vmm) -> None:
         """Let the vCPUs go on. See `Driver`."""
         await self._set_state(vmm, "Resumed", _CALL_S)
+
+    async def snapshot(self, vmm: Vmm, folder: Path, kind: SnapshotKind) -> None:
+        """Let it write the files, then take them. See `Snapshots`."""
+        root = root_of(Path(vmm.run_dir))
+        snapshots.clear(root)
+        body = _encode(snapshots.request_to_make(kind))
+        await self._call(vmm, "PUT", "/snapshot/create", body, _SNAPSHOT_S)
+        try:
+            await asyncio.to_thread(snapshots.take, root, folder)
+        except OSError as error:
+            raise DriverError(f"the snapshot cannot be taken: {error}") from error
 
     async def kill(self, vmm: Vmm) -> None:
         """Pause, flush, read, SIGKILL. See `Driver`."""
@@ -230,8 +245,18 @@ class FirecrackerDriver(ProcessDriver[_Session]):
         )
 
     def _prepare(self, plan: MachinePlan) -> MachinePlan:
-        seen = plan if self._jail is None else self._jail.build(plan)
-        metrics = metrics_path(root_of(plan.run_dir))
+        if self._jail is not None:
+            seen = self._jail.build(plan)
+        elif plan.disk is not None:
+            # A snapshot names the disk, and another VM's is elsewhere.
+            os.link(plan.disk, plan.run_dir / DISK)
+            seen = replace(plan, disk=Path(DISK))
+        else:
+            seen = plan
+        root = root_of(plan.run_dir)
+        if plan.snapshot is not None:
+            snapshots.give(plan.snapshot, root)
+        metrics = metrics_path(root)
         metrics.touch(mode=0o600, exist_ok=False)
         if self._jail is not None and plan.uid is not None:
             os.chown(metrics, plan.uid, plan.uid)

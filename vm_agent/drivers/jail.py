@@ -27,7 +27,8 @@ from vm_agent.process import ProcessId, VmmProcesses
 ROOT_LINK = "root"
 """In the run directory: leads to the jail's root, wherever the jailer wants that to be."""
 
-_KERNEL, _INITRD, _DISK = "kernel", "initrd", "disk.img"
+DISK = "disk.img"
+_KERNEL, _INITRD = "kernel", "initrd"
 _OPEN_FILES = 1024
 _JAILER_S = 3.0
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
@@ -80,13 +81,13 @@ class Jail:
             place_readable(plan.initrd, root / _INITRD)
         if plan.disk is not None:
             # The very file, not a copy: what the guest writes has to stay.
-            os.link(plan.disk, root / _DISK)
-            os.chown(root / _DISK, plan.uid, plan.uid)
+            os.link(plan.disk, root / DISK)
+            os.chown(root / DISK, plan.uid, plan.uid)
         return replace(
             plan,
             kernel=inside / _KERNEL,
             initrd=inside / _INITRD if plan.initrd else None,
-            disk=inside / _DISK if plan.disk else None,
+            disk=inside / DISK if plan.disk else None,
             run_dir=inside,
         )
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vm_agent.drivers.abc import DeviceCounters, MachinePlan, Vmm
+from vm_agent.drivers.abc import Ability, DeviceCounters, MachinePlan, Vmm
 from vm_agent.drivers.firecracker import FirecrackerDriver
 from vm_agent.drivers.metrics_file import MetricsTotals
 from vm_agent.drivers.paths import API_SOCKET
@@ -29,6 +29,7 @@ class SimulatorDriver(FirecrackerDriver):
     """
 
     name = "simulator"
+    abilities = frozenset({Ability.PAUSE})
     simulated = True
 
     def __init__(self, processes: VmmProcesses) -> None:
