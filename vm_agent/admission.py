@@ -13,7 +13,7 @@ _FIELDS = Resources.__struct_fields__
 
 
 def needs(spec: VmSpec) -> Resources:
-    """What a VM of this spec takes."""
+    """What a VM takes; its record's spec has the disk that it really got (`disks.with_disk`)."""
     return Resources(vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_mib=spec.disk_mib, slots=1)
 
 

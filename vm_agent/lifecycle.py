@@ -26,9 +26,9 @@ from schemas.commands import (
 )
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.events import VmCreated, VmDeleted, VmFailed, VmPaused, VmResumed, VmStarted
-from schemas.units import MIB
-from schemas.vms import VmState
+from schemas.vms import VmSpec, VmState
 from vm_agent.admission import Admission
+from vm_agent.disks import Disks, disk_bytes, remove_disk, with_disk
 from vm_agent.drivers.abc import Ability, DriverError
 from vm_agent.fleet import Fleet, Live, Vm
 from vm_agent.incarnations import Incarnations
@@ -70,6 +70,7 @@ class Lifecycle:
         self._admission = admission
         self._draining = draining
         self._now = now
+        self._disks = Disks()
 
     def result_of(self, command: Command) -> Done | None:
         """The result that stands in the VM's record, if the command is finished."""
@@ -166,9 +167,12 @@ class Lifecycle:
                 raise RefusedError(ErrorCode.CONFLICT, "this VM exists")
             error: ErrorInfo | None = None
             try:
-                await asyncio.to_thread(self._make_disk, vm)
+                await self._make_disk(vm, command.spec)
+            except RefusedError as refused:
+                error = refused.info
             except OSError as cause:
                 error = ErrorInfo(code=ErrorCode.INTERNAL, message=f"no disk: {cause.strerror}")
+            if error is not None:
                 vm.enter(_S.FAILED, last_error=error)
                 vm.happened(VmFailed, error=error)
             else:
@@ -180,13 +184,14 @@ class Lifecycle:
         """Reserve what the VM needs and take it in. What is refused here leaves no trace."""
         if self._draining:
             raise RefusedError(ErrorCode.NO_CAPACITY, "the host is draining")
-        await self._host.images.prepare(self._host.driver.name, command.spec)
-        self._admission.reserve(command.vm_id, command.spec)
+        image = await self._host.images.prepare_new(self._host.driver.name, command.spec)
+        spec = with_disk(command.spec, image.rootfs_bytes)
+        self._admission.reserve(command.vm_id, spec)
         vm = self._fleet.add(
             Record(
                 vm_id=command.vm_id,
                 customer_id=command.customer_id,
-                spec=command.spec,
+                spec=spec,
                 state=_S.PENDING,
                 created_at=self._now(),
                 driver=self._host.driver.name,
@@ -198,15 +203,17 @@ class Lifecycle:
         await self._fleet.commit(vm)
         return vm
 
-    def _make_disk(self, vm: Vm) -> None:
-        """A sparse file of the right size; one that is there from an earlier try is kept."""
-        size_bytes = vm.record.spec.disk_mib * MIB
-        if not size_bytes:
+    async def _make_disk(self, vm: Vm, spec: VmSpec) -> None:
+        """Make the disk, if there is to be one; one that is there from an earlier try is kept."""
+        if not vm.record.spec.disk_mib:
             return
-        path = self._host.disk(vm.vm_id)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            file.truncate(size_bytes)
+        image = await self._host.images.prepare_new(self._host.driver.name, spec)
+        if with_disk(spec, image.rootfs_bytes) != vm.record.spec:
+            raise RefusedError(
+                ErrorCode.CONFLICT, f"image {spec.image!r} was replaced meanwhile; make a new VM"
+            )
+        size_bytes = disk_bytes(spec, image.rootfs_bytes)
+        await self._disks.make(self._host.disk(vm.vm_id), size_bytes, image.rootfs)
 
     async def _boot(self, vm: Vm, begun: Current) -> None:
         if vm.record.state is _S.RUNNING and vm.record.incarnation > begun.incarnation:
@@ -250,7 +257,7 @@ class Lifecycle:
             vm.enter(_S.DELETING)
             await self._fleet.commit(vm)
         await self._incarnations.clear(vm)
-        await asyncio.to_thread(self._host.disk(vm.vm_id).unlink, missing_ok=True)
+        await asyncio.to_thread(remove_disk, self._host.disk(vm.vm_id))
         self._admission.release(vm.vm_id)
         vm.enter(_S.DELETED)
         vm.happened(VmDeleted)

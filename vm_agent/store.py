@@ -76,6 +76,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that has to outlive the agent about one VM.
 
     Attributes:
+        spec: As it was asked for, with the size of the disk that the VM really has.
         vmm: The running VMM's handle; None when there is none.
         nic: The running incarnation's interface; removed idempotently if found without VMM.
         current: The command being executed.
