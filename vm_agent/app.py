@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import resource
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 
 import structlog
@@ -49,7 +50,7 @@ class StoredImages:
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
-        self._reading = asyncio.Lock()
+        self._reading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def names(self) -> tuple[str, ...]:
         """Images that VMs can name."""
@@ -89,8 +90,8 @@ class StoredImages:
         image = await asyncio.to_thread(store.recall, name, whole=whole)
         if image is not None:
             return image
-        # One at a time: VMs of a new image wait for one reading of it, not each for its own.
-        async with self._reading:
+        # New VMs wait for one reading of a large image, not each for its own. Boots do not wait.
+        async with self._reading[name] if whole else nullcontext():
             return await in_thread(
                 lambda go_on: store.open(name, lambda _, at, total: go_on(at, total), whole=whole)
             )

@@ -93,6 +93,20 @@ def open_regular(path: Path | str, *, folder: int | None = None) -> Iterator[int
         os.close(descriptor)
 
 
+def data_ranges(descriptor: int, size_bytes: int) -> Iterator[tuple[int, int]]:
+    """Where a file has content: start and end of each part that is no hole, in order."""
+    end = 0
+    while end < size_bytes:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return  # a hole up to the end
+            raise
+        end = min(os.lseek(descriptor, start, os.SEEK_HOLE), size_bytes)
+        yield start, end
+
+
 def sync(path: Path) -> None:
     """Return once a file's content, or a directory's entries, will survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -235,19 +249,9 @@ def _copy(read: int, write: int, source: Path, progress: Progress | None) -> Non
     size_bytes = before.st_size
     os.truncate(write, size_bytes)
     buffer = memoryview(bytearray(_CHUNK_BYTES))
-    at = 0
-    while at < size_bytes:
-        try:
-            at = os.lseek(read, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            break  # a hole up to the end
-        end = os.lseek(read, at, os.SEEK_HOLE)
-        while at < end:
-            count = os.preadv(read, [buffer[: end - at]], at)
-            if not count:
-                break
+    for start, end in data_ranges(read, size_bytes):
+        at = start
+        while count := os.preadv(read, [buffer[: end - at]], at):
             at += _write_all(write, buffer[:count], at)
             if progress is not None:
                 progress(at, size_bytes)

@@ -36,11 +36,12 @@ def read_manifest(name: str, folder: int) -> Manifest:
     """What is said of an image, from the open directory.
 
     Raises:
-        FileNotFoundError: Nothing is.
-        ImageError: It is damaged.
+        ImageError: The manifest is missing or damaged.
     """
     try:
         return decode_manifest(read_small(MANIFEST, folder))
+    except OSError as error:
+        raise ImageError(f"image {name!r} is damaged: {reason(error)}") from error
     except msgspec.MsgspecError as error:
         raise ImageError(f"image {name!r} is damaged: {MANIFEST}: {error}") from error
 

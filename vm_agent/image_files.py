@@ -11,10 +11,11 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from schemas.units import MIB
-from vm_agent.disks import Progress, open_regular, sync
+from vm_agent.disks import Progress, data_ranges, open_regular, sync
 
 FOLDER_MODE = 0o755
 FILE_MODE = 0o444
@@ -70,16 +71,29 @@ def stamp(name: str, folder: int) -> Stamp:
 def digest(name: str, folder: int, progress: Progress | None = None) -> str:
     """The SHA-256 digest of a file in a directory, hexadecimal."""
     found = hashlib.sha256()
-    buffer = memoryview(bytearray(MIB))
     at = 0
     with open_regular(name, folder=folder) as descriptor:
         size_bytes = os.fstat(descriptor).st_size
-        while count := os.preadv(descriptor, [buffer], at):
-            found.update(buffer[:count])
-            at += count
+        for part in _content(descriptor, size_bytes):
+            found.update(part)
+            at += len(part)
             if progress is not None:
                 progress(at, size_bytes)
     return found.hexdigest()
+
+
+def _content(descriptor: int, size_bytes: int) -> Iterator[memoryview]:
+    """A file's content in parts. Holes are not read: that would fill the page cache with zeros."""
+    buffer, zeros = memoryview(bytearray(MIB)), memoryview(bytes(MIB))
+    at = 0
+    for start, end in chain(data_ranges(descriptor, size_bytes), [(size_bytes, size_bytes)]):
+        while at < start:
+            part = zeros[: start - at]
+            at += len(part)
+            yield part
+        while count := os.preadv(descriptor, [buffer[: end - at]], at):
+            at += count
+            yield buffer[:count]
 
 
 @contextmanager

@@ -100,6 +100,10 @@ class ImageStore:
 
     def names(self) -> list[str]:
         """The images that are there, in order. Reads the directory and no file."""
+        return [name for name in self.folders() if (self._directory / name / MANIFEST).is_file()]
+
+    def folders(self) -> list[str]:
+        """Every directory that is an image or was one before it was damaged, in order."""
         try:
             entries = list(os.scandir(self._directory))
         except (FileNotFoundError, NotADirectoryError):
@@ -107,9 +111,7 @@ class ImageStore:
         return sorted(
             entry.name
             for entry in entries
-            if _is_token(entry.name)
-            and entry.is_dir(follow_symlinks=False)
-            and Path(entry.path, MANIFEST).is_file()
+            if _is_token(entry.name) and entry.is_dir(follow_symlinks=False)
         )
 
     def open(self, name: str, progress: Progress | None = None, *, whole: bool = True) -> Image:
