@@ -33,6 +33,7 @@ class CreateVmRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     disk_mib: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 0
     network: bool = True
     restart: RestartPolicy = RestartPolicy.NEVER
+    track_memory: bool = False
     kernel_args: Annotated[dict[KernelArgName, KernelArgValue], msgspec.Meta(max_length=16)] = (
         msgspec.field(default_factory=dict)
     )

@@ -12,7 +12,7 @@ import msgspec
 
 from schemas.codec import decoder
 from schemas.ids import CommandId, CustomerId, HostId, VmId
-from schemas.vms import Timestamp, VmSpec
+from schemas.vms import SnapshotKind, Timestamp, VmSpec
 
 
 class _Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -72,13 +72,23 @@ class RebootVm(_Command, frozen=True, kw_only=True, tag="RebootVm"):
 
 
 class SnapshotVm(_Command, frozen=True, kw_only=True, tag="SnapshotVm"):
-    """Keep the state of a VM under a snapshot id."""
+    """Keep the state of a VM and its disk under a snapshot id; the guest stands still meanwhile.
+
+    A diff is as good as a full one to restore from; it is quicker, and needs `track_memory`.
+    """
+
+    snapshot_id: VmId
+    kind: SnapshotKind = SnapshotKind.FULL
+
+
+class RestoreVm(_Command, frozen=True, kw_only=True, tag="RestoreVm"):
+    """Start a stopped VM from a snapshot of its own, or of another VM of its owner on this host."""
 
     snapshot_id: VmId
 
 
-class RestoreVm(_Command, frozen=True, kw_only=True, tag="RestoreVm"):
-    """Start a VM from a snapshot."""
+class DiscardSnapshot(_Command, frozen=True, kw_only=True, tag="DiscardSnapshot"):
+    """Throw a snapshot of this VM away."""
 
     snapshot_id: VmId
 
@@ -93,6 +103,7 @@ Command = (
     | RebootVm
     | SnapshotVm
     | RestoreVm
+    | DiscardSnapshot
 )
 
 VERB_OF: dict[type, str] = {
@@ -105,6 +116,7 @@ VERB_OF: dict[type, str] = {
     RebootVm: "reboot",
     SnapshotVm: "snapshot",
     RestoreVm: "restore",
+    DiscardSnapshot: "discard",
 }
 COMMAND_OF: dict[str, type] = {verb: kind for kind, verb in VERB_OF.items()}
 

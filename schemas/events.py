@@ -13,7 +13,7 @@ import msgspec
 from schemas.codec import decoder
 from schemas.errors import ErrorInfo
 from schemas.ids import CommandId, CustomerId, EventId, HostId, RunId, VmId
-from schemas.vms import Counters, ExitReason, Timestamp
+from schemas.vms import Counters, ExitReason, SnapshotKind, Timestamp
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -35,10 +35,11 @@ class VmCreated(_VmEvent, frozen=True, kw_only=True, tag="vm_created"):
 
 
 class VmStarted(_VmEvent, frozen=True, kw_only=True, tag="vm_started"):
-    """A new incarnation runs."""
+    """A new incarnation runs; `snapshot_id` where it goes on from a snapshot."""
 
     driver: str
     simulated: bool = False
+    snapshot_id: VmId | None = None
 
 
 class VmPaused(_VmEvent, frozen=True, kw_only=True, tag="vm_paused"):
@@ -47,6 +48,13 @@ class VmPaused(_VmEvent, frozen=True, kw_only=True, tag="vm_paused"):
 
 class VmResumed(_VmEvent, frozen=True, kw_only=True, tag="vm_resumed"):
     """The vCPUs go on."""
+
+
+class VmSnapshotted(_VmEvent, frozen=True, kw_only=True, tag="vm_snapshotted"):
+    """A snapshot is there to be restored."""
+
+    snapshot_id: VmId
+    kind: SnapshotKind
 
 
 class VmStopped(_VmEvent, frozen=True, kw_only=True, tag="vm_stopped"):
@@ -102,7 +110,9 @@ class HostHeard(_HostEvent, frozen=True, kw_only=True, tag="host_heard"):
     silent_ms: Count
 
 
-VmEvent = VmCreated | VmStarted | VmPaused | VmResumed | VmStopped | VmDeleted | VmFailed
+VmEvent = (
+    VmCreated | VmStarted | VmPaused | VmResumed | VmSnapshotted | VmStopped | VmDeleted | VmFailed
+)
 HostEvent = GapOpened | GapClosed | HostSuspected | HostSilent | HostHeard
 
 decode_vm_event: Callable[[bytes], VmEvent] = decoder(VmEvent)

@@ -72,6 +72,13 @@ class RestartPolicy(StrEnum):
     ON_FAILURE = "on-failure"
 
 
+class SnapshotKind(StrEnum):
+    """What of the guest's memory is written: all of it, or what changed since the last time."""
+
+    FULL = "full"
+    DIFF = "diff"
+
+
 class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     """What a customer asks for. Names an image; never a path, a tap or a socket.
 
@@ -81,6 +88,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
         memory_mib: Guest memory in MiB.
         disk_mib: Size of the VM's own writable disk in MiB; 0 means no disk.
         network: Whether the VM gets a network interface.
+        track_memory: Remember which memory the guest changes, so that diff snapshots are
+            possible; costs the guest some speed.
         restart: What happens when its VMM ends by itself, or its host goes down.
         kernel_args: Arguments for the guest's kernel; the image says which ones it allows.
         labels: The customer's own names for things.
@@ -92,6 +101,7 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     disk_mib: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 0
     network: bool = True
     restart: RestartPolicy = RestartPolicy.NEVER
+    track_memory: bool = False
     kernel_args: Annotated[dict[KernelArgName, KernelArgValue], msgspec.Meta(max_length=16)] = (
         msgspec.field(default_factory=dict)
     )

@@ -13,7 +13,7 @@ _FIELDS = Resources.__struct_fields__
 
 
 def needs(spec: VmSpec) -> Resources:
-    """What a VM of this spec takes."""
+    """What a VM takes; its record's spec has the disk that it really got (`disks.with_disk`)."""
     return Resources(vcpus=spec.vcpus, memory_mib=spec.memory_mib, disk_mib=spec.disk_mib, slots=1)
 
 
@@ -37,21 +37,33 @@ class Admission:
         Raises:
             RefusedError: With `no_capacity`, naming the resource.
         """
-        if vm_id in self._held:
+        self.reserve_amount(vm_id, needs(spec), "the VM")
+
+    def reserve_amount(self, key: UUID, wanted: Resources, what: str) -> None:
+        """Hold an amount under a key; nothing more happens if it holds one already.
+
+        Raises:
+            RefusedError: With `no_capacity`, naming the resource and `what` needs it.
+        """
+        if key in self._held:
             return
-        wanted, free = needs(spec), self.free
+        free = self.free
         for name in _FIELDS:
             if getattr(wanted, name) > getattr(free, name):
                 raise RefusedError(
                     ErrorCode.NO_CAPACITY,
                     f"the host has {getattr(free, name)} {name} left, "
-                    f"the VM needs {getattr(wanted, name)}",
+                    f"{what} needs {getattr(wanted, name)}",
                 )
-        self._held[vm_id] = wanted
+        self._held[key] = wanted
+
+    def hold(self, key: UUID, amount: Resources) -> None:
+        """Hold what is in use already, even if the capacity was lowered."""
+        self._held[key] = amount
 
     def restore(self, vm_id: UUID, spec: VmSpec) -> None:
         """Hold what a VM that is here already needs, even if the capacity was lowered."""
-        self._held[vm_id] = needs(spec)
+        self.hold(vm_id, needs(spec))
 
     def release(self, vm_id: UUID) -> None:
         """Give back what a VM held; nothing happens if it held nothing."""

@@ -153,6 +153,8 @@ class Adoption:
         if state is VmmState.GONE:
             await self._gone(vm, driver, vmm, meter, start)
             return
+        if vm.record.current and vm.record.current.verb == "snapshot":
+            state = await self._resumed(vm, driver, vmm, state)
         live = Live(vmm, driver, meter)
         await self._incarnations.adopt(vm, live)
         match vm.record.state, state:
@@ -166,6 +168,19 @@ class Adoption:
             case VmState.PAUSED, VmmState.RUNNING:
                 vm.enter(VmState.RUNNING)
         await self._fleet.commit(vm)
+
+    async def _resumed(
+        self, vm: Vm, driver: Driver, vmm: Vmm, state: VmmState | None
+    ) -> VmmState | None:
+        """Let a guest go on that stood still only for a snapshot that was cut off."""
+        if vm.record.state is not VmState.RUNNING or state is not VmmState.PAUSED:
+            return state
+        try:
+            await driver.resume(vmm)
+        except DriverError as error:
+            _log.error("vmm.not_resumed", vm_id=str(vm.vm_id), error=str(error))
+            return state
+        return VmmState.RUNNING
 
     async def _last_reading(self, driver: Driver, vmm: Vmm, meter: VmMeter) -> None:
         try:

@@ -35,6 +35,8 @@ from vm_agent.reporter import Desk
 from vm_agent.sampler import Sampler
 from vm_agent.sender import Outlet, Sender
 from vm_agent.settings import AgentSettings
+from vm_agent.snapshot_store import SnapshotStore
+from vm_agent.snapshotting import Snapshotting
 from vm_agent.spool import Outgoing, Spool
 from vm_agent.store import RecordStore
 from vm_agent.telemetry import Telemetry
@@ -135,8 +137,11 @@ class Agent:
         adoption = Adoption(
             host, fleet, places, incarnations, admission, sampler, checkpoint.values
         )
+        snapshots = Snapshotting(
+            host, fleet, incarnations, admission, SnapshotStore(host.data_dir / "snapshots")
+        )
         lifecycle = Lifecycle(
-            host, fleet, places, incarnations, admission, draining=settings.draining
+            host, fleet, places, incarnations, admission, snapshots, draining=settings.draining
         )
         intake = Intake(
             host.host_id, world.inbox, lifecycle, world.desk, fleet.reporter, telemetry, tasks.spawn
@@ -153,6 +158,7 @@ class Agent:
 
         await asyncio.to_thread(store.clear_leftovers)
         await adoption.run(await asyncio.to_thread(store.load))
+        await snapshots.adopt()
         sampled = asyncio.Event()
         sending = tasks.spawn(sender.run(), "sender")
         sampling = tasks.spawn(sampler.run(sampled), "sampler")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
 
 import structlog
@@ -25,8 +26,9 @@ from schemas.vms import VmSpec
 from vm_agent.agent import Agent, World
 from vm_agent.cgroups import Cgroups
 from vm_agent.data_dir import identity, owned
+from vm_agent.disks import in_thread
 from vm_agent.drivers.abc import Driver, DriverError
-from vm_agent.images import ImageError, ImageStore, render_kernel_args
+from vm_agent.images import Image, ImageError, ImageStore, render_kernel_args
 from vm_agent.intake import ACK_WAIT_S, Message
 from vm_agent.kernel import LinuxNetworks, LinuxProcesses
 from vm_agent.ports import BootImage, Host
@@ -51,22 +53,51 @@ class StoredImages:
 
     def __init__(self, store: ImageStore) -> None:
         self._store = store
+        self._reading: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def names(self) -> tuple[str, ...]:
         """Images that VMs can name."""
         return tuple(self._store.names())
 
     async def prepare(self, driver: str, spec: VmSpec) -> BootImage:
-        """The image of a spec, its digest verified; RefusedError if it cannot be used."""
+        """The image of a spec; what a VM that exists boots from is verified.
+
+        Raises:
+            RefusedError: It cannot be used.
+        """
+        return await self._prepare(driver, spec, whole=False)
+
+    async def prepare_new(self, driver: str, spec: VmSpec) -> BootImage:
+        """The same for a VM that is to be made: the rootfs is verified, too."""
+        return await self._prepare(driver, spec, whole=True)
+
+    async def _prepare(self, driver: str, spec: VmSpec, *, whole: bool) -> BootImage:
         try:
-            image = await asyncio.to_thread(self._store.open, spec.image)
+            image = await self._open(spec.image, whole=whole)
         except ImageError as error:
             raise RefusedError(ErrorCode.UNKNOWN_IMAGE, str(error)) from error
         try:
             args = render_kernel_args(image, driver, spec.kernel_args)
         except ImageError as error:
             raise RefusedError(ErrorCode.BAD_REQUEST, str(error)) from error
-        return BootImage(kernel=image.kernel, initrd=image.initrd, kernel_args=args)
+        return BootImage(
+            kernel=image.kernel,
+            initrd=image.initrd,
+            kernel_args=args,
+            rootfs=image.rootfs,
+            rootfs_bytes=image.manifest.rootfs_bytes or 0,
+        )
+
+    async def _open(self, name: str, *, whole: bool) -> Image:
+        store = self._store
+        image = await asyncio.to_thread(store.recall, name, whole=whole)
+        if image is not None:
+            return image
+        # New VMs wait for one reading of a large image, not each for its own. Boots do not wait.
+        async with self._reading[name] if whole else nullcontext():
+            return await in_thread(
+                lambda go_on: store.open(name, lambda _, at, total: go_on(at, total), whole=whole)
+            )
 
 
 class CommandInbox:
@@ -168,7 +199,7 @@ async def _choose(
     data_dir: Path,
 ) -> Choice:
     try:
-        image = await asyncio.to_thread(images.open, settings.probe_image)
+        image = await asyncio.to_thread(images.open, settings.probe_image, whole=False)
         uid = settings.uid_base if os.geteuid() == 0 else None
         choice = await choose_driver(drivers, image, data_dir / "run", processes, uid)
     except ImageError as error:

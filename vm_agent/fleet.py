@@ -92,7 +92,7 @@ class Vm:
         """Stage the report of what is staged."""
         self.unreported.append(status_of(self.record, self.host_id))
 
-    def happened(self, kind: type[VmEvent], **details: Any) -> None:
+    def happened(self, kind: type[VmEvent], /, **details: Any) -> None:
         """Stage an event."""
         current = self.record.current
         event = kind(

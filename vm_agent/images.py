@@ -1,72 +1,94 @@
 """The host's image store: what a VM's spec may name, and what its guest's kernel may be told.
 
 `<store>/<name>/image.json` describes an image, its files lie beside it. Callers name images by
-token only; paths come out of here and never go in from a customer.
+token only; paths come out of here and never go in from a customer. An image is replaced in one
+step, and no symbolic link in the store is followed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
-import shutil
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import msgspec
+from typing import NamedTuple, TypeVar
 
 from schemas.errors import InvalidIdError
 from schemas.ids import token
-from schemas.vms import KernelArgName
+from vm_agent.disks import sync
+from vm_agent.image_content import (
+    Progress,
+    fill,
+    problem_of,
+    read_manifest,
+    reason,
+    stamp_of,
+)
+from vm_agent.image_files import (
+    FOLDER_MODE,
+    Stamp,
+    clear_unfinished,
+    is_folder,
+    locked,
+    open_folder,
+    put_in_place,
+    work_folder,
+)
+from vm_agent.image_manifest import (
+    MANIFEST,
+    ImageError,
+    ImageExistsError,
+    ImageInputError,
+    Manifest,
+    UnknownImageError,
+    draft,
+)
 
-_MANIFEST = "image.json"
-_FileName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$(?!\n)")]
-_Digest = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
+__all__ = [
+    "Image",
+    "ImageError",
+    "ImageExistsError",
+    "ImageInputError",
+    "ImageStore",
+    "Manifest",
+    "Progress",
+    "UnknownImageError",
+    "render_kernel_args",
+]
 
-
-class ImageError(Exception):
-    """An image is unknown, damaged or asked for in a wrong way. Fit for the one who asked."""
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Content of `image.json`.
-
-    Attributes:
-        kernel: File name of the kernel, an ELF image with a PVH entry.
-        kernel_sha256: Its digest, hexadecimal.
-        initrd: File name of the initial RAM disk; empty if there is none.
-        architecture: As `uname -m` says it.
-        allowed_args: Names of the kernel arguments that a spec may set.
-        driver_args: Arguments that the guest always gets, by driver name; `*` is for all others.
-    """
-
-    kernel: _FileName
-    kernel_sha256: _Digest
-    initrd: _FileName | None = None
-    initrd_sha256: _Digest | None = None
-    architecture: str = "x86_64"
-    allowed_args: tuple[KernelArgName, ...] = ()
-    driver_args: dict[str, str] = msgspec.field(default_factory=dict)
-
-
-_decode_manifest = msgspec.json.Decoder(Manifest).decode
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image whose files have been checked."""
+    """An image: its files and what is said of them."""
 
     name: str
     kernel: Path
     initrd: Path | None
+    rootfs: Path | None
     manifest: Manifest
 
 
+class _Seen(NamedTuple):
+    """A file that has been read.
+
+    Attributes:
+        sha256: The digest that it was to have.
+        problem: What is wrong with it; empty if nothing is.
+    """
+
+    sha256: str | None
+    stamp: Stamp
+    problem: str
+
+
 class ImageStore:
-    """Images in one directory. Digests are checked when an image is opened for the first time.
+    """Images in one directory.
+
+    A file's digest is checked when it is opened for the first time, and again when its inode, size
+    or time of change is another one since. All calls block: make them off the event loop.
 
     Args:
         directory: Made when the first image is added.
@@ -74,43 +96,87 @@ class ImageStore:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._opened: dict[str, Image] = {}
+        self._seen: dict[tuple[str, str], _Seen] = {}
 
     def names(self) -> list[str]:
-        """The images that are there, in order."""
-        if not self._directory.is_dir():
-            return []
-        return sorted(path.parent.name for path in self._directory.glob(f"[a-z0-9]*/{_MANIFEST}"))
+        """The images that are there, in order. Reads the directory and no file."""
+        return [name for name in self.folders() if (self._directory / name / MANIFEST).is_file()]
 
-    def open(self, name: str) -> Image:
-        """Look an image up. Reads the whole files the first time, so call it off the event loop.
+    def folders(self) -> list[str]:
+        """Every directory that is an image or was one before it was damaged, in order."""
+        try:
+            entries = list(os.scandir(self._directory))
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(
+            entry.name
+            for entry in entries
+            if _is_token(entry.name) and entry.is_dir(follow_symlinks=False)
+        )
+
+    def open(self, name: str, progress: Progress | None = None, *, whole: bool = True) -> Image:
+        """Look up an image that VMs of this host can use, its digests checked.
+
+        Args:
+            name: Which one.
+            progress: Told how far the reading is, where files must be read.
+            whole: Check the rootfs, too. A VM that has its own disk boots without it.
 
         Raises:
             ImageError: There is no such image, its files are not what its manifest says, or it
                 is made for another architecture.
         """
-        try:
-            directory = self._directory / token(name)
-        except InvalidIdError as error:
-            raise ImageError(str(error)) from error
-        try:
-            manifest = _decode_manifest((directory / _MANIFEST).read_bytes())
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise ImageError(f"there is no image {name!r} on this host") from error
-        except (OSError, msgspec.MsgspecError) as error:
-            raise ImageError(f"image {name!r} cannot be read: {error}") from error
-        known = self._opened.get(name)
-        if known is not None and known.manifest == manifest:
-            return known
-        if manifest.architecture != platform.machine():
-            raise ImageError(f"image {name!r} is for {manifest.architecture}")
-        kernel = _checked(name, directory / manifest.kernel, manifest.kernel_sha256)
-        initrd = None
-        if manifest.initrd is not None:
-            initrd = _checked(name, directory / manifest.initrd, manifest.initrd_sha256)
-        image = Image(name=name, kernel=kernel, initrd=initrd, manifest=manifest)
-        self._opened[name] = image
-        return image
+
+        def read(folder: int) -> Image:
+            manifest = read_manifest(name, folder)
+            for file in manifest.files(whole=whole):
+                seen = self._known(name, manifest, file, folder)
+                if seen is None:
+                    seen = self._read_file(name, manifest, file, folder, progress)
+                if seen.problem:
+                    raise ImageError(seen.problem)
+            return self._usable(name, manifest)
+
+        return self._in_folder(name, read)
+
+    def recall(self, name: str, *, whole: bool = True) -> Image | None:
+        """What `open` would return, or raise, without reading files; None where it must read."""
+
+        def read(folder: int) -> Image | None:
+            manifest = read_manifest(name, folder)
+            for file in manifest.files(whole=whole):
+                seen = self._known(name, manifest, file, folder)
+                if seen is None:
+                    return None
+                if seen.problem:
+                    raise ImageError(seen.problem)
+            return self._usable(name, manifest)
+
+        return self._in_folder(name, read)
+
+    def look(self, name: str) -> Image:
+        """What an image's manifest says; its files are not read.
+
+        Raises:
+            ImageError: There is no such image, or its manifest is damaged.
+        """
+        return self._image(name, self._in_folder(name, lambda folder: read_manifest(name, folder)))
+
+    def verify(self, name: str, progress: Progress | None = None) -> None:
+        """Read all files of an image again, and check their digests.
+
+        Raises:
+            ImageError: There is no such image, or its files are not what its manifest says.
+        """
+
+        def read(folder: int) -> None:
+            manifest = read_manifest(name, folder)
+            for file in manifest.files():
+                seen = self._read_file(name, manifest, file, folder, progress)
+                if seen.problem:
+                    raise ImageError(seen.problem)
+
+        self._in_folder(name, read)
 
     def add(
         self,
@@ -119,50 +185,161 @@ class ImageStore:
         *,
         allowed_args: Iterable[str] = (),
         initrd_path: Path | None = None,
+        rootfs_path: Path | None = None,
         driver_args: Mapping[str, str] | None = None,
         architecture: str = "x86_64",
+        description: str = "",
+        replace: bool = True,
+        progress: Progress | None = None,
+        waiting: Callable[[], None] | None = None,
     ) -> Image:
-        """Copy an image's files into the store; whole or not at all.
+        """Copy an image's files into the store; whole or not at all, and durably.
 
-        An image of that name is replaced; VMs that run keep the files that they have open.
+        Where an image of that name is replaced, VMs that run keep the files that they have open,
+        and VMs that exist keep their disks. What a killed import has left is removed first.
+
+        Args:
+            name: A token.
+            kernel_path: The kernel; a symbolic link is followed, as for the other files.
+            allowed_args: Names of the kernel arguments that a spec may set.
+            initrd_path: The initial RAM disk.
+            rootfs_path: The root file system, a raw disk.
+            driver_args: Arguments that the guest always gets, by driver name or `*`.
+            architecture: As `uname -m` says it.
+            description: For people.
+            replace: Whether an image of that name may be replaced.
+            progress: Told how far the copies are.
+            waiting: Called if another import must be waited for.
 
         Raises:
-            ImageError: The name is no token, a file is missing, an argument's name is none.
+            ImageInputError: The name is no token, a file is missing, an argument's name is none,
+                the image exists, this host has another architecture.
+            ImageError: The store cannot be written to.
         """
+        target = self._path(name)
+        sources = {"kernel": kernel_path, "initrd": initrd_path, "rootfs": rootfs_path}
         try:
-            target = self._directory / token(name)
+            given = {part: p.resolve(strict=True) for part, p in sources.items() if p is not None}
+        except (OSError, RuntimeError) as error:
+            raise ImageInputError(f"image {name!r} cannot be added: {reason(error)}") from error
+        if architecture != platform.machine():
+            raise ImageInputError(
+                f"image {name!r} would be for {architecture}, and this host is "
+                f"{platform.machine()}: import it on a host of that architecture"
+            )
+        manifest = draft(
+            architecture=architecture,
+            allowed_args=sorted(set(allowed_args)),
+            driver_args=dict(driver_args or {}),
+            description=description,
+        )
+        try:
+            self._make_directory()
+            with locked(self._directory, waiting):
+                clear_unfinished(self._directory)
+                if not replace and os.path.lexists(target):
+                    raise ImageExistsError(f"there is an image {name!r} already")
+                with work_folder(self._directory) as work:
+                    manifest = fill(work, given, manifest, progress)
+                    put_in_place(work, target)
+        except OSError as error:
+            raise ImageError(f"image {name!r} cannot be added: {reason(error)}") from error
+        return self._image(name, manifest)
+
+    def remove(self, name: str) -> None:
+        """Remove an image, damaged or not, in one step. VMs that run keep what they have open.
+
+        Raises:
+            UnknownImageError: There is none.
+            ImageError: The store cannot be written to.
+        """
+        target = self._path(name)
+        try:
+            if not os.path.lexists(target):
+                raise UnknownImageError(f"there is no image {name!r} on this host")
+            with locked(self._directory):
+                clear_unfinished(self._directory)
+                with work_folder(self._directory) as work:
+                    target.rename(work / name)
+                    sync(self._directory)
+        except OSError as error:
+            raise ImageError(f"image {name!r} cannot be removed: {reason(error)}") from error
+
+    def tidy(self) -> int:
+        """Remove what killed imports have left, unless one is at work; how many there were.
+
+        Raises:
+            ImageError: The store cannot be written to.
+        """
+
+        def leave() -> None:
+            raise BlockingIOError
+
+        try:
+            with locked(self._directory, leave):
+                return clear_unfinished(self._directory)
+        except (BlockingIOError, FileNotFoundError):
+            return 0
+        except OSError as error:
+            raise ImageError(f"{self._directory} cannot be tidied: {reason(error)}") from error
+
+    def _path(self, name: str) -> Path:
+        try:
+            return self._directory / token(name)
         except InvalidIdError as error:
-            raise ImageError(str(error)) from error
-        self._directory.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=".new-", dir=self._directory))
-        try:
-            manifest = {
-                "kernel": "kernel",
-                "kernel_sha256": _copy(kernel_path, work / "kernel"),
-                "architecture": architecture,
-                "allowed_args": sorted(allowed_args),
-                "driver_args": dict(driver_args or {}),
-            }
-            if initrd_path is not None:
-                manifest["initrd"] = "initrd"
-                manifest["initrd_sha256"] = _copy(initrd_path, work / "initrd")
-            content = msgspec.json.format(msgspec.json.encode(manifest))
-            _decode_manifest(content)
-            (work / _MANIFEST).write_bytes(content)
-            work.chmod(0o755)
-            if target.exists():
-                old = Path(tempfile.mkdtemp(prefix=".old-", dir=self._directory))
-                target.rename(old / name)
-                work.rename(target)
-                shutil.rmtree(old)
-            else:
-                work.rename(target)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise ImageError(f"image {name!r} cannot be added: {error}") from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-        self._opened.pop(name, None)
-        return self.open(name)
+            raise ImageInputError(str(error)) from error
+
+    def _make_directory(self) -> None:
+        if not self._directory.is_dir():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.chmod(FOLDER_MODE)
+            sync(self._directory.parent)
+
+    def _image(self, name: str, manifest: Manifest) -> Image:
+        folder = self._directory / name
+        return Image(
+            name=name,
+            kernel=folder / manifest.kernel,
+            initrd=folder / manifest.initrd if manifest.initrd else None,
+            rootfs=folder / manifest.rootfs if manifest.rootfs else None,
+            manifest=manifest,
+        )
+
+    def _usable(self, name: str, manifest: Manifest) -> Image:
+        if manifest.architecture != platform.machine():
+            raise ImageError(f"image {name!r} is for {manifest.architecture}")
+        return self._image(name, manifest)
+
+    def _known(self, name: str, manifest: Manifest, file: str, folder: int) -> _Seen | None:
+        """What an earlier reading found of a file that has not changed since."""
+        seen = self._seen.get((name, file))
+        now = (manifest.files()[file], stamp_of(name, file, folder))
+        return seen if seen is not None and (seen.sha256, seen.stamp) == now else None
+
+    def _read_file(
+        self, name: str, manifest: Manifest, file: str, folder: int, progress: Progress | None
+    ) -> _Seen:
+        # The stamp before the content: what is written meanwhile makes another one.
+        stamp = stamp_of(name, file, folder)
+        problem = problem_of(name, manifest, file, folder, progress)
+        seen = self._seen[name, file] = _Seen(manifest.files()[file], stamp, problem)
+        return seen
+
+    def _in_folder(self, name: str, read: Callable[[int], T]) -> T:
+        """What `read` finds in an image's directory; once more if that was replaced meanwhile."""
+        path = self._path(name)
+        while True:
+            try:
+                with open_folder(path) as folder:
+                    try:
+                        return read(folder)
+                    except (OSError, ImageError):
+                        if is_folder(path, folder):
+                            raise
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise UnknownImageError(f"there is no image {name!r} on this host") from error
+            except OSError as error:
+                raise ImageError(f"image {name!r} cannot be read: {reason(error)}") from error
 
 
 def render_kernel_args(image: Image, driver: str, spec_args: Mapping[str, str]) -> str:
@@ -184,23 +361,9 @@ def render_kernel_args(image: Image, driver: str, spec_args: Mapping[str, str]) 
     return " ".join([*own.split(), *(f"{name}={value}" for name, value in spec_args.items())])
 
 
-def _checked(name: str, path: Path, digest: str | None) -> Path:
+def _is_token(name: str) -> bool:
     try:
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ImageError(f"image {name!r} cannot be read: {error}") from error
-    if found != digest:
-        raise ImageError(f"image {name!r} is damaged: {path.name} has another SHA-256 digest")
-    return path
-
-
-def _copy(source: Path, target: Path) -> str:
-    """Copy a file, durably, and return its digest."""
-    with source.open("rb") as file, target.open("xb") as copy:
-        shutil.copyfileobj(file, copy, 1024 * 1024)
-        copy.flush()
-        os.fsync(copy.fileno())
-    target.chmod(0o444)
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        token(name)
+    except InvalidIdError:
+        return False
+    return True

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol
 
 import structlog
@@ -28,6 +30,7 @@ from vm_agent.ports import Host
 from vm_agent.process import ExitStatus
 from vm_agent.reporter import Spawn
 from vm_agent.restarts import after_death, backoff
+from vm_agent.snapshot_store import Manifest
 from vm_agent.states import RefusedError
 from vm_agent.store import Record, Settlement, Start
 
@@ -75,8 +78,15 @@ class Incarnations:
         self._spawn = spawn
         self._restarts = asyncio.Semaphore(_RESTARTS_AT_ONCE)
 
-    async def start(self, vm: Vm) -> None:
+    async def start(
+        self, vm: Vm, snapshot: Path | None = None, manifest: Manifest | None = None
+    ) -> None:
         """Start the next incarnation. Afterwards the VM is `running`; the caller commits it.
+
+        Args:
+            vm: Which.
+            snapshot: Folder to go on from; None boots the image's kernel.
+            manifest: What that snapshot is of.
 
         Raises:
             RefusedError: It did not work; the VM is stopped again, bootable, and nothing is left.
@@ -84,12 +94,15 @@ class Incarnations:
         host, spec = self._host, vm.record.spec
         incarnation = vm.record.incarnation + 1
         nic = host.networks.nic_of(vm.vm_id, incarnation) if spec.network else None
+        if nic is not None and manifest is not None:
+            nic = replace(nic, mac=manifest.mac)
         vm.enter(
             VmState.BOOTING,
             incarnation=incarnation,
             driver=host.driver.name,
             simulated=host.driver.simulated,
-            uid=self._places.uid_of(vm.record),
+            uid=self._places.uid_of(vm.vm_id),
+            snapshot_base=manifest.snapshot_id if manifest else None,
             nic=nic,
             start=None,
             final_counters=None,
@@ -99,8 +112,11 @@ class Incarnations:
         )
         await self._fleet.commit(vm)
         try:
-            live = await self._spawn_vmm(vm, nic)
-            await live.driver.boot(live.vmm)
+            live = await self._spawn_vmm(vm, nic, snapshot)
+            if snapshot is None:
+                await live.driver.boot(live.vmm)
+            else:
+                await live.driver.resume(live.vmm)
         except (DriverError, NetworkError, CgroupError, OSError) as error:
             info = ErrorInfo(code=ErrorCode.HYPERVISOR_FAILED, message=str(error))
             await self._undo(vm, info)
@@ -109,7 +125,12 @@ class Incarnations:
             await self._undo(vm, error.info)
             raise
         vm.enter(VmState.RUNNING)
-        vm.happened(VmStarted, driver=vm.record.driver, simulated=vm.record.simulated)
+        vm.happened(
+            VmStarted,
+            driver=vm.record.driver,
+            simulated=vm.record.simulated,
+            snapshot_id=manifest.snapshot_id if manifest else None,
+        )
 
     async def end_by_force(self, vm: Vm, reason: ExitReason = ExitReason.KILLED) -> None:
         """End a VM's VMM and settle it; nothing happens if there is none.
@@ -204,9 +225,9 @@ class Incarnations:
         vm.enter(VmState.STOPPED)
         vm.happened(VmStopped, reason=reason, final_counters=final)
 
-    async def _spawn_vmm(self, vm: Vm, nic: Nic | None) -> Live:
+    async def _spawn_vmm(self, vm: Vm, nic: Nic | None, snapshot: Path | None) -> Live:
         host, record = self._host, vm.record
-        plan = await self._places.make(vm, nic)
+        plan = await self._places.make(vm, nic, snapshot)
         before_ns = host.processes.boottime_ns()
         vmm = await host.driver.create(plan)
         start = Start(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
+from uuid import UUID
 
 import structlog
 
@@ -19,23 +20,27 @@ from schemas.commands import (
     Command,
     CreateVm,
     DeleteVm,
+    DiscardSnapshot,
     PauseVm,
     RebootVm,
+    RestoreVm,
     ResumeVm,
     ShutdownVm,
+    SnapshotVm,
 )
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.events import VmCreated, VmDeleted, VmFailed, VmPaused, VmResumed
-from schemas.units import MIB
-from schemas.vms import VmState
+from schemas.vms import VmSpec, VmState
 from vm_agent.admission import Admission
 from vm_agent.cgroups import CgroupError
+from vm_agent.disks import Disks, disk_bytes, remove_disk, with_disk
 from vm_agent.drivers.abc import Ability, DriverError
 from vm_agent.fleet import Fleet, Live, Vm
 from vm_agent.incarnations import Incarnations
 from vm_agent.network import NetworkError
 from vm_agent.places import Places
 from vm_agent.ports import Host
+from vm_agent.snapshotting import Snapshotting
 from vm_agent.states import RefusedError, permit
 from vm_agent.store import Current, Done, Record
 
@@ -53,6 +58,7 @@ class Lifecycle:
         places: Where VMMs live.
         incarnations: Starts and ends VMMs.
         admission: What the host has left.
+        snapshots: Takes and restores them.
         draining: Refuse new VMs.
         now: The wall clock, for deadlines.
     """
@@ -64,6 +70,7 @@ class Lifecycle:
         places: Places,
         incarnations: Incarnations,
         admission: Admission,
+        snapshots: Snapshotting,
         *,
         draining: bool = False,
         now: Callable[[], datetime] = utc_now,
@@ -73,8 +80,10 @@ class Lifecycle:
         self._places = places
         self._incarnations = incarnations
         self._admission = admission
+        self._snapshots = snapshots
         self._draining = draining
         self._now = now
+        self._disks = Disks()
 
     def result_of(self, command: Command) -> Done | None:
         """The result that stands in the VM's record, if the command is finished."""
@@ -143,6 +152,13 @@ class Lifecycle:
                     await self._pause(vm)
                 case ResumeVm():
                     await self._resume(vm)
+                case SnapshotVm():
+                    live = self._live(vm)
+                    await self._snapshots.take(vm, live, command.snapshot_id, command.kind)
+                case RestoreVm():
+                    await self._restore(vm, begun, command.snapshot_id)
+                case DiscardSnapshot():
+                    await self._snapshots.discard(vm, command.snapshot_id)
                 case RebootVm():
                     await self._reboot(vm, begun, command.grace_s)
         except RefusedError as error:
@@ -172,9 +188,12 @@ class Lifecycle:
                 raise RefusedError(ErrorCode.CONFLICT, "this VM exists")
             error: ErrorInfo | None = None
             try:
-                await asyncio.to_thread(self._make_disk, vm)
+                await self._make_disk(vm, command.spec)
+            except RefusedError as refused:
+                error = refused.info
             except OSError as cause:
                 error = ErrorInfo(code=ErrorCode.INTERNAL, message=f"no disk: {cause.strerror}")
+            if error is not None:
                 vm.enter(_S.FAILED, last_error=error)
                 vm.happened(VmFailed, error=error)
             else:
@@ -186,39 +205,53 @@ class Lifecycle:
         """Reserve what the VM needs and take it in. What is refused here leaves no trace."""
         if self._draining:
             raise RefusedError(ErrorCode.NO_CAPACITY, "the host is draining")
-        await self._host.images.prepare(self._host.driver.name, command.spec)
-        self._admission.reserve(command.vm_id, command.spec)
+        image = await self._host.images.prepare_new(self._host.driver.name, command.spec)
+        spec = with_disk(command.spec, image.rootfs_bytes)
+        self._admission.reserve(command.vm_id, spec)
+        try:
+            uid = self._places.uid_of(command.vm_id)
+        except RefusedError:
+            self._admission.release(command.vm_id)
+            raise
         record = Record(
             vm_id=command.vm_id,
             customer_id=command.customer_id,
-            spec=command.spec,
+            spec=spec,
             state=_S.PENDING,
             created_at=self._now(),
             driver=self._host.driver.name,
             simulated=self._host.driver.simulated,
+            uid=uid,
             current=Current(command_id=command.command_id, verb="create", incarnation=0),
         )
         vm = self._fleet.add(record)
-        vm.stage(uid=self._places.uid_of(record))
         vm.enter(_S.CREATING)
         await self._fleet.commit(vm)
         return vm
 
-    def _make_disk(self, vm: Vm) -> None:
-        """A sparse file of the right size; one that is there from an earlier try is kept."""
-        size_bytes = vm.record.spec.disk_mib * MIB
-        if not size_bytes:
+    async def _make_disk(self, vm: Vm, spec: VmSpec) -> None:
+        """Make the disk, if there is to be one; one that is there from an earlier try is kept."""
+        if not vm.record.spec.disk_mib:
             return
-        path = self._host.disk(vm.vm_id)
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with path.open("ab") as file:
-            file.truncate(size_bytes)
+        image = await self._host.images.prepare_new(self._host.driver.name, spec)
+        if with_disk(spec, image.rootfs_bytes) != vm.record.spec:
+            raise RefusedError(
+                ErrorCode.CONFLICT, f"image {spec.image!r} was replaced meanwhile; make a new VM"
+            )
+        size_bytes = disk_bytes(spec, image.rootfs_bytes)
+        await self._disks.make(self._host.disk(vm.vm_id), size_bytes, image.rootfs)
 
     async def _boot(self, vm: Vm, begun: Current) -> None:
         if vm.record.state is _S.RUNNING and vm.record.incarnation > begun.incarnation:
             return
         vm.stage(failures=0)
         await self._incarnations.start(vm)
+
+    async def _restore(self, vm: Vm, begun: Current, snapshot_id: UUID) -> None:
+        if vm.record.state is _S.RUNNING and vm.record.incarnation > begun.incarnation:
+            return
+        vm.stage(failures=0)
+        await self._snapshots.restore(vm, snapshot_id)
 
     async def _shutdown(self, vm: Vm, grace_s: float) -> None:
         if vm.record.state is _S.STOPPED:
@@ -256,7 +289,8 @@ class Lifecycle:
             vm.enter(_S.DELETING)
             await self._fleet.commit(vm)
         await self._incarnations.clear(vm)
-        await asyncio.to_thread(self._host.disk(vm.vm_id).unlink, missing_ok=True)
+        await self._snapshots.discard_all(vm)
+        await asyncio.to_thread(remove_disk, self._host.disk(vm.vm_id))
         await self._places.forget(vm.vm_id)
         self._admission.release(vm.vm_id)
         vm.enter(_S.DELETED)

@@ -35,12 +35,18 @@ class Places:
     def __init__(self, host: Host) -> None:
         self._host = host
 
-    def uid_of(self, record: Record) -> int | None:
+    def uid_of(self, vm_id: UUID) -> int | None:
         """The user of a VM, reserved for it; None where the agent cannot change users."""
-        return self._host.uids.take(record.vm_id) if self._host.uids is not None else None
+        return self._host.uids.take(vm_id) if self._host.uids is not None else None
 
-    async def make(self, vm: Vm, nic: Nic | None) -> MachinePlan:
-        """Make the place of a VM's current incarnation, whatever is left of an earlier attempt."""
+    async def make(self, vm: Vm, nic: Nic | None, snapshot: Path | None) -> MachinePlan:
+        """Make the place of a VM's current incarnation, whatever is left of an earlier attempt.
+
+        Args:
+            vm: Whose.
+            nic: Its interface, to be made.
+            snapshot: Where its guest goes on from; None to boot it.
+        """
         host, record = self._host, vm.record
         image = await host.images.prepare(host.driver.name, record.spec)
         run_dir = host.run_dir(record.vm_id, record.incarnation)
@@ -61,6 +67,8 @@ class Places:
             disk=disk if record.spec.disk_mib else None,
             nic=nic,
             run_dir=run_dir,
+            snapshot=snapshot,
+            track_memory=record.spec.track_memory,
             uid=record.uid,
             group=group,
         )

@@ -18,11 +18,19 @@ from vm_agent.uids import UidPool
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BootImage:
-    """What a guest is booted from."""
+    """What a guest is booted from.
+
+    Attributes:
+        kernel_args: The whole kernel command line.
+        rootfs: What the VM's own disk begins with; None if it begins empty.
+        rootfs_bytes: Its size.
+    """
 
     kernel: Path
     initrd: Path | None
     kernel_args: str
+    rootfs: Path | None = None
+    rootfs_bytes: int = 0
 
 
 Reading = Callable[[], int | None]
@@ -41,12 +49,15 @@ class Images(Protocol):
         """Images that VMs can name."""
 
     async def prepare(self, driver: str, spec: VmSpec) -> BootImage:
-        """The image of a spec, its digest verified.
+        """The image of a spec; what a VM that exists boots from is verified.
 
         Raises:
             RefusedError: With `unknown_image`, or `bad_request` for kernel arguments that the
                 image does not allow.
         """
+
+    async def prepare_new(self, driver: str, spec: VmSpec) -> BootImage:
+        """The same for a VM that is to be made: the rootfs is verified, too."""
 
 
 class Networks(Protocol):

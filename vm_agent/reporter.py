@@ -17,7 +17,15 @@ from runtime.bus import Bus
 from runtime.publisher import Publisher
 from runtime.retry import forever
 from schemas.codec import encode
-from schemas.events import VmEvent, VmPaused, VmResumed, VmStarted, VmStopped, event_type
+from schemas.events import (
+    VmEvent,
+    VmPaused,
+    VmResumed,
+    VmSnapshotted,
+    VmStarted,
+    VmStopped,
+    event_type,
+)
 from schemas.hosts import Operation, decode_operation
 from schemas.subjects import OPERATIONS, VM_STATUS, vm_event, vm_key
 from schemas.vms import VmStatus, decode_vm_status
@@ -36,6 +44,8 @@ def event_msg_id(event: VmEvent) -> str:
     match event:
         case VmStarted() | VmStopped():
             which = str(event.incarnation)
+        case VmSnapshotted():
+            which = str(event.snapshot_id)
         case VmPaused() | VmResumed():
             which = str(event.command_id or event.event_id)
         case _:

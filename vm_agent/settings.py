@@ -14,6 +14,9 @@ from schemas.hosts import Resources
 from schemas.ids import HostId, ImageName, PoolId, RegionId
 from schemas.units import MIB
 
+_BLOCK_BYTES = 512
+"""Unit of `st_blocks`, see inode(7)."""
+
 _Amount = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
@@ -35,7 +38,8 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
         vcpus: Virtual CPUs to give out, overcommit included.
         cpu_overcommit: Virtual CPUs per CPU, where `vcpus` is 0.
         memory_mib: Guest memory to give out; 0 leaves an eighth of the machine's to the host.
-        disk_mib: Space for VM disks; 0 takes what is free at the start.
+        disk_mib: Space for VM disks and snapshots; 0 takes what is free at the start, besides what
+            they have already.
         slots: VMs.
         watchdog_s: Silence of a VMM after which it is ended as hung; 0 lets it be.
         draining: Refuse new VMs; those that are here stay.
@@ -53,10 +57,19 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     jailer: str = ""
     uid_base: Annotated[int, msgspec.Meta(ge=1000, le=2**31)] = 1_900_000_000
     probe_image: ImageName = "tiny"
-    vcpus: _Amount = 0
+    vcpus: _BLOCK_BYTES = 512
+"""Unit of `st_blocks`, see inode(7)."""
+
+_Amount = 0
     cpu_overcommit: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
-    memory_mib: _Amount = 0
-    disk_mib: _Amount = 0
+    memory_mib: _BLOCK_BYTES = 512
+"""Unit of `st_blocks`, see inode(7)."""
+
+_Amount = 0
+    disk_mib: _BLOCK_BYTES = 512
+"""Unit of `st_blocks`, see inode(7)."""
+
+_Amount = 0
     slots: Annotated[int, msgspec.Meta(ge=1, le=6000)] = 1000
     watchdog_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 15
     draining: bool = False
@@ -74,6 +87,16 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
         return Resources(
             vcpus=self.vcpus or (os.cpu_count() or 1) * self.cpu_overcommit,
             memory_mib=self.memory_mib or total_mib * 7 // 8,
-            disk_mib=self.disk_mib or shutil.disk_usage(self.data_dir).free // MIB,
+            disk_mib=self.disk_mib or _room_bytes(Path(self.data_dir)) // MIB,
             slots=self.slots,
         )
+
+
+def _room_bytes(data_dir: Path) -> int:
+    """What is free on the disk, and what VMs of this host have taken of it already."""
+    taken = sum(
+        path.stat().st_blocks * _BLOCK_BYTES
+        for pattern in ("disks/*", "snapshots/*/*/*")
+        for path in data_dir.glob(pattern)
+    )
+    return shutil.disk_usage(data_dir).free + taken

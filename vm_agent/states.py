@@ -16,6 +16,9 @@ PERMITTED: Mapping[str, frozenset[VmState]] = {
     "pause": frozenset({_S.RUNNING}),
     "resume": frozenset({_S.PAUSED}),
     "reboot": frozenset({_S.RUNNING, _S.PAUSED}),
+    "snapshot": frozenset({_S.RUNNING, _S.PAUSED}),
+    "restore": frozenset({_S.CREATED, _S.STOPPED}),
+    "discard": frozenset(_S) - {_S.DELETED},
 }
 """States in which a verb may begin. `create` begins where there is no VM."""
 

@@ -78,9 +78,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that has to outlive the agent about one VM.
 
     Attributes:
+        spec: As it was asked for, with the size of the disk that the VM really has.
         vmm: The running VMM's handle; None when there is none.
         uid: User that the VM's VMMs run as, as long as the VM is here.
         nic: The running incarnation's interface; removed idempotently if found without VMM.
+        snapshot_base: Snapshot that a diff snapshot of the running incarnation would be a diff to.
         failures: How often the VM has failed in a row.
         restart_at: When it is to be started again by itself.
         current: The command being executed.
@@ -105,6 +107,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     final_counters: Counters | None = None
     exit_reason: ExitReason | None = None
     last_error: ErrorInfo | None = None
+    snapshot_base: VmId | None = None
     failures: int = 0
     restart_at: Timestamp | None = None
     current: Current | None = None

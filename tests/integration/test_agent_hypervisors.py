@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from schemas.commands import BootVm, CreateVm, ShutdownVm
+from schemas.commands import ShutdownVm
 from schemas.events import VmStopped
 from schemas.frames import Frame
 from schemas.hosts import OperationStatus
-from schemas.ids import new_id
 from schemas.vms import VmSpec
-from tests.support.agents import AgentProcess, Client, agent
+from tests.support.agents import AgentProcess, Client, booted, running_agent
 from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab
-from tests.support.nats import bus_with_streams
 from tests.support.processes import check_spinning, waited_ns
 from tests.support.samples import Sample, assert_exact, assert_no_hole, has_final, samples_of
 from vm_agent import network
@@ -41,31 +38,6 @@ def lab() -> Iterator[Lab]:
         yield opened
 
 
-@asynccontextmanager
-async def running_agent(
-    folder: Path, lab: Lab, name: str
-) -> AsyncIterator[tuple[AgentProcess, Client]]:
-    """An agent on one hypervisor; skips the test, with the reason, where that does not work."""
-    lab.require(name)
-    settings = {"driver": name}
-    if name == "firecracker" and lab.firecracker is not None:
-        settings["firecracker"] = str(lab.firecracker)
-    async with (
-        bus_with_streams(folder / "nats") as (server, bus),
-        agent(folder / "agent", server.url, lab.image.kernel, **settings) as process,
-    ):
-        yield process, Client(bus)
-
-
-async def boot(client: Client, spec: VmSpec) -> UUID:
-    """A VM of this spec whose guest runs."""
-    vm_id = new_id()
-    for kind, fields in ((CreateVm, {"spec": spec}), (BootVm, {})):
-        done = await client.do(kind, vm_id, **fields)
-        assert done.status is OperationStatus.SUCCEEDED, done
-    return vm_id
-
-
 @pytest.mark.parametrize("name", REAL_DRIVERS)
 async def test_bytes_and_time_are_exact_over_a_crash_of_the_agent(
     tmp_path: Path, lab: Lab, name: str
@@ -75,7 +47,7 @@ async def test_bytes_and_time_are_exact_over_a_crash_of_the_agent(
         pytest.skip(reason)
     async with running_agent(tmp_path, lab, name) as (process, client):
         first_run = (await client.host()).run_id
-        vm_id = await boot(client, SPEC)
+        vm_id = await booted(client, SPEC)
 
         def guest_is_done(frames: list[Frame]) -> bool:
             samples = samples_of(frames, vm_id)
@@ -111,9 +83,9 @@ async def test_cpu_is_billed_as_it_is_used(tmp_path: Path, lab: Lab, name: str) 
     in which the host let the vCPU run.
     """
     async with running_agent(tmp_path, lab, name) as (process, client):
-        idle = await boot(client, VmSpec(image="tiny", memory_mib=64))
+        idle = await booted(client, VmSpec(image="tiny", memory_mib=64))
         assert await _cpu_ratio(process, client, idle) < 0.01
-        spinning = await boot(
+        spinning = await booted(
             client, VmSpec(image="tiny", memory_mib=64, kernel_args={"spin": "1"})
         )
         await check_spinning(lambda: _cpu_ratio(process, client, spinning))

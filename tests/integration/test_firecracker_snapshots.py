@@ -10,11 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from schemas.vms import SnapshotKind
 from tests.support.hypervisors import Lab, Rig, open_lab, rig
-from vm_agent.drivers.abc import DeviceCounters, DriverError, SnapshotKind, Snapshots, Vmm, VmmState
+from vm_agent.drivers.abc import (
+    DeviceCounters,
+    DiffSnapshots,
+    DriverError,
+    Snapshots,
+    Vmm,
+    VmmState,
+)
 from vm_agent.drivers.firecracker_snapshot import MEMORY, STATE, take
 from vm_agent.drivers.jail import root_of
-from vm_agent.sparse import overlay
 
 pytestmark = pytest.mark.hypervisor
 
@@ -102,12 +109,9 @@ async def test_a_diff_over_its_base_is_a_whole_snapshot(bench: Rig) -> None:
     diff = await snapshot(bench, vmm, SnapshotKind.DIFF, "diff")
     assert (diff / MEMORY).stat().st_size == (base / MEMORY).stat().st_size
     assert (diff / MEMORY).stat().st_blocks * 4 < (base / MEMORY).stat().st_blocks
-    whole = bench.directory / "whole"
-    whole.mkdir()
-    shutil.copyfile(diff / STATE, whole / STATE)
-    shutil.copyfile(base / MEMORY, whole / MEMORY)
-    overlay(diff / MEMORY, whole / MEMORY)
-    copy = await restored(bench, whole)
+    assert isinstance(bench.driver, DiffSnapshots)
+    await bench.driver.complete(diff, base)
+    copy = await restored(bench, diff)
     assert (await finish(bench, copy)).disk_write_bytes == TOTAL - written
     await bench.driver.kill(copy)
     await bench.driver.kill(vmm)

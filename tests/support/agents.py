@@ -19,10 +19,10 @@ from runtime.clock import utc_now
 from runtime.publisher import Publisher
 from runtime.reading import read_stream
 from schemas.codec import encode
-from schemas.commands import Command
+from schemas.commands import BootVm, Command, CreateVm
 from schemas.events import VmEvent, decode_vm_event
 from schemas.frames import Frame, decode_frame
-from schemas.hosts import HostInfo, Operation, decode_host_info, decode_operation
+from schemas.hosts import HostInfo, Operation, OperationStatus, decode_host_info, decode_operation
 from schemas.ids import new_id
 from schemas.subjects import (
     HOSTS,
@@ -33,7 +33,9 @@ from schemas.subjects import (
     vm_command,
     vm_key,
 )
-from schemas.vms import VmStatus, decode_vm_status
+from schemas.vms import VmSpec, VmStatus, decode_vm_status
+from tests.support.hypervisors import Lab
+from tests.support.nats import bus_with_streams
 from vm_agent.images import ImageStore
 from vm_agent.store import RecordStore
 
@@ -113,7 +115,7 @@ class Client:
         self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
         self._hosts = Bucket(bus, HOSTS, decode_host_info)
 
-    async def send(self, kind: Callable[..., Command], vm_id: UUID, **fields: Any) -> Command:
+    async def send(self, kind: Callable[..., Command], vm_id: UUID, /, **fields: Any) -> Command:
         """Publish a command."""
         given = {
             "command_id": new_id(),
@@ -130,7 +132,7 @@ class Client:
         """Publish a command under an id of one's own."""
         await self._publisher.publish(vm_command(command), encode(command), msg_id=msg_id)
 
-    async def do(self, kind: Callable[..., Command], vm_id: UUID, **fields: Any) -> Operation:
+    async def do(self, kind: Callable[..., Command], vm_id: UUID, /, **fields: Any) -> Operation:
         """Publish a command and wait for its result."""
         command = await self.send(kind, vm_id, **fields)
         return await self.result(command.command_id)
@@ -192,3 +194,28 @@ async def agent(
     finally:
         await process.kill()
         await process.reap()
+
+
+@asynccontextmanager
+async def running_agent(
+    folder: Path, lab: Lab, name: str, **more: str
+) -> AsyncIterator[tuple[AgentProcess, Client]]:
+    """An agent on one hypervisor; skips the test, with the reason, where that does not work."""
+    lab.require(name)
+    settings = {"driver": name, **more}
+    if name == "firecracker" and lab.firecracker is not None:
+        settings["firecracker"] = str(lab.firecracker)
+    async with (
+        bus_with_streams(folder / "nats") as (server, bus),
+        agent(folder / "agent", server.url, lab.image.kernel, **settings) as process,
+    ):
+        yield process, Client(bus)
+
+
+async def booted(client: Client, spec: VmSpec) -> UUID:
+    """A VM of this spec whose guest runs."""
+    vm_id = new_id()
+    for kind, fields in ((CreateVm, {"spec": spec}), (BootVm, {})):
+        done = await client.do(kind, vm_id, **fields)
+        assert done.status is OperationStatus.SUCCEEDED, done
+    return vm_id

@@ -37,6 +37,8 @@ from vm_agent.intake import Intake, Message
 from vm_agent.lifecycle import Lifecycle
 from vm_agent.places import Places
 from vm_agent.sampler import Sampler
+from vm_agent.snapshot_store import SnapshotStore
+from vm_agent.snapshotting import Snapshotting
 from vm_agent.spool import Outgoing
 from vm_agent.store import RecordStore
 from vm_agent.telemetry import Telemetry
@@ -141,7 +143,12 @@ class Run:
             host, self.fleet, places, incarnations, self.admission, self.sampler,
             self.checkpoint.values,
         )  # fmt: skip
-        lifecycle = Lifecycle(host, self.fleet, places, incarnations, self.admission)
+        self.snapshots = Snapshotting(
+            host, self.fleet, incarnations, self.admission, SnapshotStore(folder / "snapshots")
+        )
+        lifecycle = Lifecycle(
+            host, self.fleet, places, incarnations, self.admission, self.snapshots
+        )
         self.intake = Intake(
             "h1", self.inbox, lifecycle, desk, self.fleet.reporter, telemetry, self.tasks.spawn
         )
@@ -149,6 +156,7 @@ class Run:
     async def start(self) -> None:
         """Adopt what is there and begin to take commands."""
         await self.adoption.run(self.store.load())
+        await self.snapshots.adopt()
         self.tasks.spawn(self.intake.run(asyncio.Event()), "intake")
 
     async def quiet(self) -> None:

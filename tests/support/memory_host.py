@@ -354,6 +354,10 @@ class MemoryImages:
             raise RefusedError(ErrorCode.UNKNOWN_IMAGE, "there is no such image")
         return BootImage(kernel=Path("kernel"), initrd=None, kernel_args="")
 
+    async def prepare_new(self, driver: str, spec: VmSpec) -> BootImage:
+        """The image; it has no rootfs."""
+        return await self.prepare(driver, spec)
+
 
 class MemoryDesk:
     """`Desk` that keeps everything, stores an event once per id, and can be away."""

@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from schemas.vms import ExitReason
+from schemas.vms import ExitReason, SnapshotKind
 from vm_agent.cgroups import Group
 
 
@@ -24,13 +24,6 @@ class Ability(StrEnum):
     PAUSE = "pause"
     SNAPSHOT = "snapshot"
     DIFF_SNAPSHOT = "diff snapshot"
-
-
-class SnapshotKind(StrEnum):
-    """What of the guest's memory a snapshot holds: all of it, or what changed since the last."""
-
-    FULL = "full"
-    DIFF = "diff"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,4 +221,15 @@ class Snapshots(ABC):
         `DIFF` only with `Ability.DIFF_SNAPSHOT`: what changed since the VMM's last snapshot, or
         since its start. At most 60 s. On failure or cancellation the guest is as it was, and the
         folder's content is of no use.
+        """
+
+
+class DiffSnapshots(Snapshots):
+    """What a driver with `Ability.DIFF_SNAPSHOT` has besides."""
+
+    @abstractmethod
+    async def complete(self, folder: Path, base: Path) -> None:
+        """Make a diff whole: add to `folder` what only the snapshot before it, `base`, holds.
+
+        On failure or cancellation the folder's content is of no use.
         """

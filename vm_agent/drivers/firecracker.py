@@ -16,16 +16,15 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from schemas.vms import ExitReason
+from schemas.vms import ExitReason, SnapshotKind
 from vm_agent.drivers import firecracker_exit as exit_of
 from vm_agent.drivers import firecracker_snapshot as snapshots
 from vm_agent.drivers.abc import (
     Ability,
     DeviceCounters,
+    DiffSnapshots,
     DriverError,
     MachinePlan,
-    SnapshotKind,
-    Snapshots,
     UnreachableError,
     Vmm,
     VmmState,
@@ -103,7 +102,7 @@ class _Session:
     metrics: MetricsFile
 
 
-class FirecrackerDriver(ProcessDriver[_Session], Snapshots):
+class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
     """One Firecracker process per VM, in a jail. Its output is the guest's console too.
 
     Args:
@@ -160,6 +159,13 @@ class FirecrackerDriver(ProcessDriver[_Session], Snapshots):
             await asyncio.to_thread(snapshots.take, root, folder)
         except OSError as error:
             raise DriverError(f"the snapshot cannot be taken: {error}") from error
+
+    async def complete(self, folder: Path, base: Path) -> None:
+        """Lay the memory that has changed over the memory before. See `DiffSnapshots`."""
+        try:
+            await asyncio.to_thread(snapshots.complete, folder, base)
+        except OSError as error:
+            raise DriverError(f"the snapshot cannot be completed: {error}") from error
 
     async def kill(self, vmm: Vmm) -> None:
         """Pause, flush, read, SIGKILL. See `Driver`."""

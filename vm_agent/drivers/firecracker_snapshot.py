@@ -14,8 +14,11 @@ import stat
 from pathlib import Path
 from typing import Any
 
-from vm_agent.drivers.abc import DriverError, MachinePlan, SnapshotKind
+from schemas.vms import SnapshotKind
+from vm_agent.disks import clone_file
+from vm_agent.drivers.abc import DriverError, MachinePlan
 from vm_agent.drivers.jail import place_readable
+from vm_agent.sparse import overlay
 
 STATE, MEMORY = "vm.state", "vm.memory"
 """Files of a snapshot."""
@@ -49,6 +52,15 @@ def give(snapshot: Path, root: Path) -> None:
     """Put a snapshot's files where a VMM that is to load them finds them."""
     for name, given in _GIVEN.items():
         place_readable(snapshot / name, root / given)
+
+
+def complete(folder: Path, base: Path) -> None:
+    """Make a memory file that holds only what has changed hold everything."""
+    whole = folder / f"{MEMORY}.whole"
+    clone_file(base / MEMORY, whole)
+    overlay(folder / MEMORY, whole)
+    whole.chmod(0o444)
+    whole.rename(folder / MEMORY)
 
 
 def clear(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,15 @@ from schemas.errors import ErrorCode
 from schemas.frames import encode_frame
 from schemas.hosts import Resources
 from schemas.ids import new_id
+from schemas.units import MIB
 from schemas.vms import TRANSITIONS, VmSpec, VmState
 from vm_agent.admission import Admission
 from vm_agent.checkpoint import Checkpoint
 from vm_agent.data_dir import owned
+from vm_agent.disks import sync
 from vm_agent.framing import FrameBuilder
 from vm_agent.metering import Row
+from vm_agent.settings import AgentSettings
 from vm_agent.states import PERMITTED, IllegalTransitionError, RefusedError, advance, permit
 from vm_agent.store import Record, RecordStore
 from vm_agent.ticks import Tick
@@ -147,7 +151,7 @@ def test_a_verb_begins_only_where_the_state_machine_has_a_way_on() -> None:
                 with pytest.raises(RefusedError):
                     permit(verb, state)
     with pytest.raises(RefusedError) as refused:
-        permit("snapshot", VmState.RUNNING)
+        permit("migrate", VmState.RUNNING)
     assert refused.value.info.code is ErrorCode.UNSUPPORTED
     for state, following in TRANSITIONS.items():
         for to in set(VmState) - following:
@@ -163,3 +167,15 @@ def test_a_data_directory_has_one_owner(tmp_path: Path) -> None:
             pass
     with owned(tmp_path / "a"):
         pass
+
+
+def test_room_for_disks_does_not_shrink_with_each_restart(tmp_path: Path) -> None:
+    """What disks take already is part of the capacity, since their VMs hold it of that."""
+    settings = AgentSettings(host_id="h1", data_dir=str(tmp_path))
+    before = settings.capacity().disk_mib
+    disk = tmp_path / "disks" / "a.img"
+    disk.parent.mkdir()
+    disk.write_bytes(os.urandom(64 * MIB))
+    sync(disk)
+    # Other programs use the disk as well meanwhile.
+    assert abs(settings.capacity().disk_mib - before) < 48
