@@ -57,19 +57,10 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     jailer: str = ""
     uid_base: Annotated[int, msgspec.Meta(ge=1000, le=2**31)] = 1_900_000_000
     probe_image: ImageName = "tiny"
-    vcpus: _BLOCK_BYTES = 512
-"""Unit of `st_blocks`, see inode(7)."""
-
-_Amount = 0
+    vcpus: _Amount = 0
     cpu_overcommit: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
-    memory_mib: _BLOCK_BYTES = 512
-"""Unit of `st_blocks`, see inode(7)."""
-
-_Amount = 0
-    disk_mib: _BLOCK_BYTES = 512
-"""Unit of `st_blocks`, see inode(7)."""
-
-_Amount = 0
+    memory_mib: _Amount = 0
+    disk_mib: _Amount = 0
     slots: Annotated[int, msgspec.Meta(ge=1, le=6000)] = 1000
     watchdog_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 15
     draining: bool = False
