@@ -23,6 +23,7 @@ from schemas.commands import (
 )
 from schemas.errors import ErrorCode
 from schemas.events import VmSnapshotted, VmStarted
+from schemas.frames import Frame
 from schemas.hosts import OperationStatus
 from schemas.ids import new_id
 from schemas.vms import SnapshotKind, VmSpec, VmState
@@ -56,18 +57,20 @@ async def host(tmp_path: Path, lab: Lab) -> AsyncIterator[tuple[AgentProcess, Cl
         yield made
 
 
+def written(frames: list[Frame], vm_id: UUID) -> int:
+    """Bytes a VM has written by its newest sample."""
+    samples = samples_of(frames, vm_id)
+    return samples[-1].counters.disk_write_bytes if samples else 0
+
+
 async def done(client: Client, vm_id: UUID) -> int:
     """Bytes a VM has written once its guest has no more to write."""
-
-    def written() -> int:
-        return samples[-1].counters.disk_write_bytes if samples else 0
-
     before = -1
     while True:
-        samples = samples_of(await client.frames(), vm_id)
-        if written() and written() == before:
-            return before
-        before = written()
+        now = written(await client.frames(), vm_id)
+        if now and now == before:
+            return now
+        before = now
         await asyncio.sleep(1)
 
 
@@ -75,6 +78,7 @@ async def test_a_vm_goes_on_under_another_id(host: tuple[AgentProcess, Client]) 
     """With its memory and its disk; nobody pays for what the other one has used."""
     process, client = host
     vm_id = await booted(client, SPEC)
+    await client.frames_until(lambda frames: written(frames, vm_id) > 0)
     first, second = new_id(), new_id()
     taken = await client.do(SnapshotVm, vm_id, snapshot_id=first)
     assert (taken.status, taken.state) == (OperationStatus.SUCCEEDED, VmState.RUNNING)
