@@ -50,7 +50,7 @@ class Lifecycle:
         fleet: Its VMs.
         incarnations: Starts and ends VMMs.
         admission: What the host has left.
-        draining: Refuse new VMs.
+        draining: Says whether new VMs are refused. Those that are here may do everything.
         now: The wall clock, for deadlines.
     """
 
@@ -61,7 +61,7 @@ class Lifecycle:
         incarnations: Incarnations,
         admission: Admission,
         *,
-        draining: bool = False,
+        draining: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._host = host
@@ -178,9 +178,10 @@ class Lifecycle:
 
     async def _admit(self, command: CreateVm) -> Vm:
         """Reserve what the VM needs and take it in. What is refused here leaves no trace."""
-        if self._draining:
-            raise RefusedError(ErrorCode.NO_CAPACITY, "the host is draining")
+        self._not_draining()
         await self._host.images.prepare(self._host.driver.name, command.spec)
+        # The order may have come meanwhile. From here on the VM counts as one that is here.
+        self._not_draining()
         self._admission.reserve(command.vm_id, command.spec)
         vm = self._fleet.add(
             Record(
@@ -197,6 +198,10 @@ class Lifecycle:
         vm.enter(_S.CREATING)
         await self._fleet.commit(vm)
         return vm
+
+    def _not_draining(self) -> None:
+        if self._draining():
+            raise RefusedError(ErrorCode.NO_CAPACITY, "the host is draining")
 
     def _make_disk(self, vm: Vm) -> None:
         """A sparse file of the right size; one that is there from an earlier try is kept."""

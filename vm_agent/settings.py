@@ -32,7 +32,8 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
         memory_mib: Guest memory to give out; 0 leaves an eighth of the machine's to the host.
         disk_mib: Space for VM disks; 0 takes what is free at the start.
         slots: VMs.
-        draining: Refuse new VMs; those that are here stay.
+        draining: Refuse new VMs; those that are here stay. Counts for a host without orders:
+            what `decisec host drain` and `undrain` say wins.
         spool_max_mib: Disk space for frames that NATS has not taken yet.
     """
 
