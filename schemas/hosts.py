@@ -23,6 +23,9 @@ from schemas.ids import (
 )
 from schemas.vms import LabelName, LabelValue, Timestamp, VmState
 
+MAX_REASON = 200
+"""Characters of the reason that an operator gives."""
+
 Amount = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
@@ -102,7 +105,7 @@ class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
 
     host_id: HostId
     draining: bool
-    reason: Annotated[str, msgspec.Meta(max_length=200)] = ""
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON)] = ""
     requested_by: Annotated[str, msgspec.Meta(max_length=255)]
     ordered_at: Timestamp
 

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import typer
 
-from decisec.cli import dev, services, streams, usage, vm
+from decisec.cli import dev, hosts, services, streams, usage, vm
 from decisec.cli.exits import EPILOG, CommandError, Exit, Failure, failure_of
 from decisec.cli.output import Json, show_json, tell
 
@@ -22,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(vm.app, name="vm")
+app.add_typer(hosts.app, name="host")
 app.add_typer(streams.app, name="streams")
 dev.register(app)
 services.register(app)
