@@ -52,8 +52,11 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def known(self) -> bool:
-        """Whether there is a heartbeat or an order."""
-        return self.info is not None or self.order is not None
+        """Whether there is such a host: it is heard of, or ordered to drain.
+
+        An order to take VMs is no more than what every host does, so it is no sign of one.
+        """
+        return self.info is not None or (self.order is not None and self.order.draining)
 
     @property
     def empty(self) -> bool:
@@ -106,17 +109,18 @@ class Hosts:
         self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
 
     async def all(self) -> list[HostView]:
-        """Every host that is heard of or has an order, by name."""
+        """Every host that is known, by name."""
         infos = await _all(self._heartbeats)
         orders = await _all(self._orders)
         now = utc_now()
-        return [
+        seen = [
             view(host_id, infos.get(host_id), orders.get(host_id), now)
             for host_id in sorted(infos.keys() | orders.keys())
         ]
+        return [host for host in seen if host.known]
 
     async def get(self, host_id: str) -> HostView:
-        """One host; with neither heartbeat nor order if nobody knows it."""
+        """One host; it is not `known` if there is none of that name."""
         info = await self._heartbeats.get(host_id)
         order = await self._orders.get(host_id)
         return view(

@@ -30,14 +30,17 @@ def hosts_table(hosts: Sequence[HostView]) -> Table:
         if info is None:
             table.add_row(host.host_id, "-", state_of(host), *["-"] * 7)
             continue
-        amounts = zip(_amounts(info.free), _amounts(info.capacity), strict=True)
+        free, capacity = info.free, info.capacity
         table.add_row(
             host.host_id,
             info.pool,
             state_of(host),
             _driver(info),
             str(info.vms),
-            *(f"{free} / {capacity}" for free, capacity in amounts),
+            f"{free.vcpus} / {capacity.vcpus}",
+            _gib(free.memory_mib, capacity.memory_mib),
+            _gib(free.disk_mib, capacity.disk_mib),
+            f"{free.slots} / {capacity.slots}",
             _instant(info.started_at),
         )
     return table
@@ -102,8 +105,9 @@ def _facts(host: HostView) -> Table:
     info = host.info
     if info is not None:
         labels = ", ".join(f"{name}={value}" for name, value in sorted(info.labels.items()))
+        if info.draining:
+            rows["drains because"] = info.drain_reason or "not said"
         rows |= {
-            "drains because": info.drain_reason or ("-" if not info.draining else "not said"),
             "VMs": str(info.vms),
             "pool": info.pool,
             "region": info.region,
@@ -162,12 +166,18 @@ def _amounts(amount: Resources) -> list[str]:
     ]
 
 
+def _gib(free_mib: int, capacity_mib: int) -> str:
+    from schemas.units import KIB
+
+    return f"{free_mib / KIB:.1f} / {capacity_mib / KIB:.1f} GiB"
+
+
 def _driver(info: HostInfo) -> str:
     return f"{info.driver} (simulated)" if info.simulated else info.driver
 
 
 def _instant(at: datetime | None) -> str:
-    return at.isoformat(timespec="seconds") if at else "-"
+    return at.isoformat(timespec="seconds").replace("+00:00", "Z") if at else "-"
 
 
 def _count(vms: int) -> str:

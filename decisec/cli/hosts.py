@@ -123,6 +123,8 @@ def drain(
     They may be rebooted, stopped and booted as before; the host is empty once all are deleted.
     The order stands until `undrain`, also while the host's agent is down. Safe to repeat.
     """
+    from rich.text import Text
+
     from decisec.cli.host_tables import drain_sentence, order_line
 
     _check_name(host)
@@ -140,7 +142,8 @@ def drain(
         show_json(outcome)
         return
     if not outcome.changed:
-        show(f"the order stands already: {order_line(outcome.order)}")
+        # Text, since a reason may hold brackets.
+        show(Text(f"the order stands already: {order_line(outcome.order)}"))
     show(drain_sentence(outcome.host))
 
 
@@ -178,8 +181,9 @@ async def _give(
     hosts: Hosts, host_id: str, *, draining: bool, reason: str, force: bool
 ) -> _Outcome:
     """Write an order, and see to it that an agent that runs takes it."""
-    known = await hosts.get(host_id)
-    if not known.known and not force:
+    before = await hosts.get(host_id)
+    repeated = before.order is not None and before.order.draining is draining
+    if not (before.known or repeated or force):
         raise _unknown(host_id)
     order, changed = await hosts.order(
         host_id, draining=draining, reason=reason, requested_by=_operator()
