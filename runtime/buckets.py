@@ -125,10 +125,10 @@ class Bucket(Generic[T]):
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise self._transient("delete", key, error) from error
 
-    async def last_revision(self) -> int:
-        """The greatest revision that stands in the bucket; 0 in an empty one."""
+    async def last_revision(self, key: str = ">") -> int:
+        """The greatest revision that stands in the bucket, or of one key; 0 if there is none."""
         try:
-            last = await self.bus.js.get_last_msg(f"KV_{self.name}", ">")
+            last = await self.bus.js.get_last_msg(f"KV_{self.name}", f"$KV.{self.name}.{key}")
         except nats.js.errors.NotFoundError:
             return 0
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
@@ -155,16 +155,26 @@ class Bucket(Generic[T]):
 class Mirror(Generic[T]):
     """A bucket's values in memory, kept up to date by `run`.
 
+    Args:
+        bucket: Where they stand.
+        on_change: Called with each key that is written or removed.
+        key: Follow this one only.
+
     Attributes:
         values: Key to value. Read only.
     """
 
     def __init__(
-        self, bucket: Bucket[T], on_change: Callable[[str, T | None], None] | None = None
+        self,
+        bucket: Bucket[T],
+        on_change: Callable[[str, T | None], None] | None = None,
+        *,
+        key: str = ">",
     ) -> None:
         self.values: dict[str, T] = {}
         self._bucket = bucket
         self._on_change = on_change
+        self._key = key
         self._synced = asyncio.Event()
         self._revision = 0
 
@@ -194,9 +204,9 @@ class Mirror(Generic[T]):
 
     async def _follow(self) -> None:
         store = await self._bucket.store()
-        wanted = await self._bucket.last_revision()
+        wanted = await self._bucket.last_revision(self._key)
         try:
-            watcher = await store.watchall()
+            watcher = await store.watch(self._key)
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise TransientError(f"cannot watch {self._bucket.name}: {error}") from error
         try:
@@ -205,7 +215,7 @@ class Mirror(Generic[T]):
                 entry = await _next(watcher, _RESYNC_S)
                 if entry is not None:
                     self._take(entry)
-                elif await self._bucket.last_revision() > self._revision:
+                elif await self._bucket.last_revision(self._key) > self._revision:
                     return
         finally:
             await _stop_watching(watcher)
@@ -223,7 +233,7 @@ class Mirror(Generic[T]):
             entry = await _next(watcher, _QUIET_S)
             if entry is None:
                 # What was wanted may have expired meanwhile.
-                wanted = min(wanted, await self._bucket.last_revision())
+                wanted = min(wanted, await self._bucket.last_revision(self._key))
                 continue
             seen.add(entry.key)
             reached = entry.revision or 0

@@ -110,10 +110,22 @@ class HostHeard(_HostEvent, frozen=True, kw_only=True, tag="host_heard"):
     silent_ms: Count
 
 
+class HostDrained(_HostEvent, frozen=True, kw_only=True, tag="host_drained"):
+    """A draining host has no VM left; once per order.
+
+    Attributes:
+        reason: Why it drains, for people.
+        ordered_at: Which order this answers; None for a host that drains by its settings.
+    """
+
+    reason: str = ""
+    ordered_at: Timestamp | None = None
+
+
 VmEvent = (
     VmCreated | VmStarted | VmPaused | VmResumed | VmSnapshotted | VmStopped | VmDeleted | VmFailed
 )
-HostEvent = GapOpened | GapClosed | HostSuspected | HostSilent | HostHeard
+HostEvent = GapOpened | GapClosed | HostSuspected | HostSilent | HostHeard | HostDrained
 
 decode_vm_event: Callable[[bytes], VmEvent] = decoder(VmEvent)
 decode_host_event: Callable[[bytes], HostEvent] = decoder(HostEvent)

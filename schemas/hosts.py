@@ -1,4 +1,4 @@
-"""Hosts, customers and operations: the values of the remaining KV buckets."""
+"""Hosts, orders, customers and operations: the values of the remaining KV buckets."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from schemas.ids import (
     VmId,
 )
 from schemas.vms import LabelName, LabelValue, Timestamp, VmState
+
+MAX_REASON = 200
+"""Characters of the reason that an operator gives."""
 
 Amount = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -52,7 +55,13 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
         simulated: The driver's numbers are made up.
         no_network: Why VMs get no network interface here; empty where they do.
         images: Names in the host's image store.
+        draining: The host takes no new VM: ordered, or by its agent's settings.
         free: Capacity less what VMs and reservations hold.
+        vms: VMs that are here, stopped and failed ones included.
+        drain_reason: Why the host takes no new VM, for people.
+        reserved: What VMs and reservations hold: more than the capacity once that was lowered.
+            None from agents that do not say.
+        started_at: When this run of the agent began.
     """
 
     host_id: HostId
@@ -73,6 +82,32 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
     free: Resources
     vms: Amount = 0
     heartbeat_at: Timestamp
+    drain_reason: str = ""
+    reserved: Resources | None = None
+    started_at: Timestamp | None = None
+
+    @property
+    def drained(self) -> bool:
+        """Whether the host takes no new VM and has none left."""
+        return self.draining and self.vms == 0
+
+
+class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
+    """Value of bucket `host_orders`: what a host is to do, written by the operator.
+
+    It stands until the operator writes another one, whether the host's agent runs or not.
+
+    Attributes:
+        draining: Take no new VM.
+        reason: Why, for people.
+        requested_by: Who says to have ordered it.
+    """
+
+    host_id: HostId
+    draining: bool
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON)] = ""
+    requested_by: Annotated[str, msgspec.Meta(max_length=255)]
+    ordered_at: Timestamp
 
 
 class CustomerStatus(StrEnum):
@@ -129,5 +164,6 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 decode_host_info: Callable[[bytes], HostInfo] = decoder(HostInfo)
+decode_host_orders: Callable[[bytes], HostOrders] = decoder(HostOrders)
 decode_customer: Callable[[bytes], Customer] = decoder(Customer)
 decode_operation: Callable[[bytes], Operation] = decoder(Operation)

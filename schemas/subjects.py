@@ -22,6 +22,7 @@ CUSTOMERS = "customers"
 VM_SPECS = "vm_specs"
 VM_STATUS = "vm_status"
 HOSTS = "hosts"
+HOST_ORDERS = "host_orders"
 OPERATIONS = "operations"
 
 METRICS_STORED = "metrics.stored"

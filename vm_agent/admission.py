@@ -25,6 +25,11 @@ class Admission:
         self._held: dict[UUID, Resources] = {}
 
     @property
+    def reserved(self) -> Resources:
+        """What all reservations hold: more than the capacity once that was lowered."""
+        return Resources(**{name: self._sum(name) for name in _FIELDS})
+
+    @property
     def free(self) -> Resources:
         """Capacity less reservations, never below zero."""
         return Resources(

@@ -29,6 +29,7 @@ from vm_agent.heartbeat import Heartbeat
 from vm_agent.incarnations import Incarnations
 from vm_agent.intake import Inbox, Intake
 from vm_agent.lifecycle import Lifecycle
+from vm_agent.orders import Announce, OrderBook, Orders
 from vm_agent.places import Places
 from vm_agent.ports import Host
 from vm_agent.reporter import Desk
@@ -52,6 +53,8 @@ class World:
     Attributes:
         driver: Version of the hypervisor, and why it was chosen.
         write_heartbeat: Stores a heartbeat.
+        orders: What the operator has ordered for this host.
+        announce: Stores an event of the host.
         ready: Called once commands are taken.
     """
 
@@ -62,6 +65,8 @@ class World:
     inbox: Inbox
     outlet: Outlet
     write_heartbeat: Callable[[HostInfo], Awaitable[object]]
+    orders: OrderBook
+    announce: Announce
     clock: Clock
     ready: Callable[[], None]
 
@@ -140,15 +145,16 @@ class Agent:
         snapshots = Snapshotting(
             host, fleet, incarnations, admission, SnapshotStore(host.data_dir / "snapshots")
         )
+        orders = Orders(settings, host, fleet, world.orders, world.announce, world.clock)
         lifecycle = Lifecycle(
-            host, fleet, places, incarnations, admission, snapshots, draining=settings.draining
+            host, fleet, places, incarnations, admission, snapshots, draining=orders.draining
         )
         intake = Intake(
             host.host_id, world.inbox, lifecycle, world.desk, fleet.reporter, telemetry, tasks.spawn
         )
         heartbeat = Heartbeat(
-            settings, host, self.run_id, world.driver, admission, fleet, world.write_heartbeat,
-            world.clock, telemetry,
+            settings, host, self.run_id, world.driver, admission, fleet, orders,
+            world.write_heartbeat, world.clock, telemetry,
         )  # fmt: skip
         watchdog = Watchdog(
             fleet, incarnations, settings.watchdog_s, world.clock, telemetry, tasks.spawn
@@ -162,12 +168,15 @@ class Agent:
         sampled = asyncio.Event()
         sending = tasks.spawn(sender.run(), "sender")
         sampling = tasks.spawn(sampler.run(sampled), "sampler")
-        tasks.spawn(heartbeat.run(), "heartbeat")
+        tasks.spawn(orders.run(), "orders")
         tasks.spawn(intake.keep_alive(), "keepalive")
         tasks.spawn(watchdog.run(), "watchdog")
-        world.ready()
         _log.info("agent.started", run_id=str(self.run_id), driver=host.driver.name)
-        await intake.run(stop)
+        # Neither offered nor given a VM before it is known whether the host drains.
+        if await orders.known(stop):
+            tasks.spawn(heartbeat.run(), "heartbeat")
+            world.ready()
+            await intake.run(stop)
 
         await self._bounded("commands", intake.finished(), 0.4)
         sampled.set()

@@ -12,16 +12,25 @@ from pathlib import Path
 
 import structlog
 
-from runtime.buckets import Bucket
+from runtime.buckets import Bucket, Mirror
 from runtime.bus import Bus
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
 from runtime.errors import FatalError
 from runtime.publisher import Publisher
 from runtime.service import Service
+from schemas.codec import encode
 from schemas.errors import ErrorCode
-from schemas.hosts import HostInfo, decode_host_info
-from schemas.subjects import HOSTS, VM_COMMANDS, metrics_raw, vm_commands_of
+from schemas.events import HostDrained
+from schemas.hosts import HostInfo, decode_host_info, decode_host_orders
+from schemas.subjects import (
+    HOST_ORDERS,
+    HOSTS,
+    VM_COMMANDS,
+    host_event,
+    metrics_raw,
+    vm_commands_of,
+)
 from schemas.vms import VmSpec
 from vm_agent.agent import Agent, World
 from vm_agent.cgroups import Cgroups
@@ -31,6 +40,7 @@ from vm_agent.drivers.abc import Driver, DriverError
 from vm_agent.images import Image, ImageError, ImageStore, render_kernel_args
 from vm_agent.intake import ACK_WAIT_S, Message
 from vm_agent.kernel import LinuxNetworks, LinuxProcesses
+from vm_agent.orders import Announce
 from vm_agent.ports import BootImage, Host
 from vm_agent.probe import Choice, candidates, choose_driver
 from vm_agent.process import VmmProcesses
@@ -185,6 +195,8 @@ async def main(service: Service[AgentSettings]) -> None:
             inbox=CommandInbox(bus, settings.host_id),
             outlet=FrameOutlet(bus, settings.host_id),
             write_heartbeat=_heartbeats(bus, settings.host_id),
+            orders=Mirror(Bucket(bus, HOST_ORDERS, decode_host_orders), key=settings.host_id),
+            announce=_announcements(bus),
             clock=SystemClock(),
             ready=lambda: service.health.ready(_HEALTH_PART),
         )
@@ -233,3 +245,12 @@ def _networks() -> LinuxNetworks:
 def _heartbeats(bus: Bus, host_id: str) -> Callable[[HostInfo], Awaitable[object]]:
     bucket = Bucket(bus, HOSTS, decode_host_info)
     return lambda info: bucket.put(host_id, info)
+
+
+def _announcements(bus: Bus) -> Announce:
+    publisher = Publisher(bus)
+
+    async def announce(event: HostDrained) -> None:
+        await publisher.publish(host_event(event), encode(event), msg_id=str(event.event_id))
+
+    return announce

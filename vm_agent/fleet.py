@@ -150,6 +150,11 @@ class Fleet:
         """All VMs, deleted ones included as long as something is left to tell of them."""
         return tuple(self._vms.values())
 
+    @property
+    def present(self) -> int:
+        """VMs that are here, stopped and failed ones included."""
+        return sum(vm.record.state is not VmState.DELETED for vm in self._vms.values())
+
     def get(self, vm_id: UUID) -> Vm | None:
         """A VM of this host."""
         return self._vms.get(vm_id)

@@ -13,9 +13,9 @@ from runtime.errors import TransientError
 from schemas.hosts import HostInfo
 from schemas.ids import RunId
 from schemas.units import NS_PER_S
-from schemas.vms import VmState
 from vm_agent.admission import Admission
 from vm_agent.fleet import Fleet
+from vm_agent.orders import Orders
 from vm_agent.ports import Host
 from vm_agent.settings import AgentSettings
 from vm_agent.telemetry import Telemetry
@@ -30,12 +30,13 @@ class Heartbeat:
     """Writes `HostInfo` on an absolute schedule.
 
     Args:
-        settings: Pool, region, draining.
+        settings: Pool and region.
         host: Driver and images.
         run_id: This run of the agent.
         driver: Version of the hypervisor, and why it was chosen.
         admission: What is left.
         fleet: How many VMs there are.
+        orders: Whether the host drains, and why.
         write: Stores the heartbeat; TransientError while NATS is away.
         clock: Monotonic time.
         telemetry: Counts failures.
@@ -49,6 +50,7 @@ class Heartbeat:
         driver: tuple[str, str],
         admission: Admission,
         fleet: Fleet,
+        orders: Orders,
         write: Callable[[HostInfo], Awaitable[object]],
         clock: Clock,
         telemetry: Telemetry,
@@ -59,6 +61,8 @@ class Heartbeat:
         self._driver_version, self._driver_reason = driver
         self._admission = admission
         self._fleet = fleet
+        self._orders = orders
+        self._started_at = utc_now()
         self._write = write
         self._clock = clock
         self._telemetry = telemetry
@@ -98,9 +102,12 @@ class Heartbeat:
             simulated=host.driver.simulated,
             no_network=host.networks.unavailable or "",
             images=host.images.names(),
-            draining=settings.draining,
+            draining=self._orders.draining(),
+            drain_reason=self._orders.drain_reason,
             capacity=self._admission.capacity,
             free=self._admission.free,
-            vms=sum(vm.record.state is not VmState.DELETED for vm in self._fleet.vms),
+            reserved=self._admission.reserved,
+            vms=self._fleet.present,
+            started_at=self._started_at,
             heartbeat_at=utc_now(),
         )

@@ -59,7 +59,7 @@ class Lifecycle:
         incarnations: Starts and ends VMMs.
         admission: What the host has left.
         snapshots: Takes and restores them.
-        draining: Refuse new VMs.
+        draining: Says whether new VMs are refused. Those that are here may do everything.
         now: The wall clock, for deadlines.
     """
 
@@ -72,7 +72,7 @@ class Lifecycle:
         admission: Admission,
         snapshots: Snapshotting,
         *,
-        draining: bool = False,
+        draining: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._host = host
@@ -203,9 +203,10 @@ class Lifecycle:
 
     async def _admit(self, command: CreateVm) -> Vm:
         """Reserve what the VM needs and take it in. What is refused here leaves no trace."""
-        if self._draining:
-            raise RefusedError(ErrorCode.NO_CAPACITY, "the host is draining")
+        self._not_draining()
         image = await self._host.images.prepare_new(self._host.driver.name, command.spec)
+        # The order may have come meanwhile. From here on the VM counts as one that is here.
+        self._not_draining()
         spec = with_disk(command.spec, image.rootfs_bytes)
         self._admission.reserve(command.vm_id, spec)
         try:
@@ -228,6 +229,10 @@ class Lifecycle:
         vm.enter(_S.CREATING)
         await self._fleet.commit(vm)
         return vm
+
+    def _not_draining(self) -> None:
+        if self._draining():
+            raise RefusedError(ErrorCode.NO_CAPACITY, "the host is draining")
 
     async def _make_disk(self, vm: Vm, spec: VmSpec) -> None:
         """Make the disk, if there is to be one; one that is there from an earlier try is kept."""

@@ -42,7 +42,8 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
             they have already.
         slots: VMs.
         watchdog_s: Silence of a VMM after which it is ended as hung; 0 lets it be.
-        draining: Refuse new VMs; those that are here stay.
+        draining: Refuse new VMs; those that are here stay. Counts for a host without orders:
+            what `decisec host drain` and `undrain` say wins.
         spool_max_mib: Disk space for frames that NATS has not taken yet.
     """
 

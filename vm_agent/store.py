@@ -161,26 +161,31 @@ class RecordStore:
 
     def put(self, record: Record) -> None:
         """Write a record; it is durable when this returns."""
-        path = self._path(record.vm_id)
-        temporary = path.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            file.write(encode(record))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(path)
-        self._sync_folder()
+        write_durably(self._path(record.vm_id), encode(record))
 
     def delete(self, vm_id: UUID) -> None:
         """Remove a record; nothing happens if there is none."""
         self._path(vm_id).unlink(missing_ok=True)
-        self._sync_folder()
+        _sync(self._folder)
 
     def _path(self, vm_id: UUID) -> Path:
         return self._folder / f"{vm_id}.json"
 
-    def _sync_folder(self) -> None:
-        folder = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Replace a file's content as a whole; it is on disk when this returns. Blocks."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(path)
+    _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

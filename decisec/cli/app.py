@@ -9,7 +9,7 @@ from importlib import metadata
 
 import typer
 
-from decisec.cli import dev, images, services, streams, usage, vm
+from decisec.cli import dev, hosts, images, services, streams, usage, vm
 from decisec.cli.exits import EPILOG, CommandError, Exit, Failure, failure_of
 from decisec.cli.output import Json, show_json, tell
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(vm.app, name="vm")
 app.add_typer(images.app, name="image")
+app.add_typer(hosts.app, name="host")
 app.add_typer(streams.app, name="streams")
 dev.register(app)
 services.register(app)

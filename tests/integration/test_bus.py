@@ -175,6 +175,34 @@ async def test_a_mirror_follows_its_bucket_across_a_restart(
         task.cancel()
 
 
+async def test_a_mirror_of_one_key_sees_no_other(served: tuple[NatsServer, Bus]) -> None:
+    """It is synced with what stands of that key, be it nothing, whatever else there is."""
+    _, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    await bucket.put("globex", customer("globex"))
+    heard: list[str] = []
+    mirror = Mirror(bucket, lambda key, _value: heard.append(key), key="acme")
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run(), name="mirror")
+        await mirror.synced()
+        assert mirror.values == {}
+        for name in ("initech", "acme", "globex"):
+            await bucket.put(name, customer(name))
+        await bucket.delete("acme")
+        while len(heard) < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+    assert heard == ["acme", "acme"]
+    await bucket.put("acme", customer("acme"))
+    await bucket.put("globex", customer("globex"))
+    late = Mirror(bucket, key="acme")
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(late.run(), name="mirror")
+        await late.synced()
+        assert late.values.keys() == {"acme"}
+        task.cancel()
+
+
 class _Hasty:
     """A watcher that says "this is all" before its first entry, as nats-py's may."""
 
@@ -196,8 +224,8 @@ class _HastyStore:
     def __init__(self, store: Any) -> None:
         self._store = store
 
-    async def watchall(self) -> _Hasty:
-        return _Hasty(await self._store.watchall())
+    async def watch(self, keys: str) -> _Hasty:
+        return _Hasty(await self._store.watch(keys))
 
 
 class _HastyBucket(Bucket[Customer]):

@@ -9,69 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
 
-from decisec.cli import main
 from decisec.cli.exits import Exit
 from tests.support.dev_stack import program
+from tests.support.shell import Shell
 
 METERS = ("uptime_ms", "cpu_ns", "mem_kib_ms")
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        """The one document on stdout."""
-        assert self.code == 0, self
-        return json.loads(self.out)
-
-    @property
-    def problem(self) -> dict[str, Any]:
-        """The JSON problem on stderr."""
-        assert self.out == "", self
-        found: dict[str, Any] = json.loads(self.err)
-        assert found["exit_code"] == self.code
-        return found
-
-
-class Shell:
-    """Calls `decisec` as a user would, in a directory beside the stack's state directory.
-
-    In this process, because starting Python and its libraries takes longer than the command.
-    """
-
-    def __init__(
-        self, cwd: Path, capture: pytest.CaptureFixture[str], patch: pytest.MonkeyPatch
-    ) -> None:
-        self._cwd = cwd
-        self._capture = capture
-        self._patch = patch
-
-    def __call__(self, *arguments: str, **env: str) -> Done:
-        self._capture.readouterr()
-        with self._patch.context() as patch:
-            patch.chdir(self._cwd)
-            patch.setenv("NO_COLOR", "1")
-            for name in [name for name in os.environ if name.startswith("DECISEC_")]:
-                patch.delenv(name)
-            for name, value in env.items():
-                patch.setenv(name, value)
-            code = main(list(arguments))
-        out, err = self._capture.readouterr()
-        return Done(code, out, err)
-
-    def elsewhere(self, folder: Path) -> Shell:
-        """The same in another directory, where no stack runs."""
-        return Shell(folder, self._capture, self._patch)
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +174,7 @@ def test_another_customers_token_sees_none_of_it(shell: Shell, vm: str) -> None:
 def test_nobody_there_is_told_apart_from_not_found(shell: Shell, tmp_path: Path) -> None:
     """What to do stands in the sentence."""
     alone = shell.elsewhere(tmp_path)
-    for arguments in (["vm", "ls"], ["top"], ["streams", "info"]):
+    for arguments in (["vm", "ls"], ["top"], ["streams", "info"], ["host", "ls"]):
         done = alone(*arguments)
         assert done.code == Exit.UNREACHABLE
         assert "decisec dev" in done.err
@@ -254,9 +200,12 @@ def test_streams_are_as_declared(shell: Shell) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["vm"], ["vm", "create"], ["streams", "diff"], ["usage"], ["top"], ["dev"], ["demo"]],
+    [
+        [], ["vm"], ["vm", "create"], ["streams", "diff"], ["usage"], ["top"], ["dev"], ["demo"],
+        ["host"], ["host", "ls"], ["host", "get"], ["host", "drain"], ["host", "undrain"],
+    ],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_every_command_explains_itself_without_a_stack(
     shell: Shell, tmp_path: Path, arguments: list[str]
 ) -> None:

@@ -341,7 +341,17 @@ class MemoryDriver(Driver):
 
 
 class MemoryImages:
-    """`Images` with one image."""
+    """`Images` with one image.
+
+    Attributes:
+        gate: Cleared: looking it up takes until it is set.
+        waiting: How many wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.waiting = 0
 
     def names(self) -> tuple[str, ...]:
         """Its name."""
@@ -350,6 +360,9 @@ class MemoryImages:
     async def prepare(self, driver: str, spec: VmSpec) -> BootImage:
         """The image."""
         del driver
+        self.waiting += 1
+        await self.gate.wait()
+        self.waiting -= 1
         if spec.image != "tiny":
             raise RefusedError(ErrorCode.UNKNOWN_IMAGE, "there is no such image")
         return BootImage(kernel=Path("kernel"), initrd=None, kernel_args="")
@@ -422,13 +435,15 @@ class LooseTasks:
             self.failures.append(error)
 
 
-def memory_host(kernel: MemoryKernel, driver: MemoryDriver, folder: Path) -> Host:
+def memory_host(
+    kernel: MemoryKernel, driver: MemoryDriver, folder: Path, images: MemoryImages | None = None
+) -> Host:
     """A host of these parts."""
     return Host(
         host_id="h1",
         driver=driver,
         drivers={driver.name: driver},
-        images=MemoryImages(),
+        images=images or MemoryImages(),
         networks=kernel,
         processes=kernel,
         groups=kernel.groups,

@@ -19,7 +19,14 @@ from schemas.hosts import HostInfo, Operation, OperationStatus, Resources
 from schemas.ids import new_id
 from schemas.subjects import vm_command
 from schemas.vms import VmSpec
-from tests.support.memory_host import MemoryDesk, MemoryDriver, MemoryKernel, memory_host
+from tests.support.memory_host import (
+    MemoryDesk,
+    MemoryDriver,
+    MemoryImages,
+    MemoryKernel,
+    memory_host,
+)
+from tests.support.memory_orders import MemoryOrders
 from vm_agent.agent import Agent, World
 from vm_agent.intake import Message
 from vm_agent.settings import AgentSettings
@@ -71,17 +78,21 @@ class Rig:
         self.stop = asyncio.Event()
         self.started = asyncio.Event()
         self.connected = True
+        self.orders = MemoryOrders()
+        self.images = MemoryImages()
 
     async def run(self) -> None:
         """One run of the agent, until `stop` is set."""
         world = World(
-            host=memory_host(self.kernel, self.driver, self.folder),
+            host=memory_host(self.kernel, self.driver, self.folder, self.images),
             capacity=Resources(vcpus=8, memory_mib=1024, disk_mib=100, slots=5),
             driver=("1", "told so"),
             desk=self.desk,
             inbox=self,
             outlet=self,
             write_heartbeat=self._beat,
+            orders=self.orders,
+            announce=self.orders.announce,
             clock=SystemClock(),
             ready=self.started.set,
         )

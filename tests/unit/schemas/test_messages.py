@@ -63,6 +63,7 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
         _host_event(events.GapOpened, run_id=new_id(), seq_first=3, seq_last=9),
     ),
     (events.decode_host_event, _host_event(events.HostHeard, silent_ms=1200)),
+    (events.decode_host_event, _host_event(events.HostDrained, reason="x", ordered_at=NOW)),
     (
         vms.decode_vm_record,
         vms.VmRecord(
@@ -81,6 +82,14 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
         hosts.HostInfo(
             host_id="h1", run_id=new_id(), boot_id="b", version="0", driver="firecracker",
             capacity=hosts.Resources(vcpus=8), free=hosts.Resources(vcpus=2), heartbeat_at=NOW,
+            draining=True, drain_reason="new disks", reserved=hosts.Resources(vcpus=6),
+            started_at=NOW,
+        ),
+    ),
+    (
+        hosts.decode_host_orders,
+        hosts.HostOrders(
+            host_id="h1", draining=True, reason="new disks", requested_by="ops", ordered_at=NOW
         ),
     ),
     (hosts.decode_customer, hosts.Customer(customer_id="acme", created_at=NOW)),

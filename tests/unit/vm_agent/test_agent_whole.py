@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -173,10 +174,92 @@ async def test_the_heartbeat_tells_what_is_left(rig: Rig) -> None:
     await rig.until(lambda: rig.beats and rig.beats[-1].vms == 1)
     beat = rig.beats[-1]
     assert beat.free == Resources(vcpus=7, memory_mib=960, disk_mib=99, slots=4)
+    assert beat.reserved == Resources(vcpus=1, memory_mib=64, disk_mib=1, slots=1)
+    assert beat.started_at is not None
+    assert beat.started_at <= beat.heartbeat_at
     assert (beat.host_id, beat.driver, beat.images) == ("h1", "memory", ("tiny",))
     await rig.do(DeleteVm, vm_id)
     await rig.until(lambda: rig.beats[-1].vms == 0)
     assert rig.beats[-1].free == rig.beats[-1].capacity
+    assert rig.beats[-1].reserved == Resources()
+
+
+async def test_a_draining_host_refuses_new_vms_and_keeps_those_it_has(rig: Rig) -> None:
+    """The order takes effect while the agent runs, both ways; what is here can be done with."""
+    vm_id = await rig.running_vm()
+    rig.orders.give(draining=True, reason="new kernel")
+    refused = await rig.do(CreateVm, new_id(), spec=SPEC)
+    assert refused.error is not None
+    assert (refused.error.code, refused.state) == (ErrorCode.NO_CAPACITY, None)
+    assert "draining" in refused.error.message
+    await rig.until(lambda: rig.beats[-1].draining)
+    assert (rig.beats[-1].drain_reason, rig.beats[-1].vms) == ("new kernel", 1)
+    assert not rig.beats[-1].drained
+    for kind, state in (
+        (RebootVm, VmState.RUNNING),
+        (ShutdownVm, VmState.STOPPED),
+        (BootVm, VmState.RUNNING),
+        (DeleteVm, VmState.DELETED),
+    ):
+        assert (await rig.do(kind, vm_id)).state is state
+    await rig.until(lambda: rig.orders.told)
+    await rig.until(lambda: rig.beats[-1].drained)
+    assert rig.beats[-1].free == rig.beats[-1].capacity
+    rig.orders.give(draining=False)
+    await rig.running_vm()
+    await rig.until(lambda: not rig.beats[-1].draining)
+    assert rig.beats[-1].drain_reason == ""
+
+
+async def test_a_create_that_was_begun_when_the_order_came_is_refused(rig: Rig) -> None:
+    """A host that has said it is empty gets no VM, however late the order came."""
+    rig.images.gate.clear()
+    letter = rig.post(CreateVm, new_id(), spec=SPEC)
+    await rig.until(lambda: rig.images.waiting)
+    rig.orders.give(draining=True)
+    await rig.until(lambda: rig.orders.told)
+    rig.images.gate.set()
+    await letter.answered.wait()
+    assert rig.desk.operations[UUID(letter.headers["id"])][-1].status is OperationStatus.FAILED
+    assert not list(rig.folder.glob("vms/*.json"))
+
+
+async def test_no_command_is_taken_before_the_orders_are_known(tmp_path: Path) -> None:
+    """VMs are found and sampled all the same; nothing is said of the host meanwhile."""
+    rig = Rig(tmp_path)
+    async with asyncio.timeout(LIMIT_S):
+        async with asyncio.TaskGroup() as group:
+            group.create_task(rig.run(), name="agent")
+            vm_id = await rig.running_vm()
+            rig.stop.set()
+        rig.stop.clear()
+        rig.started.clear()
+        rig.beats.clear()
+        rig.orders.give(draining=True)
+        rig.orders.heard.clear()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(rig.run(), name="agent")
+            letter = rig.post(CreateVm, new_id(), spec=SPEC)
+            seen = len(rig.flags_of(vm_id))
+            await rig.until(lambda: len(rig.flags_of(vm_id)) >= seen + 5)
+            assert not rig.started.is_set()
+            assert not letter.answers
+            assert not rig.beats
+            rig.orders.heard.set()
+            await letter.answered.wait()
+            operation = rig.desk.operations[UUID(letter.headers["id"])][-1]
+            assert operation.error is not None
+            assert operation.error.code is ErrorCode.NO_CAPACITY
+            await rig.until(lambda: rig.beats)
+            assert all(beat.draining for beat in rig.beats)
+            rig.orders.heard.clear()
+            rig.stop.set()
+        rig.stop.clear()
+        # Nor does an agent that waits for its orders keep anybody from ending it.
+        async with asyncio.TaskGroup() as group:
+            group.create_task(rig.run(), name="agent")
+            await rig.until(lambda: len(rig.flags_of(vm_id)) >= seen + 10)
+            rig.stop.set()
 
 
 async def test_a_deleted_vm_leaves_no_file(rig: Rig) -> None:

@@ -179,3 +179,14 @@ def test_room_for_disks_does_not_shrink_with_each_restart(tmp_path: Path) -> Non
     sync(disk)
     # Other programs use the disk as well meanwhile.
     assert abs(settings.capacity().disk_mib - before) < 48
+
+
+def test_what_is_reserved_is_told_in_full_when_the_capacity_was_lowered() -> None:
+    """Nothing is free then; a new VM is refused, those that are here keep what they hold."""
+    admission = Admission(Resources(vcpus=2, memory_mib=100, disk_mib=10, slots=1))
+    for _ in range(2):
+        admission.restore(new_id(), VmSpec(image="tiny", vcpus=1, memory_mib=80))
+    assert admission.reserved == Resources(vcpus=2, memory_mib=160, disk_mib=0, slots=2)
+    assert admission.free == Resources(vcpus=0, memory_mib=0, disk_mib=10, slots=0)
+    with pytest.raises(RefusedError):
+        admission.reserve(new_id(), SPEC)

@@ -1,0 +1,204 @@
+"""Hosts as their operator sees them: what their agents say, what is ordered, and ordering it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from enum import StrEnum
+from typing import TypeVar
+
+import msgspec
+
+from gateway.placement import FRESH
+from runtime.buckets import Bucket
+from runtime.bus import Bus
+from runtime.clock import utc_now
+from runtime.errors import TransientError
+from schemas.hosts import HostInfo, HostOrders, decode_host_info, decode_host_orders
+from schemas.subjects import HOST_ORDERS, HOSTS, VM_STATUS
+from schemas.vms import VmState, VmStatus, decode_vm_status
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+
+_ANSWER_WITHIN_S = 10.0
+_LOOK_EVERY_S = 0.25
+
+
+class Condition(StrEnum):
+    """What can be expected of a host."""
+
+    UP = "up"
+    DRAINING = "draining"
+    EMPTY = "empty"
+    SILENT = "silent"
+    NOT_HEARD = "not heard"
+
+
+class HostView(msgspec.Struct, frozen=True, kw_only=True):
+    """A host at one instant.
+
+    Attributes:
+        age_s: Of the heartbeat.
+        info: The last heartbeat; None once it has expired, some 30 s after it was written.
+        order: What the operator has ordered.
+    """
+
+    host_id: str
+    state: Condition
+    age_s: float | None = None
+    info: HostInfo | None = None
+    order: HostOrders | None = None
+
+    @property
+    def known(self) -> bool:
+        """Whether there is such a host: it is heard of, or ordered to drain.
+
+        An order to take VMs is no more than what every host does, so it is no sign of one.
+        """
+        return self.info is not None or (self.order is not None and self.order.draining)
+
+    @property
+    def empty(self) -> bool:
+        """Whether it takes no new VM and has none left."""
+        return self.state is Condition.EMPTY
+
+    @property
+    def heard(self) -> bool:
+        """Whether the heartbeat can be believed."""
+        return self.state in (Condition.UP, Condition.DRAINING, Condition.EMPTY)
+
+    def takes_back(self, order: HostOrders) -> bool:
+        """Whether a later order says the opposite."""
+        now = self.order
+        return (
+            now is not None
+            and now.draining is not order.draining
+            and now.ordered_at > order.ordered_at
+        )
+
+    def obeys(self, order: HostOrders) -> bool:
+        """Whether the host's agent acts as ordered."""
+        return self.heard and self.info is not None and self.info.draining is order.draining
+
+
+def view(host_id: str, info: HostInfo | None, order: HostOrders | None, now: datetime) -> HostView:
+    """What heartbeat and order say of a host, taken together."""
+    if info is None:
+        return HostView(host_id=host_id, state=Condition.NOT_HEARD, order=order)
+    age = now - info.heartbeat_at
+    if age > FRESH:
+        state = Condition.SILENT
+    elif info.drained:
+        state = Condition.EMPTY
+    else:
+        state = Condition.DRAINING if info.draining else Condition.UP
+    age_s = max(0.0, round(age.total_seconds(), 1))
+    return HostView(host_id=host_id, state=state, age_s=age_s, info=info, order=order)
+
+
+class Hosts:
+    """Reads heartbeats and writes orders.
+
+    Every call raises TransientError when NATS or a bucket cannot be reached.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._heartbeats = Bucket(bus, HOSTS, decode_host_info)
+        self._orders = Bucket(bus, HOST_ORDERS, decode_host_orders)
+        self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
+
+    async def all(self) -> list[HostView]:
+        """Every host that is known, by name."""
+        infos = await _all(self._heartbeats)
+        orders = await _all(self._orders)
+        now = utc_now()
+        seen = [
+            view(host_id, infos.get(host_id), orders.get(host_id), now)
+            for host_id in sorted(infos.keys() | orders.keys())
+        ]
+        return [host for host in seen if host.known]
+
+    async def get(self, host_id: str) -> HostView:
+        """One host; it is not `known` if there is none of that name."""
+        info = await self._heartbeats.get(host_id)
+        order = await self._orders.get(host_id)
+        return view(
+            host_id, info.value if info else None, order.value if order else None, utc_now()
+        )
+
+    async def vms(self, host_id: str) -> list[VmStatus]:
+        """The VMs that are on a host, of all customers."""
+        statuses = await _all(self._statuses)
+        here = [s for s in statuses.values() if s.host_id == host_id]
+        return sorted(
+            (s for s in here if s.state is not VmState.DELETED),
+            key=lambda s: (s.customer_id, s.vm_id),
+        )
+
+    async def order(
+        self, host_id: str, *, draining: bool, reason: str, requested_by: str
+    ) -> tuple[HostOrders, bool]:
+        """See to it that the order stands; its agent need not run.
+
+        Returns:
+            The order that stands now, and whether it is a new one. To order again what stands
+            changes nothing; an empty reason leaves the one that was given before.
+        """
+        entry = await self._orders.get(host_id)
+        stands = entry.value if entry else None
+        if stands and stands.draining is draining and reason in ("", stands.reason):
+            return stands, False
+        order = HostOrders(
+            host_id=host_id,
+            draining=draining,
+            reason=reason,
+            requested_by=requested_by,
+            ordered_at=utc_now(),
+        )
+        await self._orders.put(host_id, order)
+        return order, True
+
+    async def until(
+        self,
+        host_id: str,
+        condition: Callable[[HostView], bool],
+        *,
+        within_s: float | None,
+        tell: Callable[[HostView | None], None] = lambda _: None,
+    ) -> HostView | None:
+        """Look at a host several times a second until it meets a condition.
+
+        Args:
+            host_id: Which.
+            condition: What is waited for.
+            within_s: None for as long as it takes.
+            tell: Called with each look; with None while NATS does not answer.
+
+        Returns:
+            The host as it met the condition; None if it did not in time.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    try:
+                        seen = await self.get(host_id)
+                    except TransientError:
+                        tell(None)
+                    else:
+                        tell(seen)
+                        if condition(seen):
+                            return seen
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError:
+            return None
+
+
+async def _all(bucket: Bucket[_T]) -> dict[str, _T]:
+    # Asked for first, since reading all of a bucket waits for one that is not there.
+    await bucket.store()
+    try:
+        async with asyncio.timeout(_ANSWER_WITHIN_S):
+            return await bucket.all()
+    except TimeoutError as error:
+        raise TransientError(f"{bucket.name} could not be read in time") from error
