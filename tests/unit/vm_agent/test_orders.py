@@ -32,11 +32,19 @@ pytestmark = pytest.mark.timeout(20)
 
 
 class _FastClock(SystemClock):
-    """Half a second takes no time."""
+    """Half a second takes no time.
+
+    Attributes:
+        rounds: How often somebody has waited for it.
+    """
+
+    def __init__(self) -> None:
+        self.rounds = 0
 
     async def sleep_until(self, monotonic_ns: int) -> None:
         """Let the others work."""
         del monotonic_ns
+        self.rounds += 1
         await asyncio.sleep(0)
 
 
@@ -46,7 +54,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.book = MemoryOrders()
-        self.rounds = 0
+        self.clock = _FastClock()
         kernel = MemoryKernel()
         self.host = memory_host(kernel, MemoryDriver(kernel), folder)
         store = RecordStore(folder / "vms")
@@ -55,7 +63,7 @@ class Bench:
     def orders(self, *, draining: bool = False) -> Orders:
         """What an agent has on this host, with a setting of one's own."""
         settings = AgentSettings(host_id="h1", data_dir=str(self.folder), draining=draining)
-        return Orders(settings, self.host, self.fleet, self.book, self.book.announce, _FastClock())
+        return Orders(settings, self.host, self.fleet, self.book, self.book.announce, self.clock)
 
     @asynccontextmanager
     async def run(self, **settings: Any) -> AsyncIterator[Orders]:
@@ -89,9 +97,9 @@ class Bench:
             await asyncio.sleep(0.002)
 
     async def rest(self) -> None:
-        """Give the orders many rounds to do what they should not."""
-        for _ in range(300):
-            await asyncio.sleep(0)
+        """Let the orders that run come round several times, to do what they should not."""
+        enough = self.clock.rounds + 5
+        await self.until(lambda: self.clock.rounds >= enough)
 
 
 @pytest.fixture
@@ -119,7 +127,8 @@ async def test_it_is_known_what_is_ordered_or_the_end_has_come(bench: Bench) -> 
     bench.book.heard.clear()
     async with asyncio.TaskGroup() as group:
         waiting = group.create_task(orders.known(stop), name="waiting")
-        await bench.rest()
+        for _ in range(100):
+            await asyncio.sleep(0)
         assert not waiting.done()
         stop.set()
     assert waiting.result() is False
