@@ -82,6 +82,8 @@ class Consumer:
         max_batch: Messages handed out at once at most.
         max_ack_pending: Messages delivered and not yet answered at most, over all instances.
         ack_wait_s: After this without an answer a message is delivered again.
+        sole: There is one instance at a time: what a former one took and did not answer comes
+            again at once, not after the ack wait.
     """
 
     def __init__(
@@ -94,11 +96,13 @@ class Consumer:
         max_batch: int = 64,
         max_ack_pending: int = 1024,
         ack_wait_s: float = 30.0,
+        sole: bool = False,
     ) -> None:
         self.stream = stream
         self.durable = durable
         self._bus = bus
         self._max_batch = max_batch
+        self._sole = sole
         self._config = ConsumerConfig(
             durable_name=durable,
             deliver_policy=DeliverPolicy.ALL,
@@ -123,6 +127,19 @@ class Consumer:
                         f"cannot set up consumer {self.durable} of {self.stream}: {error}"
                     ) from error
 
+    async def _forget(self) -> None:
+        """Remove the consumer, and with it what it knows of deliveries; the messages stay."""
+        async for attempt in forever(f"consumer-{self.durable}"):
+            with attempt:
+                try:
+                    await self._bus.js.delete_consumer(self.stream, self.durable)
+                except nats.js.errors.NotFoundError:
+                    return
+                except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+                    raise TransientError(
+                        f"cannot take over consumer {self.durable}: {error}"
+                    ) from error
+
     async def pending(self) -> int:
         """Messages in the stream that this consumer has yet to answer.
 
@@ -140,6 +157,8 @@ class Consumer:
 
         What has arrived and was not handed out by then is given back to the server.
         """
+        if self._sole:
+            await self._forget()
         await self.ensure()
         inbox = self._bus.client.new_inbox()
         subscription = await self._bus.client.subscribe(inbox, cb=self._receive)

@@ -120,6 +120,7 @@ class CommandInbox:
             f"agent-{host_id}",
             filter_subjects=(vm_commands_of(host_id),),
             ack_wait_s=ACK_WAIT_S,
+            sole=True,
         )
 
     async def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Message]]:

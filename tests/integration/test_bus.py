@@ -339,3 +339,34 @@ async def test_connecting_waits_for_a_server_until_told_to_stop(tmp_path: Path) 
         async with Bus.connect(server.settings(), name="test") as bus:
             assert bus.connected
     await server.kill()
+
+
+async def test_a_sole_consumer_gets_at_once_what_its_forerunner_left(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """Nothing waits for the ack wait of one that was killed; what was acked does not come again."""
+    _, bus = served
+    publisher = Publisher(bus)
+    for n in range(3):
+        await publisher.publish(f"vm.cmd.h1.v{n}.boot", str(n).encode(), msg_id=str(n))
+    stop = asyncio.Event()
+
+    async def next_batches(count: int) -> list[Any]:
+        consumer = Consumer(
+            bus, "VM_COMMANDS", "agent-h1", filter_subjects=("vm.cmd.h1.>",), ack_wait_s=300,
+            sole=True,
+        )  # fmt: skip
+        found: list[Any] = []
+        # Left without an answer, as a killed process would.
+        async for batch in consumer.batches(stop):
+            found += batch
+            if len(found) == count:
+                break
+        return found
+
+    async with asyncio.timeout(10):
+        first = await next_batches(3)
+        await first[1].ack_sync()
+        again = await next_batches(2)
+    assert [d.data for d in first] == [b"0", b"1", b"2"]
+    assert [d.data for d in again] == [b"0", b"2"]
