@@ -19,7 +19,8 @@ from vm_agent.process import ExitStatus, VmmProcesses, cpu_ns, is_alive, start_t
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _BINDS_SOCKET = re.compile(
-    rf"\0--api-sock\0{re.escape(API_SOCKET)}\0|,path={re.escape(QMP_SOCKET)},server=on".encode()
+    rf"\0--api-sock(?:\0|et\0path=){re.escape(API_SOCKET)}\0"
+    rf"|,path={re.escape(QMP_SOCKET)},server=on".encode()
 )
 """What the drivers tell a VMM to listen on, in its command line (proc(5): NUL separated)."""
 

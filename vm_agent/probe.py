@@ -15,6 +15,7 @@ from pathlib import Path
 
 from schemas.ids import new_id
 from vm_agent.drivers.abc import Driver, DriverError, MachinePlan, Probe, Vmm
+from vm_agent.drivers.cloud_hypervisor import CloudHypervisorDriver
 from vm_agent.drivers.firecracker import FirecrackerDriver
 from vm_agent.drivers.qemu import QemuDriver
 from vm_agent.drivers.simulator import SimulatorDriver
@@ -50,15 +51,20 @@ def candidates(
         firecracker: Path of the binary; empty for the one on PATH.
         name: Only this one; `auto` for all.
     """
-    on_path = {tool: shutil.which(tool) for tool in ("firecracker", "qemu-system-x86_64")}
-    binary = firecracker or on_path["firecracker"]
-    qemu = on_path["qemu-system-x86_64"]
+    named = Path(firecracker).absolute() if firecracker else None
     every: list[Driver] = [
-        FirecrackerDriver(Path(binary).absolute() if binary else None, processes),
-        QemuDriver(Path(qemu).absolute() if qemu else None, processes),
+        FirecrackerDriver(named or on_path(FirecrackerDriver.executable), processes),
+        CloudHypervisorDriver(on_path(CloudHypervisorDriver.executable), processes),
+        QemuDriver(on_path(QemuDriver.executable), processes),
         SimulatorDriver(processes),
     ]
     return [driver for driver in every if name in {"auto", driver.name}]
+
+
+def on_path(executable: str) -> Path | None:
+    """A binary's absolute path, None if there is none."""
+    found = shutil.which(executable)
+    return Path(found).absolute() if found else None
 
 
 async def choose_driver(

@@ -9,7 +9,6 @@ system by punching a hole: Firecracker keeps its own write position, so the file
 
 from __future__ import annotations
 
-import ctypes
 import os
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from vm_agent.drivers.holes import punch_hole
 from vm_agent.drivers.saved import DamagedError, SavedNumbers
 
 _log = structlog.get_logger(__name__)
@@ -28,8 +28,6 @@ _READ_BYTES = 256 * 1024
 _PUNCH_AFTER_BYTES = 256 * 1024
 _PAGE = 4096
 _LINE_START = b'{"utc_timestamp_ms"'
-# fallocate(2), linux/falloc.h
-_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
 
 
 @dataclass(slots=True)
@@ -174,17 +172,11 @@ class MetricsFile:
         end = self._offset - self._offset % _PAGE
         if end - self._punched < _PUNCH_AFTER_BYTES:
             return
-        # Not every file system can (tmpfs, ext4, xfs, btrfs do); then the file just stays long.
-        _fallocate(self._file, _PUNCH_HOLE | _KEEP_SIZE, self._punched, end - self._punched)
+        # Where the file system cannot, the file just stays long.
+        punch_hole(self._file, self._punched, end - self._punched)
         self._punched = end
 
 
 def metrics_path(run_dir: Path) -> Path:
     """The file that the VMM appends its metrics to."""
     return run_dir / METRICS
-
-
-def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> bool:
-    libc = ctypes.CDLL(None, use_errno=True)
-    result: int = libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
-    return result == 0
