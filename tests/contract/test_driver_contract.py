@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from schemas.vms import ExitReason
-from tests.support.hypervisors import DRIVERS, Lab, Rig, open_lab, processes_in, rig
+from tests.support.hypervisors import Rig, processes_in
 from vm_agent.drivers.abc import Ability, DeviceCounters, Driver, DriverError, Vmm, VmmState
 from vm_agent.drivers.paths import short_address
 from vm_agent.kernel import LinuxProcesses
@@ -25,21 +24,6 @@ pytestmark = pytest.mark.hypervisor
 
 WORK = {"blkw": 3072, "blkr": 1536}
 WORK_COUNTERS = DeviceCounters(disk_read_bytes=1_572_864, disk_write_bytes=3_145_728)
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Guest and hypervisors, tried out once."""
-    with open_lab() as made:
-        yield made
-
-
-@pytest.fixture(params=DRIVERS)
-async def bench(request: pytest.FixtureRequest, lab: Lab) -> AsyncIterator[Rig]:
-    """A driver of each kind; checks afterwards that no process is left."""
-    async with rig(lab, request.param) as made:
-        yield made
-    assert not processes_in(made.directory)
 
 
 async def test_a_machine_goes_through_its_life(bench: Rig) -> None:

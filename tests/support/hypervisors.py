@@ -33,7 +33,7 @@ from vm_agent.process import VmmProcesses
 STAND_IN = "cloud-hypervisor-stand-in"
 DRIVERS = ("firecracker", "qemu", "simulator", "cloud-hypervisor", STAND_IN)
 REAL_DRIVERS = ("firecracker", "qemu")
-GUEST_ARGS = ("blkw", "blkr", "tx", "loop", "spin")
+GUEST_ARGS = ("blkw", "blkr", "tx", "loop", "hz", "spin")
 DISK_BYTES = 8 * 1024 * 1024
 
 _ROOT = Path(__file__).resolve().parents[2]
