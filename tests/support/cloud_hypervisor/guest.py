@@ -12,7 +12,8 @@ class Guest:
     """One start of the guest. Plain state; time is passed in.
 
     Args:
-        arguments: Its kernel command line; `tests/guest/guest.c` says what it means.
+        arguments: Its kernel command line; `tests/guest/guest.c` says what it means. Besides,
+            `tidy=ms` makes it finish its work when it is to stop, and go off so much later.
         disk: Whether there is one to work on.
         print_line: Writes to its serial port.
         saved: What `save` of a former one has given; it goes on from there, with no I/O counted.
@@ -32,11 +33,13 @@ class Guest:
         )
         self._rounds = max(values.get("loop", 1), 1)
         self._hz = values.get("hz", 0)
+        self._tidy_ms = values.get("tidy", 0)
         self._print = print_line
         saved = saved or {}
         self._done = self._done_before = saved.get("rounds", 0)
         self._ran_ns = saved.get("ran_ns", 0)
         self._running_since_ns: int | None = None
+        self._done_at_ns = 0
         self._pressed = bool(saved.get("pressed", 0))
         self._fresh = not saved
 
@@ -74,23 +77,32 @@ class Guest:
         """Press its power button: it obeys as soon as it runs."""
         self._pressed = True
 
-    def obeys(self) -> bool:
+    def obeys(self, now_ns: int) -> bool:
         """Whether it goes off now."""
-        if self._pressed and self._running_since_ns is not None:
-            self._print("BYE")
-            return True
-        return False
+        if not self._pressed or self._running_since_ns is None:
+            return False
+        if self._tidy_ms and (self._done < self._rounds or self._tidy_s(now_ns) > 0):
+            return False
+        self._print("BYE")
+        return True
+
+    def _tidy_s(self, now_ns: int) -> float:
+        """How long it still takes from its last round to its end."""
+        return (self._done_at_ns - now_ns) / _NS_PER_S + self._tidy_ms / 1000
 
     def advance(self, now_ns: int) -> float | None:
-        """Do the rounds that are due; seconds until the next one is, None if there is none."""
-        if self._running_since_ns is None or self._done == self._rounds:
+        """Do what is due; seconds until more is, None if nothing will be."""
+        if self._running_since_ns is None:
             return None
+        if self._done == self._rounds:
+            return max(0.0, self._tidy_s(now_ns)) if self._pressed and self._tidy_ms else None
         ran_ns = self._ran_ns + now_ns - self._running_since_ns
         begun = ran_ns * self._hz // _NS_PER_S + 1 if self._hz else self._rounds
         self._done = max(self._done, min(begun, self._rounds))
         if self._done == self._rounds:
+            self._done_at_ns = now_ns
             self._print(f"DONE {self._done}")
-            return None
+            return self.advance(now_ns)
         return max(0.0, self._done / self._hz - ran_ns / _NS_PER_S)
 
 

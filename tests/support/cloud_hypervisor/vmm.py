@@ -94,7 +94,7 @@ class PretendedVmm(Served):
         if self._guest is None:
             return None
         due_s = self._guest.advance(self._now_ns())
-        if self._guest.obeys():
+        if self._guest.obeys(self._now_ns()):
             self.end()
             return 0.0
         return due_s
