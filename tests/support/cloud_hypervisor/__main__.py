@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import fcntl
-import json
 import os
 import signal
 import socket
@@ -13,6 +12,7 @@ import time
 from pathlib import Path
 
 from tests.support.cloud_hypervisor import VERSION
+from tests.support.cloud_hypervisor.events import render_event
 from tests.support.cloud_hypervisor.vmm import PretendedVmm
 from vm_agent.process import start_ticks
 from vm_agent.simulator.server import MAX_CONNECTIONS, Server
@@ -38,14 +38,8 @@ def main() -> int:
     started_ns = start_of_process_ns()
 
     def emit(source: str, event: str) -> None:
-        secs, nanos = divmod(time.clock_gettime_ns(time.CLOCK_BOOTTIME) - started_ns, 1_000_000_000)
-        fields = {
-            "timestamp": {"secs": secs, "nanos": nanos},
-            "source": source,
-            "event": event,
-            "properties": None,
-        }
-        events.write(json.dumps(fields, indent=2).encode() + b"\n\n")
+        at_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME) - started_ns
+        events.write(render_event(source, event, at_ns))
 
     lock = options.api_socket.with_name(f"{options.api_socket.name}.lock").open("wb")
     try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -10,20 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.cloud_hypervisor.events import render_event as event
 from vm_agent.drivers.cloud_hypervisor_events import EVENTS, MAX_EVENT_BYTES, EventFile, History
-
-
-def event(source: str, name: str, at_ns: int = 0, **properties: str) -> bytes:
-    """An event as the VMM writes it."""
-    secs, nanos = divmod(at_ns, 1_000_000_000)
-    fields = {
-        "timestamp": {"secs": secs, "nanos": nanos},
-        "source": source,
-        "event": name,
-        "properties": properties or None,
-    }
-    return json.dumps(fields, indent=2).encode() + b"\n\n"
-
 
 REBOOTING = event("vm", "rebooting", 7)
 PANIC = event("guest", "panic", 8, event="panic")
