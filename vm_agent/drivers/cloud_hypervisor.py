@@ -46,6 +46,7 @@ from vm_agent.drivers.passing import (
 from vm_agent.drivers.paths import API_SOCKET
 from vm_agent.drivers.process_driver import ProcessDriver
 from vm_agent.drivers.unix_http import Answer, ProtocolError, UnixHttpConnection
+from vm_agent.process import VmmProcesses
 
 _BOOT_S = 5.0
 _CALL_S = 2.0
@@ -54,8 +55,9 @@ _STATS_S = 0.7
 _SAVE_S = 2.0
 _SNAPSHOT_S = 60.0
 
-# A guest that was asked to stop is read so often, for so long.
+# A guest that was asked to stop is read so often, for so long; many at once less often each.
 _FOLLOW_PERIOD_S = 0.005
+_FOLLOW_SHARE_S = 0.001
 _FOLLOW_S = 30.0
 
 _SOCKET_LOCK = f"{API_SOCKET}.lock"
@@ -89,6 +91,10 @@ class CloudHypervisorDriver(ProcessDriver[_Session], Snapshots):
     executable = "cloud-hypervisor"
     files = (API_SOCKET, _SOCKET_LOCK, EVENTS, COUNTERS, LOG)
     abilities = frozenset({Ability.PAUSE, Ability.SNAPSHOT})
+
+    def __init__(self, binary: Path | None, processes: VmmProcesses) -> None:
+        super().__init__(binary, processes)
+        self._followed = 0
 
     async def create(self, plan: MachinePlan) -> Vmm:
         """Spawn the process, then configure the machine or restore it. See `Driver`."""
@@ -257,11 +263,16 @@ class CloudHypervisorDriver(ProcessDriver[_Session], Snapshots):
             )
 
     async def _read_to_the_end(self, vmm: Vmm) -> None:
-        with suppress(DriverError, TimeoutError):
+        self._followed += 1
+        try:
             async with asyncio.timeout(_FOLLOW_S):
                 while alive(vmm):
                     await self._read(vmm, _STATS_S)
-                    await asyncio.sleep(_FOLLOW_PERIOD_S)
+                    await asyncio.sleep(max(_FOLLOW_PERIOD_S, self._followed * _FOLLOW_SHARE_S))
+        except (DriverError, TimeoutError):
+            return  # it is gone, or takes its time: the sampler goes on
+        finally:
+            self._followed -= 1
 
     async def _put(self, vmm: Vmm, action: str, limit_s: float, body: bytes = b"") -> None:
         await self._call(vmm, "PUT", action, limit_s, body)

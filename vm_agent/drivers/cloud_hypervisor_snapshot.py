@@ -35,10 +35,17 @@ def remove(run_dir: Path) -> None:
 
 
 def empty(run_dir: Path) -> Path:
-    """The folder for the VMM to write to, without what a failed snapshot has left there."""
+    """The folder for the VMM to write to, without what a failed snapshot has left there.
+
+    Raises:
+        DriverError: It cannot be emptied.
+    """
     folder = run_dir / SNAPSHOT_DIR
-    for path in folder.iterdir():
-        path.unlink()
+    try:
+        for path in folder.iterdir():
+            path.unlink()
+    except OSError as error:
+        raise DriverError(f"cannot empty {folder}: {error}") from error
     return folder
 
 
