@@ -22,7 +22,8 @@ from vm_agent.process import ExitStatus, VmmProcesses, cpu_ns, is_alive, start_t
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _BINDS_SOCKET = re.compile(
-    rf"\0--api-sock\0{re.escape(API_SOCKET)}\0|,path={re.escape(QMP_SOCKET)},server=on".encode()
+    rf"\0--api-sock(?:\0|et\0path=){re.escape(API_SOCKET)}\0"
+    rf"|,path={re.escape(QMP_SOCKET)},server=on".encode()
 )
 """What the drivers tell a VMM to listen on, in its command line (proc(5): NUL separated)."""
 
@@ -183,7 +184,7 @@ def _working_below(root: Path) -> Iterator[int]:
     The socket, so that somebody who reads a console file there is left in peace.
     """
     place = re.compile(
-        re.escape(os.fsencode(root.resolve())) + rb"/(?:[0-9a-f]{32}-[0-9]+|probe-[^/]+)"
+        re.escape(os.fsencode(root.resolve())) + rb"/(?:[0-9a-f]{32}-[0-9]+|probe-[^/]+)(?:/root)?"
         # What the kernel adds when the directory is gone.
         rb"(?: \(deleted\))?"
     )

@@ -118,9 +118,6 @@ class Places:
         console.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         console.touch(mode=0o600)
         os.link(console, run_dir / CONSOLE)
-        if record.uid is not None:
-            os.chown(run_dir, record.uid, record.uid)
-            os.chown(console, record.uid, record.uid)
 
 
 def limits_of(spec: VmSpec, driver: Driver) -> Limits:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from schemas.ids import new_id
 from vm_agent.drivers.abc import Driver, DriverError, MachinePlan, Probe, Vmm
+from vm_agent.drivers.cloud_hypervisor import CloudHypervisorDriver
 from vm_agent.drivers.firecracker import FirecrackerDriver
 from vm_agent.drivers.jail import Jail
 from vm_agent.drivers.qemu import QemuDriver
@@ -52,13 +53,12 @@ def candidates(
         jailer: Path of its jailer; empty for the one beside it, or on PATH.
         jailed: Whether Firecracker runs in jails.
     """
-    on_path = {tool: shutil.which(tool) for tool in ("firecracker", "qemu-system-x86_64")}
-    binary = firecracker or on_path["firecracker"]
-    qemu = on_path["qemu-system-x86_64"]
-    jail = find_jail(Path(binary).absolute(), jailer) if binary and jailed else None
+    named = Path(firecracker).absolute() if firecracker else on_path(FirecrackerDriver.executable)
+    jail = find_jail(named, jailer) if named and jailed else None
     return [
-        FirecrackerDriver(Path(binary).absolute() if binary else None, processes, jail),
-        QemuDriver(Path(qemu).absolute() if qemu else None, processes),
+        FirecrackerDriver(named, processes, jail),
+        CloudHypervisorDriver(on_path(CloudHypervisorDriver.executable), processes),
+        QemuDriver(on_path(QemuDriver.executable), processes),
         SimulatorDriver(processes),
     ]
 
@@ -68,6 +68,12 @@ def find_jail(firecracker: Path, jailer: str = "") -> Jail:
     beside = firecracker.with_name("jailer")
     found = jailer or (None if beside.is_file() else shutil.which("jailer"))
     return Jail(Path(found).absolute() if found else beside, firecracker)
+
+
+def on_path(executable: str) -> Path | None:
+    """A binary's absolute path, None if there is none."""
+    found = shutil.which(executable)
+    return Path(found).absolute() if found else None
 
 
 async def choose_driver(

@@ -135,6 +135,7 @@ class VmmProcesses:
         netns: str | None = None,
         doors: Sequence[str] = (),
         uid: int | None = None,
+        groups: Sequence[int] = (),
         env: Mapping[str, str] | None = None,
     ) -> ProcessId:
         """Start a process that survives this one.
@@ -149,6 +150,7 @@ class VmmProcesses:
             netns: Name of the network namespace to run in.
             doors: Files to write its pid into before anything else: its control groups.
             uid: User and group to run as, without any privilege; None stays what this process is.
+            groups: Groups that `uid` is in besides its own.
             env: The whole environment; None means this process's own.
 
         Raises:
@@ -156,7 +158,7 @@ class VmmProcesses:
         """
         command = list(argv)
         if uid is not None:
-            command = [*_without_privileges(uid), *command]
+            command = [*_without_privileges(uid, groups), *command]
         if netns is not None:
             command = ["nsenter", f"--net={NETNS_DIR / netns}", "--", *command]
         if doors:
@@ -272,9 +274,10 @@ class VmmProcesses:
         return None
 
 
-def _without_privileges(uid: int) -> list[str]:
+def _without_privileges(uid: int, groups: Sequence[int]) -> list[str]:
+    others = f"--groups={','.join(map(str, groups))}" if groups else "--clear-groups"
     return [
-        "setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "--no-new-privs",
+        "setpriv", f"--reuid={uid}", f"--regid={uid}", others, "--no-new-privs",
         "--inh-caps=-all", "--bounding-set=-all", "--",
     ]  # fmt: skip
 

@@ -52,7 +52,7 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     region: RegionId = "local"
     data_dir: Annotated[str, msgspec.Meta(min_length=1)] = "/var/lib/decisec/agent"
     image_dir: str = ""
-    driver: Literal["auto", "firecracker", "qemu", "simulator"] = "auto"
+    driver: Literal["auto", "firecracker", "cloud-hypervisor", "qemu", "simulator"] = "auto"
     firecracker: str = ""
     jailed: bool = True
     jailer: str = ""

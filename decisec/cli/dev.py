@@ -24,6 +24,7 @@ class DriverName(StrEnum):
 
     AUTO = "auto"
     FIRECRACKER = "firecracker"
+    CLOUD_HYPERVISOR = "cloud-hypervisor"
     QEMU = "qemu"
     SIMULATOR = "simulator"
 

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from schemas.vms import ExitReason
-from tests.support.hypervisors import DRIVERS, Lab, Rig, open_lab, processes_in, rig
+from tests.support.hypervisors import Rig, processes_in
 from vm_agent.drivers.abc import Ability, DeviceCounters, Driver, DriverError, Vmm, VmmState
 from vm_agent.drivers.paths import short_address
 from vm_agent.kernel import LinuxProcesses
@@ -25,21 +24,6 @@ pytestmark = pytest.mark.hypervisor
 
 WORK = {"blkw": 3072, "blkr": 1536}
 WORK_COUNTERS = DeviceCounters(disk_read_bytes=1_572_864, disk_write_bytes=3_145_728)
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Guest and hypervisors, tried out once."""
-    with open_lab() as made:
-        yield made
-
-
-@pytest.fixture(params=DRIVERS)
-async def bench(request: pytest.FixtureRequest, lab: Lab) -> AsyncIterator[Rig]:
-    """A driver of each kind; checks afterwards that no process is left."""
-    async with rig(lab, request.param) as made:
-        yield made
-    assert not processes_in(made.directory)
 
 
 async def test_a_machine_goes_through_its_life(bench: Rig) -> None:
@@ -92,6 +76,7 @@ async def test_every_verb_may_be_repeated(bench: Rig) -> None:
 
 async def test_a_guest_that_obeys_ends_its_vmm(bench: Rig) -> None:
     """Nobody need ask for the VMM to go; the reason is known and the counters are final."""
+    bench.require_button()
     vmm = await bench.booted(**WORK)
     await bench.driver.shutdown(vmm)
     await bench.exits(vmm)
@@ -99,7 +84,7 @@ async def test_a_guest_that_obeys_ends_its_vmm(bench: Rig) -> None:
     assert bench.driver.exit_reason(vmm, status.exit_code) is ExitReason.GUEST_SHUTDOWN
     final = await bench.driver.counters(vmm)
     assert await bench.driver.counters(vmm) == final
-    if not bench.driver.simulated:
+    if bench.exact:
         assert final == WORK_COUNTERS
     await bench.driver.destroy(vmm)
 
@@ -109,6 +94,7 @@ async def test_a_guest_that_stops_amid_requests_ends_its_vmm(bench: Rig) -> None
 
     Firecracker 1.12 hangs for ever then; the driver must help it out.
     """
+    bench.require_button()
     others = [] if bench.name == "qemu" else [bench.another_driver() for _ in range(3)]
     for _ in range(5):
         vmm = await bench.booted(**WORK)
@@ -124,7 +110,7 @@ async def test_a_guest_that_stops_amid_requests_ends_its_vmm(bench: Rig) -> None
             await bench.driver.shutdown(vmm)
         status = await bench.processes.wait_exit(vmm.pid, vmm.start_ticks)
         assert bench.driver.exit_reason(vmm, status.exit_code) is ExitReason.GUEST_SHUTDOWN
-        if not bench.driver.simulated:
+        if bench.exact:
             assert await bench.driver.counters(vmm) == WORK_COUNTERS
         await bench.driver.destroy(vmm)
     for driver in others:
@@ -138,7 +124,7 @@ async def test_a_kill_keeps_the_last_counters(bench: Rig) -> None:
     await bench.driver.kill(vmm)
     final = await bench.driver.counters(vmm)
     assert at_least(final, before)
-    if not bench.driver.simulated:
+    if bench.exact:
         assert final == WORK_COUNTERS
     status = await bench.processes.wait_exit(vmm.pid, vmm.start_ticks)
     assert status.exit_code == -signal.SIGKILL
@@ -181,7 +167,7 @@ async def test_counters_go_on_over_an_agent_restart(bench: Rig) -> None:
     driver = await bench.restart_agent()
     final = await driver.counters(vmm)
     assert at_least(final, last)
-    if not driver.simulated:
+    if bench.exact:
         assert final.disk_write_bytes == 64 * 1024 * 200
         assert final.disk_read_bytes == 32 * 1024 * 200
     assert await driver.inspect(vmm) is VmmState.GONE
@@ -190,6 +176,7 @@ async def test_counters_go_on_over_an_agent_restart(bench: Rig) -> None:
 
 async def test_a_guest_that_stops_without_an_agent_is_settled_by_the_next_one(bench: Rig) -> None:
     """The agent dies, the guest shuts down, a new agent reads the exact counters."""
+    bench.require_button()
     vmm = await bench.booted(**WORK)
     await bench.driver.shutdown(vmm)
     driver = await bench.restart_agent()
@@ -197,7 +184,7 @@ async def test_a_guest_that_stops_without_an_agent_is_settled_by_the_next_one(be
         while await driver.inspect(vmm) is not VmmState.GONE:
             await asyncio.sleep(0.01)
     await bench.exits(vmm)
-    if not driver.simulated:
+    if bench.exact:
         assert await driver.counters(vmm) == WORK_COUNTERS
     assert driver.exit_reason(vmm, 0) is ExitReason.GUEST_SHUTDOWN
 
@@ -310,7 +297,7 @@ async def test_machines_do_not_disturb_each_other(bench: Rig) -> None:
     """Five are created, booted, read and killed at the same time."""
     vmms = await asyncio.gather(*(bench.booted(blkw=64 * n) for n in range(1, 6)))
     counters = await asyncio.gather(*(bench.driver.counters(vmm) for vmm in vmms))
-    if not bench.driver.simulated:
+    if bench.exact:
         assert [c.disk_write_bytes for c in counters] == [65_536 * n for n in range(1, 6)]
     await asyncio.gather(*(bench.driver.kill(vmm) for vmm in vmms))
     assert {await bench.driver.inspect(vmm) for vmm in vmms} == {VmmState.GONE}
@@ -318,6 +305,7 @@ async def test_machines_do_not_disturb_each_other(bench: Rig) -> None:
 
 async def test_the_console_can_be_cut_while_the_vmm_writes_it(bench: Rig) -> None:
     """What is printed after the cut follows what was kept."""
+    bench.require_button()
     vmm = await bench.booted()
     console = bench.driver.console(Path(vmm.run_dir))
     with console.open("ab") as file:

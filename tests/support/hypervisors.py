@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from decisec.devkit import firecracker as firecracker_kit
@@ -22,20 +24,23 @@ from schemas.units import MIB
 from vm_agent import network
 from vm_agent.cgroups import Cgroups, Limits
 from vm_agent.drivers.abc import Driver, MachinePlan, Nic, Probe, Vmm
+from vm_agent.drivers.cloud_hypervisor import CloudHypervisorDriver
 from vm_agent.drivers.firecracker import FirecrackerDriver
-from vm_agent.drivers.jail import Jail
 from vm_agent.drivers.qemu import QemuDriver
 from vm_agent.drivers.simulator import SimulatorDriver
 from vm_agent.images import Image, ImageStore, render_kernel_args
-from vm_agent.probe import probe_driver
+from vm_agent.probe import find_jail, on_path, probe_driver
 from vm_agent.process import VmmProcesses
 
-DRIVERS = ("firecracker", "qemu", "simulator")
+STAND_IN = "cloud-hypervisor-stand-in"
+DRIVERS = ("firecracker", "qemu", "simulator", "cloud-hypervisor", STAND_IN)
 REAL_DRIVERS = ("firecracker", "qemu")
-GUEST_ARGS = ("blkw", "blkr", "tx", "loop", "spin")
+GUEST_ARGS = ("blkw", "blkr", "tx", "loop", "hz", "spin")
 UID = 1_900_000_777
 LIMITS = Limits(cpus=2, memory_bytes=512 * MIB, tasks=160)
 DISK_BYTES = 8 * 1024 * 1024
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 def cache_dir() -> Path:
@@ -61,16 +66,34 @@ class Lab:
     """The tiny guest as an image, and what was found out about the hypervisors.
 
     Attributes:
-        probes: By driver name: whether it boots the guest here.
+        stand_in: An executable that behaves as Cloud Hypervisor.
+        probes: By name in `DRIVERS`: whether it boots the guest here.
     """
 
     image: Image
     firecracker: Path | None
-    probes: dict[str, Probe]
+    stand_in: Path
+    probes: dict[str, Probe] = field(default_factory=dict)
 
     def driver(self, name: str, processes: VmmProcesses) -> Driver:
         """A fresh driver, as a fresh agent would make it."""
-        return make_driver(name, self.firecracker, processes)
+        match name:
+            case "firecracker":
+                # As an agent has it: jailed where that is possible at all.
+                jailed = self.firecracker is not None and os.geteuid() == 0
+                jail = find_jail(self.firecracker) if jailed and self.firecracker else None
+                return FirecrackerDriver(self.firecracker, processes, jail)
+            case "qemu":
+                return QemuDriver(on_path(QemuDriver.executable), processes)
+            case "simulator":
+                return SimulatorDriver(processes)
+            case "cloud-hypervisor":
+                binary = on_path(CloudHypervisorDriver.executable)
+                return CloudHypervisorDriver(binary, processes)
+            case _:
+                assert name == STAND_IN
+                # The interpreter that it runs in may be out of another user's reach.
+                return CloudHypervisorDriver(self.stand_in, processes, confined=False)
 
     def require(self, name: str) -> None:
         """Skip the test, with the reason, where that hypervisor does not work."""
@@ -78,16 +101,16 @@ class Lab:
             pytest.skip(f"{name}: {self.probes[name].reason}")
 
 
-def make_driver(name: str, firecracker: Path | None, processes: VmmProcesses) -> Driver:
-    """A driver by its name."""
-    if name == "firecracker":
-        # As an agent has it: jailed where that is possible at all.
-        jail = Jail(firecracker.with_name("jailer"), firecracker) if firecracker else None
-        return FirecrackerDriver(firecracker, processes, jail if os.geteuid() == 0 else None)
-    if name == "qemu":
-        found = shutil.which("qemu-system-x86_64")
-        return QemuDriver(Path(found) if found else None, processes)
-    return SimulatorDriver(processes)
+def write_stand_in(directory: Path) -> Path:
+    """An executable `cloud-hypervisor` that replaces itself by the stand-in, pid kept."""
+    libraries = Path(msgspec.__file__).parents[1]
+    script = directory / "cloud-hypervisor"
+    script.write_text(
+        f"#!/bin/sh\nPYTHONPATH='{_ROOT}:{libraries}' exec '{sys.executable}' -S -P"
+        ' -m tests.support.cloud_hypervisor "$@"\n'
+    )
+    script.chmod(0o755)
+    return script
 
 
 @contextmanager
@@ -102,20 +125,19 @@ def open_lab() -> Iterator[Lab]:
         store = ImageStore(Path(directory) / "images")
         image = store.add("tiny", guest, allowed_args=GUEST_ARGS)
         firecracker, reason = find_firecracker()
-        probes = asyncio.run(_probe_all(image, firecracker, Path(directory) / "run"))
+        lab = Lab(image, firecracker, write_stand_in(Path(directory)))
+        asyncio.run(_probe_all(lab, Path(directory) / "run"))
         if reason:
-            probes["firecracker"] = Probe(works=False, version="", reason=reason)
-        yield Lab(image, firecracker, probes)
+            lab.probes["firecracker"] = Probe(works=False, version="", reason=reason)
+        yield lab
 
 
-async def _probe_all(image: Image, firecracker: Path | None, work: Path) -> dict[str, Probe]:
-    found = {}
+async def _probe_all(lab: Lab, work: Path) -> None:
     for name in DRIVERS:
         processes = VmmProcesses()
-        driver = make_driver(name, firecracker, processes)
-        found[name] = await probe_driver(driver, image, work, processes, UID)
+        driver = lab.driver(name, processes)
+        lab.probes[name] = await probe_driver(driver, lab.image, work, processes, UID)
         await driver.close()
-    return found
 
 
 class Rig:
@@ -138,6 +160,19 @@ class Rig:
         self._vmms: list[Vmm] = []
         self._nics: list[Nic] = []
 
+    @property
+    def exact(self) -> bool:
+        """Whether the guest's bytes come out as it was told: none is made up, or missing.
+
+        The tiny guest finds no disk in a real Cloud Hypervisor, whose devices are all on PCI.
+        """
+        return not self.driver.simulated and self.name != "cloud-hypervisor"
+
+    def require_button(self) -> None:
+        """Skip the test where the guest does not hear that it is to stop."""
+        if self.name == "cloud-hypervisor":
+            pytest.skip("the tiny guest does not hear Cloud Hypervisor's power button")
+
     def plan(self, *, nic: Nic | None = None, disk: bool = True, **args: int) -> MachinePlan:
         """A plan for a new VM with its own run directory; `args` are the guest's."""
         vm_id = new_id()
@@ -158,7 +193,7 @@ class Rig:
             vcpus=1,
             memory_mib=64,
             kernel=image.kernel,
-            kernel_args=render_kernel_args(image, self.name, words),
+            kernel_args=render_kernel_args(image, self.driver.name, words),
             disk=path,
             nic=nic,
             run_dir=run_dir,

@@ -8,15 +8,13 @@ the first name only.
 
 from __future__ import annotations
 
-import os
-import shutil
-import stat
 from pathlib import Path
 from typing import Any
 
 from schemas.vms import SnapshotKind
 from vm_agent.disks import clone_file
-from vm_agent.drivers.abc import DriverError, MachinePlan
+from vm_agent.drivers.abc import MachinePlan
+from vm_agent.drivers.hostile import folder_of, take_out
 from vm_agent.drivers.jail import place_readable
 from vm_agent.sparse import overlay
 
@@ -75,13 +73,6 @@ def take(root: Path, folder: Path) -> None:
     Raises:
         DriverError: It is no regular file: a link that a hostile VMM has put there instead.
     """
-    for name, made in _MADE.items():
-        source, target = root / made, folder / name
-        if not stat.S_ISREG(source.lstat().st_mode):
-            raise DriverError(f"the VMM wrote something else than a file as {made}")
-        shutil.move(source, target)
-        os.chown(target, os.geteuid(), os.getegid(), follow_symlinks=False)
-        if not stat.S_ISREG(target.lstat().st_mode):
-            target.unlink()
-            raise DriverError(f"the VMM swapped {made} for something else")
-        target.chmod(0o444)
+    with folder_of(root) as source:
+        for name, made in _MADE.items():
+            take_out(source, made, folder / name)

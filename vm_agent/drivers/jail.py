@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,15 +28,50 @@ ROOT_LINK = "root"
 
 DISK = "disk.img"
 _KERNEL, _INITRD = "kernel", "initrd"
+_KVM = Path("/dev/kvm")
 _OPEN_FILES = 1024
 _JAILER_S = 3.0
 _NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 def root_of(run_dir: Path) -> Path:
-    """The directory that the VMM of a run directory sees as its root, or works in if unjailed."""
-    link = run_dir / ROOT_LINK
-    return link if link.is_symlink() else run_dir
+    """The directory that the VMM of a run directory works in; if it is jailed, sees as its root."""
+    root = run_dir / ROOT_LINK
+    return root if root.is_dir() else run_dir
+
+
+def make_home(plan: MachinePlan, uid: int | None) -> MachinePlan:
+    """Make a directory for a VMM that no jailer confines; the plan as it sees it from there.
+
+    All names are relative: a user of its own cannot reach into the agent's directories.
+
+    Raises:
+        OSError: A file cannot be placed.
+    """
+    root = plan.run_dir / ROOT_LINK
+    root.mkdir(mode=0o700)
+    return _furnish(plan, root, uid, Path())
+
+
+def _furnish(plan: MachinePlan, root: Path, uid: int | None, seen: Path) -> MachinePlan:
+    """Place a plan's files in a VMM's root, which it sees as `seen`, and give it to its user."""
+    place_readable(plan.kernel, root / _KERNEL)
+    if plan.initrd is not None:
+        place_readable(plan.initrd, root / _INITRD)
+    if plan.disk is not None:
+        # The very file, not a copy: what the guest writes has to stay.
+        os.link(plan.disk, root / DISK)
+    if uid is not None:
+        os.chown(root, uid, uid)
+        if plan.disk is not None:
+            os.chown(root / DISK, uid, uid)
+    return replace(
+        plan,
+        kernel=seen / _KERNEL,
+        initrd=seen / _INITRD if plan.initrd else None,
+        disk=seen / DISK if plan.disk else None,
+        run_dir=seen,
+    )
 
 
 class Jail:
@@ -74,22 +108,7 @@ class Jail:
         # First the link: whoever finds it half made can remove it all.
         (plan.run_dir / ROOT_LINK).symlink_to(root.relative_to(plan.run_dir))
         root.mkdir(mode=0o700, parents=True)
-        os.chown(root, plan.uid, plan.uid)
-        inside = Path("/")
-        place_readable(plan.kernel, root / _KERNEL)
-        if plan.initrd is not None:
-            place_readable(plan.initrd, root / _INITRD)
-        if plan.disk is not None:
-            # The very file, not a copy: what the guest writes has to stay.
-            os.link(plan.disk, root / DISK)
-            os.chown(root / DISK, plan.uid, plan.uid)
-        return replace(
-            plan,
-            kernel=inside / _KERNEL,
-            initrd=inside / _INITRD if plan.initrd else None,
-            disk=inside / DISK if plan.disk else None,
-            run_dir=inside,
-        )
+        return _furnish(plan, root, plan.uid, Path("/"))
 
     def command(self, plan: MachinePlan, arguments: Sequence[str]) -> list[str]:
         """The jailer's command line; the arguments after it are Firecracker's."""
@@ -169,14 +188,24 @@ class Jail:
         return plan.run_dir / self._executable / str(plan.vm_id) / "root"
 
 
+def kvm_groups() -> list[int]:
+    """The group that may use KVM, for a VMM that is nobody; none if all may, or only root."""
+    try:
+        found = _KVM.stat()
+    except OSError:
+        return []
+    return [found.st_gid] if found.st_gid and found.st_mode & 0o060 == 0o060 else []
+
+
 def remove(run_dir: Path) -> None:
-    """Remove the jail of a run directory, whose VMM is gone. Nothing if there is none."""
-    link = run_dir / ROOT_LINK
-    with suppress(OSError):
-        top = link.readlink().parts[0]
-        # Never follows a link, and takes away names only: a disk lives on under its own.
-        shutil.rmtree(run_dir / top, ignore_errors=True)
-    link.unlink(missing_ok=True)
+    """Remove the jail or home of a run directory, whose VMM is gone. Nothing if there is none."""
+    root = run_dir / ROOT_LINK
+    # Never follows a link, and takes away names only: a disk lives on under its own.
+    if root.is_symlink():
+        shutil.rmtree(run_dir / root.readlink().parts[0], ignore_errors=True)
+        root.unlink()
+    else:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 def place_readable(source: Path, target: Path) -> None:

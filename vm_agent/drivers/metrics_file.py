@@ -9,16 +9,15 @@ system by punching a hole: Firecracker keeps its own write position, so the file
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
-import stat
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import msgspec
 import structlog
 
+from vm_agent.drivers.holes import punch_hole
+from vm_agent.drivers.hostile import open_plain
 from vm_agent.drivers.saved import DamagedError, SavedNumbers
 
 _log = structlog.get_logger(__name__)
@@ -30,8 +29,6 @@ _READ_BYTES = 256 * 1024
 _PUNCH_AFTER_BYTES = 256 * 1024
 _PAGE = 4096
 _LINE_START = b'{"utc_timestamp_ms"'
-# fallocate(2), linux/falloc.h
-_KEEP_SIZE, _PUNCH_HOLE = 0x01, 0x02
 
 
 @dataclass(slots=True)
@@ -89,7 +86,7 @@ class MetricsFile:
         self.path = metrics_path(folder)
         self._state = SavedNumbers(state_dir / METRICS_STATE, 7)
         try:
-            self._file = _open_regular(self.path)
+            self._file = open_plain(self.path, os.O_RDWR | os.O_CREAT)
         except OSError:
             self._state.close()
             raise
@@ -177,28 +174,11 @@ class MetricsFile:
         end = self._offset - self._offset % _PAGE
         if end - self._punched < _PUNCH_AFTER_BYTES:
             return
-        # Not every file system can (tmpfs, ext4, xfs, btrfs do); then the file just stays long.
-        _fallocate(self._file, _PUNCH_HOLE | _KEEP_SIZE, self._punched, end - self._punched)
+        # Where the file system cannot, the file just stays long.
+        punch_hole(self._file, self._punched, end - self._punched)
         self._punched = end
 
 
 def metrics_path(run_dir: Path) -> Path:
     """The file that the VMM appends its metrics to."""
     return run_dir / METRICS
-
-
-def _open_regular(path: Path) -> int:
-    """Open a file for reading and writing; nothing else in its place, a link least of all."""
-    descriptor = os.open(
-        path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600
-    )
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "this is no regular file", str(path))
-    return descriptor
-
-
-def _fallocate(descriptor: int, mode: int, offset: int, length: int) -> bool:
-    libc = ctypes.CDLL(None, use_errno=True)
-    result: int = libc.fallocate(descriptor, mode, ctypes.c_int64(offset), ctypes.c_int64(length))
-    return result == 0

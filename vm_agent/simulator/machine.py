@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from vm_agent.simulator.load import Load, Usage
+from vm_agent.simulator.served import Reply, Served
 
 VERSION = "1.12.1"
 """The API version that is spoken, and the vendor's release it was compared with."""
@@ -17,18 +18,11 @@ _NOT_AFTER = "The requested operation is not supported after starting the microV
 _NS_PER_MS = 1_000_000
 
 
-class Reply(NamedTuple):
-    """Status code and JSON body; a 204 has none."""
-
-    status: int
-    body: dict[str, Any] | None = None
-
-
 class _Refusal(Exception):  # noqa: N818 - it is an answer, not a failure
     """A request that Firecracker answers with 400 and this message."""
 
 
-class Machine:
+class Machine(Served):
     """One VM. Plain state and a clock that is passed in; the server around it does the I/O.
 
     Attributes:
@@ -41,6 +35,8 @@ class Machine:
         print_line: Writes to the guest's console.
     """
 
+    server_name = "Firecracker API"
+
     def __init__(
         self,
         identity: str,
@@ -49,7 +45,6 @@ class Machine:
         wall_ms: Callable[[], int],
         print_line: Callable[[str], None],
     ) -> None:
-        self.exit_requested = False
         self._identity = identity
         self._now_ns = now_ns
         self._wall_ms = wall_ms
@@ -73,6 +68,10 @@ class Machine:
             return self._route(method, path, body)
         except _Refusal as refusal:
             return Reply(400, {"fault_message": str(refusal)})
+
+    def refuse(self, message: str) -> Reply:
+        """Answer what is no request as Firecracker would."""
+        return Reply(400, {"fault_message": message})
 
     def _route(self, method: str, path: str, body: bytes) -> Reply:
         match method, path.strip("/").split("/"):

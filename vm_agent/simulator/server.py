@@ -1,4 +1,7 @@
-"""The API socket of a pretended machine: one thread, no work while nobody asks."""
+"""The API socket of a pretended VMM: one thread, no work while nobody asks.
+
+Firecracker and Cloud Hypervisor share the HTTP server that this one is like.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,17 @@ import selectors
 import socket
 from dataclasses import dataclass, field
 
-from vm_agent.simulator.machine import Machine, Reply
+from vm_agent.simulator.served import Reply, Served
 
 MAX_CONNECTIONS = 10
-"""Firecracker's own limit."""
+"""The vendors' own limit."""
 
 _MAX_HEAD_BYTES = 16 * 1024
 _MAX_BODY_BYTES = 51_200
 
 
 class _BadRequestError(Exception):
-    """No HTTP request of the kind that Firecracker takes."""
+    """No HTTP request of the kind that the vendors' server takes."""
 
 
 @dataclass(slots=True)
@@ -27,26 +30,26 @@ class _Connection:
 
 
 class Server:
-    """Serves one machine until its guest resets.
+    """Serves one VMM until it ends.
 
     Args:
         listener: A listening Unix socket; the server closes it.
-        machine: Who answers.
+        served: Who answers.
     """
 
-    def __init__(self, listener: socket.socket, machine: Machine) -> None:
+    def __init__(self, listener: socket.socket, served: Served) -> None:
         self._listener = listener
-        self._machine = machine
+        self._served = served
         self._selector = selectors.DefaultSelector()
         self._connections: set[int] = set()
 
     def serve(self) -> None:
-        """Answer requests until the machine wants to exit."""
+        """Answer requests until the VMM wants to exit."""
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         try:
-            while not self._machine.exit_requested:
-                for key, _ in self._selector.select():
+            while not self._served.exit_requested:
+                for key, _ in self._selector.select(self._served.advance()):
                     if isinstance(key.data, _Connection):
                         self._receive(key.data)
                     else:
@@ -82,15 +85,18 @@ class Server:
                 return
             connection.buffer += data
             while (request := _take_request(connection.buffer)) is not None:
-                connection.peer.sendall(_render(self._machine.handle(*request)))
+                self._send(connection, self._served.handle(*request))
         except _BadRequestError as error:
             self._refuse(connection, str(error))
         except OSError:
             self._close(connection)
 
+    def _send(self, connection: _Connection, reply: Reply) -> None:
+        connection.peer.sendall(_render(reply, self._served.server_name))
+
     def _refuse(self, connection: _Connection, message: str) -> None:
         try:
-            connection.peer.sendall(_render(Reply(400, {"fault_message": message})))
+            self._send(connection, self._served.refuse(message))
         except OSError:
             pass  # whoever sent garbage need not hear of it
         finally:
@@ -128,8 +134,8 @@ def _take_request(buffer: bytearray) -> tuple[str, str, bytes] | None:
     return words[0].decode("latin-1"), words[1].decode("latin-1"), body
 
 
-def _render(reply: Reply) -> bytes:
-    head = f"HTTP/1.1 {reply.status} \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
+def _render(reply: Reply, server_name: str) -> bytes:
+    head = f"HTTP/1.1 {reply.status} \r\nServer: {server_name}\r\nConnection: keep-alive\r\n"
     if reply.body is None:
         return f"{head}\r\n".encode()
     body = json.dumps(reply.body, separators=(",", ":")).encode()
