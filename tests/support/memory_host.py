@@ -287,7 +287,14 @@ class MemoryDriver(Driver):
 
 
 class MemoryImages:
-    """`Images` with one image."""
+    """`Images` with one image.
+
+    Attributes:
+        rootfs: What its VMs' disks begin with; None for empty ones.
+    """
+
+    def __init__(self, rootfs: Path | None = None) -> None:
+        self.rootfs = rootfs
 
     def names(self) -> tuple[str, ...]:
         """Its name."""
@@ -298,10 +305,16 @@ class MemoryImages:
         del driver
         if spec.image != "tiny":
             raise RefusedError(ErrorCode.UNKNOWN_IMAGE, "there is no such image")
-        return BootImage(kernel=Path("kernel"), initrd=None, kernel_args="")
+        return BootImage(
+            kernel=Path("kernel"),
+            initrd=None,
+            kernel_args="",
+            rootfs=self.rootfs,
+            rootfs_bytes=self.rootfs.stat().st_size if self.rootfs else 0,
+        )
 
     async def prepare_new(self, driver: str, spec: VmSpec) -> BootImage:
-        """The image; it has no rootfs."""
+        """The image."""
         return await self.prepare(driver, spec)
 
 
@@ -368,13 +381,15 @@ class LooseTasks:
             self.failures.append(error)
 
 
-def memory_host(kernel: MemoryKernel, driver: MemoryDriver, folder: Path) -> Host:
+def memory_host(
+    kernel: MemoryKernel, driver: MemoryDriver, folder: Path, images: MemoryImages | None = None
+) -> Host:
     """A host of these parts."""
     return Host(
         host_id="h1",
         driver=driver,
         drivers={driver.name: driver},
-        images=MemoryImages(),
+        images=images or MemoryImages(),
         networks=kernel,
         processes=kernel,
         data_dir=folder,
