@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -62,8 +63,10 @@ class Stage:
     async def deliver(self, command: CreateVm | DeleteVm) -> Operation:
         """A command and its result."""
         self.run.inbox.queue.put_nowait(Mail(command))
-        while not (results := self.desk.operations.get(command.command_id)):
-            await self.run.quiet()
+        async with asyncio.timeout(20):
+            while not (results := self.desk.operations.get(command.command_id)):
+                assert not self.run.tasks.failures
+                await asyncio.sleep(0.005)
         return results[-1]
 
 
