@@ -86,7 +86,8 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
         image: Name in the host's image store.
         vcpus: Virtual CPUs.
         memory_mib: Guest memory in MiB.
-        disk_mib: Size of the VM's own writable disk in MiB; 0 means no disk.
+        disk_mib: Size of the VM's own writable disk in MiB; 0 means as large as the image's root
+            file system, and no disk where the image has none.
         network: Whether the VM gets a network interface.
         track_memory: Remember which memory the guest changes, so that diff snapshots are
             possible; costs the guest some speed.

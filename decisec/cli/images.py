@@ -141,7 +141,7 @@ def list_images(
         table.add_column(heading, no_wrap=True)
     for heading in ("kernel", "initrd", "rootfs", "VMs"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("imported", "description"):
+    for heading in ("imported (UTC)", "description"):
         table.add_column(heading)
     for name, image, problem in found:
         vms = str(len(users.get(name, [])))
@@ -216,7 +216,7 @@ def verify(
         show_json({"images": images, "damaged": list(problems), "leftovers_removed": cleared})
     else:
         if cleared:
-            say(f"{cleared} unfinished imports removed")
+            say(f"unfinished imports removed: {cleared}")
         for problem in problems.values():
             show(problem)
         show(f"{len(wanted) - len(problems)} of {len(wanted)} images are as they were imported")
@@ -236,9 +236,8 @@ def _refuse_used(host: ImageHost, names: list[str]) -> None:
     for name in names:
         if vms := users.of_image.get(name):
             raise CommandError(
-                f"image {name!r} is used by {len(vms)} VMs of this host, which could not boot "
-                f"again: {', '.join(vms[:3])}{' …' if vms[3:] else ''}; delete them, or say "
-                "--force",
+                f"VMs of this host use image {name!r} and could not boot again: "
+                f"{', '.join(vms[:3])}{', …' if vms[3:] else ''}; delete them, or say --force",
                 Exit.FAILED,
                 "image_in_use",
             )

@@ -45,7 +45,9 @@ def create(
     name: Annotated[str, typer.Option(help="A name of your own.", show_default=False)] = "",
     vcpus: Annotated[int, typer.Option(min=1, help="Virtual CPUs.")] = 1,
     memory: Annotated[int, typer.Option(min=1, help="Memory in MiB.")] = 128,
-    disk: Annotated[int, typer.Option(min=0, help="Disk in MiB; 0 for none.")] = 0,
+    disk: Annotated[
+        int, typer.Option(min=0, help="Disk in MiB; 0 for the image's rootfs as it is, if any.")
+    ] = 0,
     network: Annotated[bool, typer.Option(help="With a network interface.")] = True,
     restart: Annotated[
         str, typer.Option(help="When it ends by itself: never, or on-failure.")

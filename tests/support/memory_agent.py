@@ -24,6 +24,7 @@ from tests.support.memory_host import (
     LooseTasks,
     MemoryDesk,
     MemoryDriver,
+    MemoryImages,
     MemoryKernel,
     memory_host,
 )
@@ -116,13 +117,19 @@ class Letterbox:
 class Run:
     """One run of the agent's logic, from adoption to its sudden end."""
 
-    def __init__(self, folder: Path, kernel: MemoryKernel, desk: MemoryDesk) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        kernel: MemoryKernel,
+        desk: MemoryDesk,
+        images: MemoryImages | None = None,
+    ) -> None:
         self.folder = folder
         self.kernel = kernel
         self.tasks = LooseTasks()
         self.inbox = Letterbox()
         self.frames: list[bytes] = []
-        host = memory_host(kernel, MemoryDriver(kernel), folder)
+        host = memory_host(kernel, MemoryDriver(kernel), folder, images)
         self.checkpoint = Checkpoint(folder / "checkpoint")
         self.store = RecordStore(folder / "vms")
         self.fleet = Fleet("h1", self.store, desk, self.tasks.spawn)

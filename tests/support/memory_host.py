@@ -344,11 +344,13 @@ class MemoryImages:
     """`Images` with one image.
 
     Attributes:
+        rootfs: What its VMs' disks begin with; None for empty ones.
         gate: Cleared: looking it up takes until it is set.
         waiting: How many wait for it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rootfs: Path | None = None) -> None:
+        self.rootfs = rootfs
         self.gate = asyncio.Event()
         self.gate.set()
         self.waiting = 0
@@ -365,10 +367,16 @@ class MemoryImages:
         self.waiting -= 1
         if spec.image != "tiny":
             raise RefusedError(ErrorCode.UNKNOWN_IMAGE, "there is no such image")
-        return BootImage(kernel=Path("kernel"), initrd=None, kernel_args="")
+        return BootImage(
+            kernel=Path("kernel"),
+            initrd=None,
+            kernel_args="",
+            rootfs=self.rootfs,
+            rootfs_bytes=self.rootfs.stat().st_size if self.rootfs else 0,
+        )
 
     async def prepare_new(self, driver: str, spec: VmSpec) -> BootImage:
-        """The image; it has no rootfs."""
+        """The image."""
         return await self.prepare(driver, spec)
 
 

@@ -1,4 +1,4 @@
-"""The command line as a user calls it, in this process."""
+"""The command line as a user has it, and how a command ended."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Done(NamedTuple):
 
 
 class Shell:
-    """Calls `decisec` as a user would, in a directory beside the stack's state directory.
+    """Calls `decisec` as a user would, in a directory of its own.
 
     In this process, because starting Python and its libraries takes longer than the command.
     """
@@ -48,7 +48,7 @@ class Shell:
         self._patch = patch
 
     def __call__(self, *arguments: str, **env: str) -> Done:
-        """Run one command line, with these variables and no other DECISEC_ ones."""
+        """Run one command line, with these DECISEC_* variables only."""
         self._capture.readouterr()
         with self._patch.context() as patch:
             patch.chdir(self._cwd)
