@@ -276,7 +276,7 @@ async def test_a_vmm_whose_start_is_not_answered_is_a_boot_that_failed(stage: St
 
 
 async def test_a_fault_that_does_not_exist_is_refused(stage: Stage) -> None:
-    """As a boot that failed, in words that say what there is; and images need not allow any."""
+    """As a boot that failed, in words that say what there is."""
     vm_id = new_id()
     spec = VmSpec(image="tiny", memory_mib=64, network=False, kernel_args={"fault": "meltdown"})
     await stage.client.do(CreateVm, vm_id, spec=spec)
