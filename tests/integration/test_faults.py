@@ -260,7 +260,7 @@ async def test_a_vmm_that_hung_for_a_while_goes_on(stage: Stage) -> None:
 
 
 async def test_a_vmm_whose_start_is_not_answered_is_a_boot_that_failed(stage: Stage) -> None:
-    """The boot says so, nothing is left of it, and the VM is stopped."""
+    """The boot says so, no process is left of it, and the VM is stopped."""
     client = stage.client
     vm_id = new_id()
     spec = VmSpec(image="tiny", memory_mib=64, network=False, kernel_args={"fault": "hang"})
@@ -271,8 +271,9 @@ async def test_a_vmm_whose_start_is_not_answered_is_a_boot_that_failed(stage: St
     assert booted.error is not None
     assert "did not answer PUT /actions" in booted.error.message
     await stage.assert_healthy_obeys()
-    stage.assert_nothing_left(vm_id)
+    assert not list((stage.agent.data_dir / "run").glob(f"{vm_id.hex}-*"))
     assert (await client.do(DeleteVm, vm_id)).state is VmState.DELETED
+    stage.assert_nothing_left(vm_id)
 
 
 async def test_a_fault_that_does_not_exist_is_refused(stage: Stage) -> None:

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import astuple
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,6 @@ from schemas.ids import new_id
 from tests.support.faults import ENDINGS
 from vm_agent.drivers.abc import DeviceCounters, DriverError, MachinePlan, Vmm, VmmState
 from vm_agent.drivers.firecracker import RefusedError
-from vm_agent.drivers.metrics_file import MetricsFile, metrics_path
 from vm_agent.drivers.simulator import SimulatorDriver
 from vm_agent.drivers.unix_http import UnixHttpConnection
 from vm_agent.process import VmmProcesses, cpu_ns, is_alive
@@ -31,6 +29,7 @@ from vm_agent.simulator.load import Load
 from vm_agent.simulator.machine import Machine
 
 MS = 1_000_000
+LINE_START = b'{"utc_timestamp_ms"'
 
 
 @given(st.integers(0, 10_000), st.none() | st.integers(0, 10_000), st.integers(0, 10**12))
@@ -291,19 +290,20 @@ async def test_on_a_full_disk_a_flush_is_refused_in_the_vendors_words(bench: Ben
         "Internal VMM error: Metrics error: Failed to write metrics: "
         "No space left on device (os error 28)"
     }
-    lines = (Path(vmm.run_dir) / "metrics.json").read_bytes().splitlines()
-    assert [line.count(b'{"utc_timestamp_ms"') for line in lines].count(2) == 1
+    (metrics,) = Path(vmm.run_dir).rglob("metrics.json")
+    assert [line.count(LINE_START) for line in metrics.read_bytes().splitlines()].count(2) == 1
 
 
 def test_a_full_disk_loses_what_was_used_meanwhile_and_nothing_else(tmp_path: Path) -> None:
     """A count that was not written is gone, as with the vendor; no count is made up."""
     (tmp_path / "kernel").touch()
+    metrics = tmp_path / "metrics"
     now_ns = 0
     machine = Machine(
         "vm", now_ns=lambda: now_ns, wall_ms=lambda: 1, print_line=lambda _: None, disk=Disk()
     )
     for path, body in (
-        ("/metrics", {"metrics_path": str(metrics_path(tmp_path))}),
+        ("/metrics", {"metrics_path": str(metrics)}),
         ("/boot-source", {"kernel_image_path": str(tmp_path / "kernel")}),
         ("/drives/disk", {"drive_id": "disk", "path_on_host": str(tmp_path / "kernel")}),
         ("/actions", {"action_type": "InstanceStart"}),
@@ -322,11 +322,15 @@ def test_a_full_disk_loses_what_was_used_meanwhile_and_nothing_else(tmp_path: Pa
     assert flush() == 204
     load = Load("vm", vcpus=1, disk=True, nic=False)
     upto = [load.at(700 * flushes) for flushes in range(5)]
-    file = MetricsFile(tmp_path)
-    counted = astuple(file.read())
-    file.close()
-    cpu, read, written = (upto[1][at] + upto[4][at] - upto[3][at] for at in range(3))
-    assert counted == (read, written, 0, cpu, 0, 0)
+    written = [
+        json.loads(line[line.rindex(LINE_START) :]) for line in metrics.read_bytes().splitlines()
+    ]
+    assert [line["simulated"]["cpu_ns"] for line in written] == [
+        upto[1][0], upto[4][0] - upto[3][0],
+    ]  # fmt: skip
+    assert [line["block"]["write_bytes"] for line in written] == [
+        upto[1][2], upto[4][2] - upto[3][2],
+    ]  # fmt: skip
 
 
 async def test_garbage_in_a_body_is_refused(bench: Bench) -> None:
