@@ -112,7 +112,7 @@ async def running_stack(
         await supervisor.guard(apply(bus, declared()))
         report(f"nats-server ready on port {ports.nats} in {time.monotonic() - began:.1f} s")
 
-        await prepare_guest(state, supervisor, programs, report)
+        await prepare_guest(options.driver, state, supervisor, programs, report)
         firecracker = await find_firecracker(options.driver, state, supervisor, programs, report)
 
         exits.push_async_callback(_stop_services, state, supervisor, programs, report)

@@ -78,7 +78,7 @@ def test_a_killed_supervisor_takes_its_services_along_and_a_dead_child_ends_the_
             made = client.create_vm(CreateVmRequest(image="tiny", boot=True), wait_s=30)
         stack.signal(signal.SIGKILL)
         stack.wait()
-        assert gone_within(state_dir, 20, but="vm_agent.simulator")
+        assert gone_within(state_dir, 20, but="vm_agent/simulator")
 
         with program(*_arguments(state_dir), cwd=tmp_path, state_dir=state_dir) as next_stack:
             endpoint = next_stack.endpoint(state_dir)

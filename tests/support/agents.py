@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from decisec.dev.guest import allowed_args
 from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import utc_now
@@ -185,7 +186,7 @@ async def agent(
     ImageStore(folder / "images").add(
         "tiny",
         kernel,
-        allowed_args=["blkw", "blkr", "tx", "loop", "spin"],
+        allowed_args=allowed_args(settings.get("driver", "auto")),
         driver_args={"*": "console=ttyS0"},
     )
     await process.start()

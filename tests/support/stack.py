@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from decisec.dev.child import Child, ChildSpec
-from decisec.dev.guest import ALLOWED_ARGS, IMAGE
+from decisec.dev.guest import IMAGE, allowed_args
 from decisec.dev.leftovers import marked_processes
 from decisec.dev.programs import STOP_ORDER, Ports, Programs
 from decisec.dev.readiness import accepts_connections, says_ready
@@ -120,7 +120,8 @@ async def killable_stack(
     async with AsyncExitStack() as exits:
         exits.enter_context(stack.state.held())
         stack.key = stack.state.key()
-        ImageStore(stack.state.agent / "images").add(IMAGE, guest, allowed_args=ALLOWED_ARGS)
+        images = ImageStore(stack.state.agent / "images")
+        images.add(IMAGE, guest, allowed_args=allowed_args(driver))
         exits.push_async_callback(stack._end)
         for name in START_ORDER:
             await stack.start(name)

@@ -3,31 +3,22 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
 from itertools import accumulate
-from typing import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 SLOTS = 16
 """The load has this many levels, of one second each, and then repeats."""
+
+Usage = tuple[int, int, int, int, int]
+"""Since the guest started: CPU in ns, bytes read, written, received and sent."""
 
 _SLOT_MS = 1000
 _MAX_BUSY_PERMILLE = 800
 _MAX_DISK_BYTES_PER_MS = 4096
 _MAX_NET_BYTES_PER_MS = 1024
-
-
-class Usage(NamedTuple):
-    """Cumulative since the guest started."""
-
-    cpu_ns: int = 0
-    disk_read_bytes: int = 0
-    disk_write_bytes: int = 0
-    net_rx_bytes: int = 0
-    net_tx_bytes: int = 0
-
-    def minus(self, other: Usage) -> Usage:
-        """What was used since `other`."""
-        return Usage(*(mine - theirs for mine, theirs in zip(self, other, strict=True)))
 
 
 class Load:
@@ -63,12 +54,11 @@ class Load:
         """Everything used in the first `uptime_ms` milliseconds; never decreasing in it."""
         slots, rest_ms = divmod(uptime_ms, _SLOT_MS)
         rounds, slot = divmod(slots, SLOTS)
-        return Usage(
-            *(
-                rounds * sums[SLOTS] + sums[slot] + rates[slot] * rest_ms
-                for rates, sums in zip(self._rates, self._sums, strict=True)
-            )
+        cpu, read, write, received, sent = (
+            rounds * sums[SLOTS] + sums[slot] + rates[slot] * rest_ms
+            for rates, sums in zip(self._rates, self._sums, strict=True)
         )
+        return cpu, read, write, received, sent
 
 
 def _numbers(identity: str) -> Iterator[int]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
-from typing import Any
 
-from vm_agent.simulator.load import Load, Usage
-from vm_agent.simulator.served import Reply, Served
+from vm_agent.simulator.cpython import JsonError, parse, render
+from vm_agent.simulator.faults import fault_in
+from vm_agent.simulator.load import Load
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vm_agent.simulator.cpython import Json
+    from vm_agent.simulator.disk import Disk
+    from vm_agent.simulator.faults import Fault
 
 VERSION = "1.12.1"
 """The API version that is spoken, and the vendor's release it was compared with."""
@@ -18,24 +24,35 @@ _NOT_AFTER = "The requested operation is not supported after starting the microV
 _NS_PER_MS = 1_000_000
 
 
+class Reply:
+    """Status code and JSON body; a 204 has none."""
+
+    __slots__ = ("body", "status")
+
+    def __init__(self, status: int, body: dict[str, Json] | None = None) -> None:
+        self.status = status
+        self.body = body
+
+
 class _Refusal(Exception):  # noqa: N818 - it is an answer, not a failure
     """A request that Firecracker answers with 400 and this message."""
 
 
-class Machine(Served):
+class Machine:
     """One VM. Plain state and a clock that is passed in; the server around it does the I/O.
 
     Attributes:
-        exit_requested: The guest pulled the reset line: answer, then exit with code 0.
+        exit_code: Set when the machine has ended: answer, then exit with it.
+        fault: What the guest's kernel arguments say will go wrong.
+        disk: Where it writes to.
 
     Args:
         identity: The VM's id.
         now_ns: A monotonic clock.
         wall_ms: Unix time, for the metrics lines.
         print_line: Writes to the guest's console.
+        disk: Holds the metrics file.
     """
-
-    server_name = "Firecracker API"
 
     def __init__(
         self,
@@ -44,7 +61,11 @@ class Machine(Served):
         now_ns: Callable[[], int],
         wall_ms: Callable[[], int],
         print_line: Callable[[str], None],
+        disk: Disk,
     ) -> None:
+        self.exit_code: int | None = None
+        self.fault: Fault | None = None
+        self.disk = disk
         self._identity = identity
         self._now_ns = now_ns
         self._wall_ms = wall_ms
@@ -58,9 +79,8 @@ class Machine(Served):
         self._load = Load(identity, vcpus=1, disk=False, nic=False)
         self._ran_ns = 0
         self._running_since_ns = 0
-        self._flushed = Usage()
-        self._stop_pending = False
-        self._resets = 0
+        self._flushed = self._load.at(0)
+        self._last_resets: int | None = None
 
     def handle(self, method: str, path: str, body: bytes) -> Reply:
         """Answer one request as Firecracker would."""
@@ -68,10 +88,6 @@ class Machine(Served):
             return self._route(method, path, body)
         except _Refusal as refusal:
             return Reply(400, {"fault_message": str(refusal)})
-
-    def refuse(self, message: str) -> Reply:
-        """Answer what is no request as Firecracker would."""
-        return Reply(400, {"fault_message": message})
 
     def _route(self, method: str, path: str, body: bytes) -> Reply:
         match method, path.strip("/").split("/"):
@@ -96,7 +112,9 @@ class Machine(Served):
                 _number(config, "mem_size_mib", 1, 1 << 20)
             case "PUT", ["boot-source"]:
                 self._before_start()
-                _readable(_text(_object(body), "kernel_image_path"), "Boot source error")
+                source = _object(body)
+                _readable(_text(source, "kernel_image_path"), "Boot source error")
+                self.fault = _fault(source)
                 self._kernel = True
             case "PUT", ["drives", name]:
                 self._before_start()
@@ -156,14 +174,21 @@ class Machine(Served):
                 )
                 self._state = "Running"
                 self._running_since_ns = self._now_ns()
+                if self.fault is not None:
+                    self.fault.begin(self._running_since_ns)
                 self._print("READY")
             case "FlushMetrics":
                 self._after_start()
-                self._flush()
+                try:
+                    self._flush()
+                except OSError as error:
+                    raise _Refusal(
+                        "Internal VMM error: Metrics error: Failed to write metrics: "
+                        f"{error.strerror} (os error {error.errno})"
+                    ) from error
             case "SendCtrlAltDel":
                 self._after_start()
-                self._stop_pending = True
-                self._obey()
+                self.end_guest(resets=1)
             case _:
                 raise _Refusal(
                     "An error occurred when deserializing the json body of a request: "
@@ -189,46 +214,64 @@ class Machine(Served):
                     f"unknown variant `{state[:40]}`, expected `Paused` or `Resumed`."
                 )
 
+    def end_guest(self, *, resets: int) -> None:
+        """Let the guest end as soon as it runs.
+
+        Args:
+            resets: 1 if it pulls the reset line, as on Ctrl-Alt-Del; 0 for a triple fault.
+        """
+        if self._last_resets is None:
+            self._last_resets = resets
+        self._obey()
+
+    def fail(self) -> None:
+        """End as Firecracker does when KVM reports an internal error."""
+        if self.exit_code is None:
+            self._end(1, resets=0)
+
     def _obey(self) -> None:
-        """The guest sees Ctrl-Alt-Del as soon as it runs, and pulls the reset line."""
-        if self._stop_pending and self._state == "Running" and not self.exit_requested:
-            self._print("BYE")
-            self._resets = 1
-            self._flush()
-            self.exit_requested = True
+        if self._last_resets is not None and self._state == "Running" and self.exit_code is None:
+            if self._last_resets:
+                self._print("BYE")
+            self._end(0, resets=self._last_resets)
+
+    def _end(self, exit_code: int, *, resets: int) -> None:
+        self.exit_code = exit_code
+        try:
+            self._flush(resets=resets)
+        except OSError:
+            return  # whoever ends has nobody left to tell
 
     def _uptime_ns(self) -> int:
         if self._state != "Running":
             return self._ran_ns
         return self._ran_ns + self._now_ns() - self._running_since_ns
 
-    def _flush(self) -> None:
-        """Append a line with what happened since the last one."""
+    def _flush(self, *, resets: int = 0) -> None:
+        """Append a line with what happened since the last one.
+
+        What cannot be written is lost, as it is with Firecracker: it starts to count anew first.
+        """
         if self._metrics is None:
             return
         usage = self._load.at(self._uptime_ns() // _NS_PER_MS)
-        delta = usage.minus(self._flushed)
-        blocks = {"read_bytes": delta.disk_read_bytes, "write_bytes": delta.disk_write_bytes}
-        line = {
+        cpu_ns, read, written, received, sent = map(int.__sub__, usage, self._flushed)
+        self._flushed = usage
+        blocks: Json = {"read_bytes": read, "write_bytes": written}
+        line: Json = {
             "utc_timestamp_ms": self._wall_ms(),
             "block": blocks,
             **{f"block_{name}": blocks for name in sorted(self._drives)[:1]},
-            "i8042": {"reset_count": self._resets},
-            "simulated": {
-                "cpu_ns": delta.cpu_ns,
-                "net_rx_bytes": delta.net_rx_bytes,
-                "net_tx_bytes": delta.net_tx_bytes,
-            },
+            "i8042": {"reset_count": resets},
+            "simulated": {"cpu_ns": cpu_ns, "net_rx_bytes": received, "net_tx_bytes": sent},
         }
-        os.write(self._metrics, json.dumps(line, separators=(",", ":")).encode() + b"\n")
-        self._flushed = usage
-        self._resets = 0
+        self.disk.write(self._metrics, f"{render(line)}\n".encode())
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def _object(body: bytes) -> dict[str, Json]:
     try:
-        value = json.loads(body)
-    except (ValueError, RecursionError) as error:
+        value = parse(body)
+    except JsonError as error:
         raise _Refusal(
             f"An error occurred when deserializing the json body of a request: {error}."
         ) from error
@@ -240,7 +283,7 @@ def _object(body: bytes) -> dict[str, Any]:
     return value
 
 
-def _text(body: dict[str, Any], name: str) -> str:
+def _text(body: dict[str, Json], name: str) -> str:
     value = body.get(name)
     if not isinstance(value, str) or "\0" in value:
         raise _Refusal(
@@ -250,7 +293,7 @@ def _text(body: dict[str, Any], name: str) -> str:
     return value
 
 
-def _number(body: dict[str, Any], name: str, least: int, most: int) -> int:
+def _number(body: dict[str, Json], name: str, least: int, most: int) -> int:
     value = body.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
         raise _Refusal(
@@ -265,3 +308,10 @@ def _number(body: dict[str, Any], name: str, least: int, most: int) -> int:
 def _readable(path: str, what: str) -> None:
     if not os.access(path, os.R_OK):
         raise _Refusal(f"{what}: cannot open {path}: No such file or directory (os error 2)")
+
+
+def _fault(source: dict[str, Json]) -> Fault | None:
+    try:
+        return fault_in(_text(source, "boot_args") if "boot_args" in source else "")
+    except ValueError as error:
+        raise _Refusal(f"Boot source error: {error}") from error

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from tests.support.cloud_hypervisor import VERSION
 from tests.support.cloud_hypervisor.events import render_event
+from tests.support.cloud_hypervisor.http_server import Server
 from tests.support.cloud_hypervisor.vmm import PretendedVmm
 from vm_agent.process import start_ticks
-from vm_agent.simulator.server import MAX_CONNECTIONS, Server
+from vm_agent.simulator.server import MAX_CONNECTIONS
 
 
 def main() -> int:

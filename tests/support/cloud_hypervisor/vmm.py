@@ -12,6 +12,7 @@ import msgspec
 
 from tests.support.cloud_hypervisor import VERSION
 from tests.support.cloud_hypervisor.guest import Guest
+from tests.support.cloud_hypervisor.served import Reply, Served
 from tests.support.cloud_hypervisor.snapshot import load_snapshot, save_snapshot
 from vm_agent.drivers.cloud_hypervisor_api import (
     API_ROOT,
@@ -19,7 +20,6 @@ from vm_agent.drivers.cloud_hypervisor_api import (
     VmConfig,
     VmSnapshotConfig,
 )
-from vm_agent.simulator.served import Reply, Served
 
 T = TypeVar("T")
 

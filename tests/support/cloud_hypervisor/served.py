@@ -14,7 +14,7 @@ class Reply(NamedTuple):
 
 
 class Served(ABC):
-    """One pretended VMM.
+    """One stand-in for a VMM.
 
     Attributes:
         server_name: As its answers have it.
