@@ -16,6 +16,7 @@ from pathlib import Path
 from schemas.ids import new_id
 from vm_agent.drivers.abc import Driver, DriverError, MachinePlan, Probe, Vmm
 from vm_agent.drivers.firecracker import FirecrackerDriver
+from vm_agent.drivers.metrics import CHANNELS, MetricsKind
 from vm_agent.drivers.qemu import QemuDriver
 from vm_agent.drivers.simulator import SimulatorDriver
 from vm_agent.images import Image, render_kernel_args
@@ -41,7 +42,11 @@ class Choice:
 
 
 def candidates(
-    processes: VmmProcesses, *, firecracker: str = "", name: str = "auto"
+    processes: VmmProcesses,
+    *,
+    firecracker: str = "",
+    name: str = "auto",
+    metrics: MetricsKind = "file",
 ) -> list[Driver]:
     """The drivers to try, best first.
 
@@ -49,14 +54,17 @@ def candidates(
         processes: The agent's VMM processes.
         firecracker: Path of the binary; empty for the one on PATH.
         name: Only this one; `auto` for all.
+        metrics: How Firecracker and the simulator tell their metrics.
     """
     on_path = {tool: shutil.which(tool) for tool in ("firecracker", "qemu-system-x86_64")}
     binary = firecracker or on_path["firecracker"]
     qemu = on_path["qemu-system-x86_64"]
     every: list[Driver] = [
-        FirecrackerDriver(Path(binary).absolute() if binary else None, processes),
+        FirecrackerDriver(
+            Path(binary).absolute() if binary else None, processes, CHANNELS[metrics]
+        ),
         QemuDriver(Path(qemu).absolute() if qemu else None, processes),
-        SimulatorDriver(processes),
+        SimulatorDriver(processes, CHANNELS[metrics]),
     ]
     return [driver for driver in every if name in {"auto", driver.name}]
 

@@ -26,6 +26,9 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
         image_dir: Image store; empty for `<data_dir>/images`.
         driver: `auto` takes the best one that boots the probe image.
         firecracker: Path of the binary; empty for the one on PATH.
+        metrics: How a new Firecracker tells its metrics: by a `file`, which loses nothing while no
+            agent runs, or by a `fifo`, which takes no disk space (docs/decisions/0013). One that
+            runs keeps what it has.
         probe_image: Image that the driver probe boots.
         vcpus: Virtual CPUs to give out, overcommit included.
         cpu_overcommit: Virtual CPUs per CPU, where `vcpus` is 0.
@@ -43,6 +46,7 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     image_dir: str = ""
     driver: Literal["auto", "firecracker", "qemu", "simulator"] = "auto"
     firecracker: str = ""
+    metrics: Literal["file", "fifo"] = "file"
     probe_image: ImageName = "tiny"
     vcpus: _Amount = 0
     cpu_overcommit: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vm_agent.drivers.abc import MachinePlan
-from vm_agent.drivers.metrics_file import metrics_path
+from vm_agent.drivers.metrics_lines import metrics_path
 
 
 def requests(plan: MachinePlan) -> list[tuple[str, dict[str, Any]]]:

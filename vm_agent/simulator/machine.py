@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from vm_agent.simulator.load import Load, Usage
@@ -137,7 +138,10 @@ class Machine:
                 "Reinitialization of metrics not allowed."
             )
         try:
-            self._metrics = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # As the vendor does, so that a FIFO needs no reader.
+            self._metrics = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
+            )
         except OSError as error:
             raise _Refusal(f"Metrics error: {error.strerror}") from error
 
@@ -195,8 +199,9 @@ class Machine:
         if self._stop_pending and self._state == "Running" and not self.exit_requested:
             self._print("BYE")
             self._resets = 1
-            self._flush()
             self.exit_requested = True
+            with suppress(_Refusal):
+                self._flush()
 
     def _uptime_ns(self) -> int:
         if self._state != "Running":
@@ -221,9 +226,18 @@ class Machine:
                 "net_tx_bytes": delta.net_tx_bytes,
             },
         }
-        os.write(self._metrics, json.dumps(line, separators=(",", ":")).encode() + b"\n")
+        # Deltas are forgotten first: a line for which there is no room is lost, as the vendor's.
         self._flushed = usage
         self._resets = 0
+        unwritten = json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        try:
+            while unwritten:
+                unwritten = unwritten[os.write(self._metrics, unwritten) :]
+        except OSError as error:
+            raise _Refusal(
+                "Internal VMM error: Metrics error: Failed to write metrics: "
+                f"{error.strerror} (os error {error.errno})"
+            ) from error
 
 
 def _object(body: bytes) -> dict[str, Any]:
