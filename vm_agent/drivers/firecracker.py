@@ -42,6 +42,7 @@ from vm_agent.drivers.passing import (
 from vm_agent.drivers.paths import API_SOCKET
 from vm_agent.drivers.process_driver import ProcessDriver
 from vm_agent.drivers.unix_http import ProtocolError, UnixHttpConnection
+from vm_agent.process import VmmProcesses
 
 _log = structlog.get_logger("decisec.firecracker")
 

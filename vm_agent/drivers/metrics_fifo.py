@@ -23,7 +23,6 @@ import fcntl
 import os
 import struct
 import termios
-from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -118,9 +117,10 @@ class MetricsFifo(MetricsChannel):
                     self._descriptor, self._nowhere, self._due, flags=os.SPLICE_F_NONBLOCK
                 )
             except BlockingIOError:
-                # Only the VMM itself can have taken it.
+                # Only the VMM itself can have taken it, and the mark too.
                 _log.error("metrics.pipe_lost", path=str(self.path))
-                self._due = 0
+                self._mark = self._due = 0
+                self._save((0, 0), self.totals)
 
     def _waiting(self) -> int:
         (count,) = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)))
@@ -166,9 +166,12 @@ class MetricsFifo(MetricsChannel):
                 # A first mark, before the VMM is there: a pipe that is empty later has died.
                 os.write(self._descriptor, _NEWLINE)
                 self._save((1, 0), self.totals)
+                self._mark = 1
         elif places[0] and not waiting:
-            _log.error("metrics.pipe_lost", path=str(self.path))
-            self._save((0, 0), replace(self.totals))
+            # Agent and VMM were both gone. The line of an orderly exit is the last there is.
+            if not self.totals.reset_count:
+                _log.error("metrics.pipe_lost", path=str(self.path))
+            self._save((0, 0), self.totals)
         elif places[0]:
             self._mark, length = places
             taken = self._peek().startswith(_NEWLINE) == (self._mark == 1)
