@@ -21,6 +21,7 @@ from schemas.ids import new_id
 from vm_agent import network
 from vm_agent.drivers.abc import Driver, MachinePlan, Nic, Probe, Vmm
 from vm_agent.drivers.firecracker import FirecrackerDriver
+from vm_agent.drivers.metrics import CHANNELS, MetricsKind
 from vm_agent.drivers.qemu import QemuDriver
 from vm_agent.drivers.simulator import SimulatorDriver
 from vm_agent.images import Image, ImageStore, render_kernel_args
@@ -63,9 +64,9 @@ class Lab:
     firecracker: Path | None
     probes: dict[str, Probe]
 
-    def driver(self, name: str, processes: VmmProcesses) -> Driver:
+    def driver(self, name: str, processes: VmmProcesses, metrics: MetricsKind = "file") -> Driver:
         """A fresh driver, as a fresh agent would make it."""
-        return make_driver(name, self.firecracker, processes)
+        return make_driver(name, self.firecracker, processes, metrics)
 
     def require(self, name: str) -> None:
         """Skip the test, with the reason, where that hypervisor does not work."""
@@ -73,14 +74,19 @@ class Lab:
             pytest.skip(f"{name}: {self.probes[name].reason}")
 
 
-def make_driver(name: str, firecracker: Path | None, processes: VmmProcesses) -> Driver:
+def make_driver(
+    name: str,
+    firecracker: Path | None,
+    processes: VmmProcesses,
+    metrics: MetricsKind = "file",
+) -> Driver:
     """A driver by its name."""
     if name == "firecracker":
-        return FirecrackerDriver(firecracker, processes)
+        return FirecrackerDriver(firecracker, processes, CHANNELS[metrics])
     if name == "qemu":
         found = shutil.which("qemu-system-x86_64")
         return QemuDriver(Path(found) if found else None, processes)
-    return SimulatorDriver(processes)
+    return SimulatorDriver(processes, CHANNELS[metrics])
 
 
 @contextmanager
@@ -119,14 +125,15 @@ class Rig:
             Unix socket's address: no driver may mind.
     """
 
-    def __init__(self, lab: Lab, name: str, directory: Path) -> None:
+    def __init__(self, lab: Lab, name: str, directory: Path, metrics: MetricsKind = "file") -> None:
         self.lab = lab
         self.name = name
+        self.metrics = metrics
         self.directory = directory
         self.run_root = directory / ("long" * 30) / "run"
         self.run_root.mkdir(parents=True)
         self.processes = VmmProcesses()
-        self.driver = lab.driver(name, self.processes)
+        self.driver = lab.driver(name, self.processes, metrics)
         self._vmms: list[Vmm] = []
         self._nics: list[Nic] = []
 
@@ -189,12 +196,12 @@ class Rig:
 
     def another_driver(self) -> Driver:
         """One more driver with connections of its own, to be closed by who asked for it."""
-        return self.lab.driver(self.name, VmmProcesses())
+        return self.lab.driver(self.name, VmmProcesses(), self.metrics)
 
     async def restart_agent(self) -> Driver:
         """Forget everything but the VMMs, as a killed agent does; returns the new driver."""
         await self.driver.close()
-        self.driver = self.lab.driver(self.name, VmmProcesses())
+        self.driver = self.lab.driver(self.name, VmmProcesses(), self.metrics)
         return self.driver
 
     async def close(self) -> None:
@@ -215,11 +222,11 @@ def _contains(console: Path, word: str) -> bool:
 
 
 @asynccontextmanager
-async def rig(lab: Lab, name: str) -> AsyncIterator[Rig]:
+async def rig(lab: Lab, name: str, metrics: MetricsKind = "file") -> AsyncIterator[Rig]:
     """A rig for one test; skips it, with the reason, where the hypervisor does not work."""
     lab.require(name)
     with tempfile.TemporaryDirectory(prefix="decisec-rig-") as directory:
-        made = Rig(lab, name, Path(directory))
+        made = Rig(lab, name, Path(directory), metrics)
         try:
             yield made
         finally:

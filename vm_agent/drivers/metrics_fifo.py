@@ -3,7 +3,7 @@
 The pipe lives as long as the agent or the VMM has it open: Firecracker opens it for reading and
 writing, without blocking, so it outlives either of them, but not both. It holds 1 MiB, some 170
 lines; Firecracker resets its deltas *before* it writes, so a line for which there is no room is
-lost. Flushes that fail, torn lines and a pipe that died with its content are logged.
+lost. A pipe that is found full, torn lines and a pipe that died with its content are logged.
 
 A reading copies the content without taking it (tee(2)), counts, saves the totals, and only then
 takes from the pipe what it counted. An agent that dies before the last step must be told from one
@@ -21,6 +21,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import select
 import struct
 import termios
 from pathlib import Path
@@ -59,6 +60,7 @@ class MetricsFifo(MetricsChannel):
         super().__init__(descriptor, path, state)
         self._mark = 0
         self._due = 0
+        self._size = 0
         self._nowhere = -1
         try:
             # Kept, so that nothing can hinder the last step.
@@ -79,6 +81,8 @@ class MetricsFifo(MetricsChannel):
     def read(self) -> MetricsTotals:
         """See `MetricsChannel`. At most 4 MiB at a time."""
         self._take()
+        if self._is_full():
+            _log.error("metrics.pipe_full", path=str(self.path))
         for _ in range(_MOST_PEEKS):
             waiting = self._waiting()
             if waiting <= self._mark:
@@ -126,6 +130,14 @@ class MetricsFifo(MetricsChannel):
         (count,) = struct.unpack("i", fcntl.ioctl(self._descriptor, termios.FIONREAD, bytes(4)))
         return int(count)
 
+    def _is_full(self) -> bool:
+        """Whether there is no room for a byte, as always after a line that was lost or torn."""
+        if self._waiting() < self._size // 4:
+            return False  # A buffer is used by a quarter at least: most calls end here.
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLOUT)
+        return not poll.poll(0)
+
     def _peek(self) -> bytes:
         """The content, or the first 16 buffers of it, which stays where it is."""
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -145,13 +157,15 @@ class MetricsFifo(MetricsChannel):
             os.close(writer)
 
     def _widen(self) -> None:
-        size = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)
-        if size >= PIPE_BYTES:
+        self._size = fcntl.fcntl(self._descriptor, fcntl.F_GETPIPE_SZ)
+        if self._size >= PIPE_BYTES:
             return
         try:
-            fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+            self._size = fcntl.fcntl(self._descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         except OSError as error:
-            _log.warning("metrics.pipe_small", path=str(self.path), bytes=size, error=str(error))
+            _log.warning(
+                "metrics.pipe_small", path=str(self.path), bytes=self._size, error=str(error)
+            )
 
     def _restore(self) -> None:
         waiting = self._waiting()

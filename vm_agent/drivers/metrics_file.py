@@ -42,6 +42,7 @@ class MetricsFile(MetricsChannel):
         super().__init__(descriptor, path, state)
         self._offset = 0
         self._punched = 0
+        self._reserved = True
         try:
             self._restore()
         except OSError:
@@ -78,7 +79,7 @@ class MetricsFile(MetricsChannel):
             # Not every file system can (tmpfs, ext4, xfs, btrfs do); then the file stays long.
             self._allocate(_PUNCH_HOLE, self._punched, end - self._punched)
             self._punched = end
-            self._reserve()
+            self._reserve(end)
 
     def _restore(self) -> None:
         try:
@@ -94,7 +95,7 @@ class MetricsFile(MetricsChannel):
         else:
             # Now, since on a full disk there would be no room for it.
             self._save((0,), self.totals)
-            self._reserve()
+            self._reserve(0)
 
     def _first_data(self) -> int:
         """Where the part of the file that has not been punched away begins."""
@@ -104,10 +105,12 @@ class MetricsFile(MetricsChannel):
             return os.fstat(self._descriptor).st_size
         return start
 
-    def _reserve(self) -> None:
-        """Take disk space for about a hundred lines more, so that a full disk loses none."""
-        if not self._allocate(0, self._offset, _RESERVED_BYTES):
+    def _reserve(self, start: int) -> None:
+        """Take disk space for a hundred lines more: on a full disk, just what was given back."""
+        done = self._allocate(0, start, _RESERVED_BYTES)
+        if self._reserved and not done:
             _log.warning("metrics.not_reserved", path=str(self.path), bytes=_RESERVED_BYTES)
+        self._reserved = done
 
     def _allocate(self, mode: int, offset: int, length: int) -> bool:
         result: int = _libc.fallocate(
