@@ -27,8 +27,7 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
         driver: `auto` takes the best one that boots the probe image.
         firecracker: Path of the binary; empty for the one on PATH.
         metrics: How a new Firecracker tells its metrics: by a `file`, which loses nothing while no
-            agent runs, or by a `fifo`, which takes no disk space (docs/decisions/0013). One that
-            runs keeps what it has.
+            agent runs, or by a `fifo`, which takes no disk space. One that runs keeps what it has.
         probe_image: Image that the driver probe boots.
         vcpus: Virtual CPUs to give out, overcommit included.
         cpu_overcommit: Virtual CPUs per CPU, where `vcpus` is 0.

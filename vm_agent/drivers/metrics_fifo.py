@@ -133,7 +133,7 @@ class MetricsFifo(MetricsChannel):
     def _is_full(self) -> bool:
         """Whether there is no room for a byte, as always after a line that was lost or torn."""
         if self._waiting() < self._size // 4:
-            return False  # A buffer is used by a quarter at least: most calls end here.
+            return False  # short lines share buffers, so a full pipe holds more than that
         poll = select.poll()
         poll.register(self._descriptor, select.POLLOUT)
         return not poll.poll(0)

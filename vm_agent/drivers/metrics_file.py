@@ -24,7 +24,7 @@ from vm_agent.drivers.saved import DamagedError
 _log = structlog.get_logger(__name__)
 
 _READ_BYTES = 256 * 1024
-_MOST_READS = 256
+_MOST_SKIPPED_BYTES = 64 * 1024 * 1024
 _PUNCH_AFTER_BYTES = 256 * 1024
 _RESERVED_BYTES = 512 * 1024
 _PAGE = 4096
@@ -57,14 +57,17 @@ class MetricsFile(MetricsChannel):
         return path
 
     def read(self) -> MetricsTotals:
-        """See `MetricsChannel`. At most 64 MiB at a time."""
-        for _ in range(_MOST_READS):
+        """See `MetricsChannel`. All lines there are by now; of what is none, at most 64 MiB."""
+        size = os.fstat(self._descriptor).st_size
+        skipped = 0
+        while self._offset < size and skipped < _MOST_SKIPPED_BYTES:
             chunk = os.pread(self._descriptor, _READ_BYTES, self._offset)
             end = chunk.rfind(b"\n") + 1
             if end:
                 self._advance(end, count_lines(chunk[:end], self.totals, self.path))
             elif len(chunk) == _READ_BYTES:
-                # No line is that long: only a broken VMM writes this.
+                # No line is that long: only a broken VMM writes this, or makes a hole.
+                skipped += len(chunk)
                 _log.warning("metrics.skipped", path=str(self.path), skipped_bytes=len(chunk))
                 self._advance(len(chunk), self.totals)
             else:

@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -307,6 +308,26 @@ def test_an_endless_line_is_skipped(bench: Bench) -> None:
         assert bench.agent.read().disk_read_bytes == 2
     assert bench.writer.write(b"\n" + line(9))
     bench.holds(11)
+
+
+def test_a_hole_without_end_does_not_hold_the_agent(tmp_path: Path) -> None:
+    """A hostile VMM can make its file as long as it likes: a terabyte takes many readings."""
+    made = open_bench("file", tmp_path)
+    assert made.writer.write(line(2))
+    os.truncate(metrics_path(tmp_path), 1 << 40)
+    started = time.monotonic()
+    assert made.agent.read().disk_read_bytes == 2
+    assert time.monotonic() - started < 5
+    close_bench(made)
+
+
+def test_a_long_backlog_is_read_at_once(tmp_path: Path) -> None:
+    """What a last reading must find, however long no agent was there."""
+    made = open_bench("file", tmp_path)
+    for _ in range(80):
+        assert made.writer.write(line(1, padding=250_000) * 4)
+    made.holds(320)
+    close_bench(made)
 
 
 def test_damaged_state_is_noticed(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
