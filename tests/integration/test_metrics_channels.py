@@ -16,7 +16,7 @@ import pytest
 
 from tests.support.hypervisors import Lab, Rig, open_lab, rig
 from tests.support.killed_reader import Order
-from tests.support.metrics import KINDS
+from tests.support.metrics import KINDS, events
 from vm_agent.drivers.abc import DeviceCounters, MachinePlan, Vmm
 from vm_agent.drivers.metrics import MetricsKind, open_metrics
 from vm_agent.drivers.metrics_lines import METRICS, METRICS_STATE
@@ -84,11 +84,6 @@ async def flush(vmm: Vmm, times: int) -> list[int]:
         ]
     finally:
         await api.close()
-
-
-def events(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Names of the events logged so far."""
-    return [record.msg["event"] for record in caplog.records if isinstance(record.msg, dict)]
 
 
 @pytest.mark.parametrize("kind", KINDS)

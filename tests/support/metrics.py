@@ -7,12 +7,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import pytest
+
 from vm_agent.drivers import metrics
-from vm_agent.drivers.metrics import MetricsKind, open_metrics
+from vm_agent.drivers.metrics import CHANNELS, MetricsKind, open_metrics
 from vm_agent.drivers.metrics_lines import METRICS_STATE, MetricsChannel, MetricsTotals
 
 KINDS: tuple[MetricsKind, ...] = ("file", "fifo")
@@ -113,6 +116,41 @@ class MortalAgent:
         if self._channel is None:
             self._channel = open_metrics(self.folder, self.folder / METRICS_STATE)
         return self._channel
+
+
+@dataclass(slots=True)
+class Bench:
+    """A VMM that writes, an agent that reads."""
+
+    kind: MetricsKind
+    folder: Path
+    agent: MortalAgent
+    writer: Writer
+
+    def holds(self, read_bytes: int) -> None:
+        """Whether this agent, and the next one, have counted so much."""
+        assert self.agent.read().disk_read_bytes == read_bytes
+        self.agent.die()
+        assert self.agent.read().disk_read_bytes == read_bytes
+
+
+def open_bench(kind: MetricsKind, folder: Path) -> Bench:
+    """As things are when a VMM has just been started."""
+    path = CHANNELS[kind].prepare(folder)
+    agent = MortalAgent(folder)
+    assert agent.read() == MetricsTotals()
+    return Bench(kind, folder, agent, Writer(path))
+
+
+def close_bench(bench: Bench) -> None:
+    """Both end."""
+    bench.agent.die()
+    bench.writer.close()
+
+
+def events(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Names of the events logged so far."""
+    return [record.msg["event"] for record in caplog.records if isinstance(record.msg, dict)]
 
 
 @contextmanager

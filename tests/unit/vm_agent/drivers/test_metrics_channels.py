@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,8 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from tests.support.metrics import KINDS, MortalAgent, Writer, line
-from vm_agent.drivers.metrics import CHANNELS, MetricsKind, open_metrics
+from tests.support.metrics import (
+    KINDS,
+    Bench,
+    MortalAgent,
+    Writer,
+    close_bench,
+    events,
+    line,
+    open_bench,
+)
+from vm_agent.drivers.metrics import CHANNELS, MetricsKind
 from vm_agent.drivers.metrics_lines import METRICS_STATE, MetricsTotals, metrics_path
 
 COUNT = st.integers(0, 2**40)
@@ -130,47 +136,12 @@ TestFile.settings = settings(max_examples=50, stateful_step_count=30, deadline=N
 TestFifo.settings = TestFile.settings
 
 
-@dataclass(slots=True)
-class Bench:
-    """A VMM that writes, an agent that reads."""
-
-    kind: MetricsKind
-    folder: Path
-    agent: MortalAgent
-    writer: Writer
-
-    def holds(self, read_bytes: int) -> None:
-        """Whether this agent, and the next one, have counted so much."""
-        assert self.agent.read().disk_read_bytes == read_bytes
-        self.agent.die()
-        assert self.agent.read().disk_read_bytes == read_bytes
-
-
-def open_bench(kind: MetricsKind, folder: Path) -> Bench:
-    """As things are when a VMM has just been started."""
-    path = CHANNELS[kind].prepare(folder)
-    agent = MortalAgent(folder)
-    assert agent.read() == MetricsTotals()
-    return Bench(kind, folder, agent, Writer(path))
-
-
-def close_bench(bench: Bench) -> None:
-    """Both end."""
-    bench.agent.die()
-    bench.writer.close()
-
-
 @pytest.fixture(params=KINDS)
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bench]:
     """Each channel once."""
     made = open_bench(request.param, tmp_path)
     yield made
     close_bench(made)
-
-
-def events(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """Names of the events logged so far."""
-    return [record.msg["event"] for record in caplog.records if isinstance(record.msg, dict)]
 
 
 @pytest.mark.parametrize("later", [0, 1, 3])
@@ -310,17 +281,6 @@ def test_an_endless_line_is_skipped(bench: Bench) -> None:
     bench.holds(11)
 
 
-def test_a_hole_without_end_does_not_hold_the_agent(tmp_path: Path) -> None:
-    """A hostile VMM can make its file as long as it likes: a terabyte takes many readings."""
-    made = open_bench("file", tmp_path)
-    assert made.writer.write(line(2))
-    os.truncate(metrics_path(tmp_path), 1 << 40)
-    started = time.monotonic()
-    assert made.agent.read().disk_read_bytes == 2
-    assert time.monotonic() - started < 5
-    close_bench(made)
-
-
 def test_a_long_backlog_is_read_at_once(tmp_path: Path) -> None:
     """What a last reading must find, however long no agent was there."""
     made = open_bench("file", tmp_path)
@@ -344,27 +304,6 @@ def test_damaged_state_is_noticed(bench: Bench, caplog: pytest.LogCaptureFixture
     bench.holds(before + 8)
 
 
-@pytest.mark.parametrize("steps", range(0, 60, 3))
-def test_a_vmm_that_reads_its_own_pipe_harms_itself_only(tmp_path: Path, steps: int) -> None:
-    """It can, since it has it open for reading; its lines are gone, the agent's work goes on."""
-    made = open_bench("fifo", tmp_path)
-    assert made.writer.write(line(1))
-    assert made.agent.read().disk_read_bytes == 1
-    assert made.writer.write(line(5))
-    made.agent.read_and_die(steps)
-    counted = made.agent.totals.disk_read_bytes
-    assert counted in {1, 6}
-    with metrics_path(tmp_path).open("rb", buffering=0) as thief:
-        thief.read(1 << 20)
-    assert made.agent.read().disk_read_bytes == counted
-    assert made.writer.write(line(8))
-    after = made.agent.read().disk_read_bytes
-    assert after in {counted, counted + 8}  # it took the mark too, so this one may be torn
-    assert made.writer.write(line(4))
-    made.holds(after + 4)
-    close_bench(made)
-
-
 def test_what_cannot_be_saved_is_counted_later(bench: Bench) -> None:
     """A reading fails while the state cannot be written, and the next one makes up for it."""
     assert bench.writer.write(line(5))
@@ -378,41 +317,3 @@ def test_what_cannot_be_saved_is_counted_later(bench: Bench) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert bench.writer.write(line(6))
     bench.holds(11)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_nothing_is_made_where_something_is(tmp_path: Path, kind: MetricsKind) -> None:
-    """A channel is new, never one that somebody has put there."""
-    metrics_path(tmp_path).touch()
-    with pytest.raises(FileExistsError):
-        CHANNELS[kind].prepare(tmp_path)
-
-
-def _link(path: Path) -> None:
-    other = path.with_name("other")
-    other.touch()
-    path.symlink_to(other)
-
-
-def _second_name(path: Path) -> None:
-    other = path.with_name("other")
-    other.touch()
-    path.hardlink_to(other)
-
-
-def _socket(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
-
-
-@pytest.mark.parametrize("place", [_link, _second_name, _socket, Path.mkdir])
-def test_what_a_hostile_vmm_puts_in_its_place_is_not_opened(
-    tmp_path: Path, place: Callable[[Path], None]
-) -> None:
-    """A link to a file of the host, a second name of one, a socket, a folder."""
-    place(metrics_path(tmp_path))
-    before = sorted(os.listdir("/proc/self/fd"))  # noqa: PTH208
-    with pytest.raises(OSError, match=r"metrics\.json"):
-        open_metrics(tmp_path, tmp_path / METRICS_STATE)
-    assert sorted(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
-    assert not (tmp_path / METRICS_STATE).exists()
