@@ -168,6 +168,7 @@ async def main(service: Service[AgentSettings]) -> None:
             firecracker=settings.firecracker,
             jailer=settings.jailer,
             jailed=settings.jailed,
+            metrics=settings.metrics,
         )
         for driver in drivers:
             stack.push_async_callback(driver.close)

@@ -18,6 +18,7 @@ from vm_agent.drivers.abc import Driver, DriverError, MachinePlan, Probe, Vmm
 from vm_agent.drivers.cloud_hypervisor import CloudHypervisorDriver
 from vm_agent.drivers.firecracker import FirecrackerDriver
 from vm_agent.drivers.jail import Jail
+from vm_agent.drivers.metrics import CHANNELS, MetricsKind
 from vm_agent.drivers.qemu import QemuDriver
 from vm_agent.drivers.simulator import SimulatorDriver
 from vm_agent.images import Image, render_kernel_args
@@ -43,7 +44,12 @@ class Choice:
 
 
 def candidates(
-    processes: VmmProcesses, *, firecracker: str = "", jailer: str = "", jailed: bool = True
+    processes: VmmProcesses,
+    *,
+    firecracker: str = "",
+    jailer: str = "",
+    jailed: bool = True,
+    metrics: MetricsKind = "file",
 ) -> list[Driver]:
     """The drivers to try, best first.
 
@@ -52,14 +58,15 @@ def candidates(
         firecracker: Path of the binary; empty for the one on PATH.
         jailer: Path of its jailer; empty for the one beside it, or on PATH.
         jailed: Whether Firecracker runs in jails.
+        metrics: How Firecracker and the simulator tell their metrics.
     """
     named = Path(firecracker).absolute() if firecracker else on_path(FirecrackerDriver.executable)
     jail = find_jail(named, jailer) if named and jailed else None
     return [
-        FirecrackerDriver(named, processes, jail),
+        FirecrackerDriver(named, processes, jail, CHANNELS[metrics]),
         CloudHypervisorDriver(on_path(CloudHypervisorDriver.executable), processes),
         QemuDriver(on_path(QemuDriver.executable), processes),
-        SimulatorDriver(processes),
+        SimulatorDriver(processes, CHANNELS[metrics]),
     ]
 
 

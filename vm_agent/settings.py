@@ -34,6 +34,8 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
         jailer: Path of Firecracker's jailer; empty for the one beside it, or on PATH.
         uid_base: First of `slots` + 1 user ids that are given to VMMs, one each. No other user
             of the host may have them; those here are left free by systemd's allocation too.
+        metrics: How a new Firecracker tells its metrics: by a `file`, which loses nothing while no
+            agent runs, or by a `fifo`, which takes no disk space. One that runs keeps what it has.
         probe_image: Image that the driver probe boots.
         vcpus: Virtual CPUs to give out, overcommit included.
         cpu_overcommit: Virtual CPUs per CPU, where `vcpus` is 0.
@@ -57,6 +59,7 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     jailed: bool = True
     jailer: str = ""
     uid_base: Annotated[int, msgspec.Meta(ge=1000, le=2**31)] = 1_900_000_000
+    metrics: Literal["file", "fifo"] = "file"
     probe_image: ImageName = "tiny"
     vcpus: _Amount = 0
     cpu_overcommit: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8

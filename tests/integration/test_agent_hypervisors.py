@@ -19,6 +19,7 @@ from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab
 from tests.support.processes import check_spinning, waited_ns
 from tests.support.samples import Sample, assert_exact, assert_no_hole, has_final, samples_of
 from vm_agent import network
+from vm_agent.drivers.metrics_lines import METRICS
 
 pytestmark = [pytest.mark.hypervisor, pytest.mark.timeout(90)]
 
@@ -38,16 +39,20 @@ def lab() -> Iterator[Lab]:
         yield opened
 
 
-@pytest.mark.parametrize("name", REAL_DRIVERS)
+@pytest.mark.parametrize(
+    ("name", "metrics"), [("firecracker", "file"), ("firecracker", "fifo"), ("qemu", "file")]
+)
 async def test_bytes_and_time_are_exact_over_a_crash_of_the_agent(
-    tmp_path: Path, lab: Lab, name: str
+    tmp_path: Path, lab: Lab, name: str, metrics: str
 ) -> None:
     """3 MiB written, 1.5 MiB read, 1000 frames sent: event, status and last frame say just that."""
     if reason := network.available():
         pytest.skip(reason)
-    async with running_agent(tmp_path, lab, name) as (process, client):
+    async with running_agent(tmp_path, lab, name, metrics=metrics) as (process, client):
         first_run = (await client.host()).run_id
         vm_id = await booted(client, SPEC)
+        fifos = [path for path in process.data_dir.rglob(METRICS) if path.is_fifo()]
+        assert len(fifos) == (1 if metrics == "fifo" else 0)
 
         def guest_is_done(frames: list[Frame]) -> bool:
             samples = samples_of(frames, vm_id)

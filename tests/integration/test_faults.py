@@ -24,7 +24,7 @@ from tests.support.faults import ENDINGS
 from tests.support.hypervisors import processes_in
 from tests.support.nats import bus_with_streams
 from tests.support.samples import Sample, assert_exact, assert_no_hole, has_final, samples_of
-from vm_agent.drivers.metrics_file import METRICS
+from vm_agent.drivers.metrics_lines import METRICS
 from vm_agent.drivers.paths import API_SOCKET
 from vm_agent.drivers.unix_http import Answer, UnixHttpConnection
 from vm_agent.process import is_alive

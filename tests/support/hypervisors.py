@@ -26,6 +26,7 @@ from vm_agent.cgroups import Cgroups, Limits
 from vm_agent.drivers.abc import Driver, MachinePlan, Nic, Probe, Vmm
 from vm_agent.drivers.cloud_hypervisor import CloudHypervisorDriver
 from vm_agent.drivers.firecracker import FirecrackerDriver
+from vm_agent.drivers.metrics import CHANNELS, MetricsKind
 from vm_agent.drivers.qemu import QemuDriver
 from vm_agent.drivers.simulator import SimulatorDriver
 from vm_agent.images import Image, ImageStore, render_kernel_args
@@ -75,18 +76,18 @@ class Lab:
     stand_in: Path
     probes: dict[str, Probe] = field(default_factory=dict)
 
-    def driver(self, name: str, processes: VmmProcesses) -> Driver:
+    def driver(self, name: str, processes: VmmProcesses, metrics: MetricsKind = "file") -> Driver:
         """A fresh driver, as a fresh agent would make it."""
         match name:
             case "firecracker":
                 # As an agent has it: jailed where that is possible at all.
                 jailed = self.firecracker is not None and os.geteuid() == 0
                 jail = find_jail(self.firecracker) if jailed and self.firecracker else None
-                return FirecrackerDriver(self.firecracker, processes, jail)
+                return FirecrackerDriver(self.firecracker, processes, jail, CHANNELS[metrics])
             case "qemu":
                 return QemuDriver(on_path(QemuDriver.executable), processes)
             case "simulator":
-                return SimulatorDriver(processes)
+                return SimulatorDriver(processes, CHANNELS[metrics])
             case "cloud-hypervisor":
                 binary = on_path(CloudHypervisorDriver.executable)
                 return CloudHypervisorDriver(binary, processes)
@@ -148,14 +149,15 @@ class Rig:
             Unix socket's address: no driver may mind.
     """
 
-    def __init__(self, lab: Lab, name: str, directory: Path) -> None:
+    def __init__(self, lab: Lab, name: str, directory: Path, metrics: MetricsKind = "file") -> None:
         self.lab = lab
         self.name = name
+        self.metrics = metrics
         self.directory = directory
         self.run_root = directory / ("long" * 30) / "run"
         self.run_root.mkdir(parents=True)
         self.processes = VmmProcesses()
-        self.driver = lab.driver(name, self.processes)
+        self.driver = lab.driver(name, self.processes, metrics)
         self.groups = Cgroups(f"rig-{new_id().hex[-8:]}") if os.geteuid() == 0 else None
         self._vmms: list[Vmm] = []
         self._nics: list[Nic] = []
@@ -236,12 +238,12 @@ class Rig:
 
     def another_driver(self) -> Driver:
         """One more driver with connections of its own, to be closed by who asked for it."""
-        return self.lab.driver(self.name, VmmProcesses())
+        return self.lab.driver(self.name, VmmProcesses(), self.metrics)
 
     async def restart_agent(self) -> Driver:
         """Forget everything but the VMMs, as a killed agent does; returns the new driver."""
         await self.driver.close()
-        self.driver = self.lab.driver(self.name, VmmProcesses())
+        self.driver = self.lab.driver(self.name, VmmProcesses(), self.metrics)
         return self.driver
 
     async def close(self) -> None:
@@ -266,11 +268,11 @@ def _contains(console: Path, word: str) -> bool:
 
 
 @asynccontextmanager
-async def rig(lab: Lab, name: str) -> AsyncIterator[Rig]:
+async def rig(lab: Lab, name: str, metrics: MetricsKind = "file") -> AsyncIterator[Rig]:
     """A rig for one test; skips it, with the reason, where the hypervisor does not work."""
     lab.require(name)
     with tempfile.TemporaryDirectory(prefix="decisec-rig-") as directory:
-        made = Rig(lab, name, Path(directory))
+        made = Rig(lab, name, Path(directory), metrics)
         try:
             yield made
         finally:

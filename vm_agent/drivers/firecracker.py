@@ -1,7 +1,8 @@
 """Firecracker over its API socket (API version 1.12; the parts used are in 1.16 too).
 
-The block counters come from `FlushMetrics` and the metrics file, so a stop is always: pause,
-flush, read, SIGKILL; a signal alone would lose what happened since the last flush.
+The block counters come from `FlushMetrics` and the metrics channel, so a stop is always: pause,
+flush, read, SIGKILL; a signal alone would lose what happened since the last flush. What waits to be
+read is read before a flush too: a full pipe would lose what the flush hands out.
 """
 
 from __future__ import annotations
@@ -32,13 +33,9 @@ from vm_agent.drivers.abc import (
 from vm_agent.drivers.firecracker_machine import requests
 from vm_agent.drivers.jail import DISK, Jail, root_of
 from vm_agent.drivers.jail import remove as remove_jail
-from vm_agent.drivers.metrics_file import (
-    METRICS,
-    METRICS_STATE,
-    MetricsFile,
-    MetricsTotals,
-    metrics_path,
-)
+from vm_agent.drivers.metrics import open_metrics
+from vm_agent.drivers.metrics_file import MetricsFile
+from vm_agent.drivers.metrics_lines import METRICS, METRICS_STATE, MetricsChannel, MetricsTotals
 from vm_agent.drivers.passing import (
     EXIT_GRACE_S,
     alive,
@@ -61,6 +58,7 @@ _FLUSH_S = 0.5
 _SAVE_S = 2.0
 _SNAPSHOT_S = 60.0
 
+_NOT_STARTED = "before starting the microVM"
 _FLUSH = msgspec.json.encode({"action_type": "FlushMetrics"})
 _encode = msgspec.json.encode
 
@@ -99,7 +97,7 @@ class _Session:
     """What is kept open for one VMM. Can be made anew at any time."""
 
     api: UnixHttpConnection
-    metrics: MetricsFile
+    metrics: MetricsChannel
 
 
 class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
@@ -110,6 +108,7 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
         processes: The agent's VMM processes.
         jail: Who confines new VMMs; None leaves them with the agent's own rights. A VMM that runs
             already stays as it is.
+        metrics: How new VMMs tell their metrics; one that runs keeps the channel it has.
     """
 
     name = "firecracker"
@@ -118,10 +117,15 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
     abilities = frozenset({Ability.PAUSE, Ability.SNAPSHOT, Ability.DIFF_SNAPSHOT})
 
     def __init__(
-        self, binary: Path | None, processes: VmmProcesses, jail: Jail | None = None
+        self,
+        binary: Path | None,
+        processes: VmmProcesses,
+        jail: Jail | None = None,
+        metrics: type[MetricsChannel] = MetricsFile,
     ) -> None:
         super().__init__(binary, processes)
         self._jail = jail
+        self._channel = metrics
         if jail is not None:
             processes.expect_orphans()
 
@@ -174,7 +178,7 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
                 async with asyncio.timeout(_SAVE_S):
                     await self._set_state(vmm, "Paused", _SAVE_S)
                     await self._flush(vmm, _SAVE_S)
-                    self._session(vmm).metrics.read()
+                    self._read(vmm)
             except RefusedError:
                 pass  # a guest that never started has nothing to tell
             except (DriverError, TimeoutError):
@@ -199,7 +203,7 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
             raise UnreachableError(f"{self.name} describes itself as {body[:80]!r}") from error
 
     async def counters(self, vmm: Vmm) -> DeviceCounters:
-        """Flush and read the metrics file. See `Driver`."""
+        """Flush and read the metrics. See `Driver`."""
         if alive(vmm):
             try:
                 await self._flush(vmm, _FLUSH_S)
@@ -209,12 +213,12 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
                 # An orderly exit writes its own last line, so wait for the end and read that.
                 if not await self._ends(vmm):
                     raise
-        return self._device_counters(self._session(vmm).metrics.read())
+        return self._device_counters(self._read(vmm))
 
     def exit_reason(self, vmm: Vmm, exit_code: int | None) -> ExitReason:
         """Exit code 0 is a triple fault too; only a pulled reset line makes it a shutdown."""
         run_dir = Path(vmm.run_dir)
-        by_guest = run_dir.is_dir() and self._session(vmm).metrics.read().reset_count >= 1
+        by_guest = run_dir.is_dir() and self._read(vmm).reset_count >= 1
         by_us = was_killed(run_dir)
         match exit_code:
             case 0 | None | exit_of.HELPED_EXIT_CODE if by_guest:
@@ -262,8 +266,7 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
         root = root_of(plan.run_dir)
         if plan.snapshot is not None:
             snapshots.give(plan.snapshot, root)
-        metrics = metrics_path(root)
-        metrics.touch(mode=0o600, exist_ok=False)
+        metrics = self._channel.prepare(root)
         if self._jail is not None and plan.uid is not None:
             os.chown(metrics, plan.uid, plan.uid)
         return seen
@@ -297,7 +300,20 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
         await self._call(vmm, "PUT", "/actions", _encode({"action_type": action}), limit_s)
 
     async def _flush(self, vmm: Vmm, limit_s: float) -> None:
-        await self._call(vmm, "PUT", "/actions", _FLUSH, limit_s)
+        self._read(vmm)
+        try:
+            await self._call(vmm, "PUT", "/actions", _FLUSH, limit_s)
+        except RefusedError as error:
+            if _NOT_STARTED in str(error):
+                raise
+            self._session(vmm).metrics.lose(str(error))
+
+    def _read(self, vmm: Vmm) -> MetricsTotals:
+        metrics = self._session(vmm).metrics
+        try:
+            return metrics.read()
+        except OSError as error:
+            raise DriverError(f"cannot read the metrics of {vmm.vm_id}: {error}") from error
 
     async def _set_state(self, vmm: Vmm, state: str, limit_s: float) -> None:
         await self._call(vmm, "PATCH", "/vm", _encode({"state": state}), limit_s)
@@ -321,7 +337,8 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
     def _open_session(self, vmm: Vmm) -> _Session:
         run_dir = Path(vmm.run_dir)
         root = root_of(run_dir)
-        return _Session(UnixHttpConnection(root / API_SOCKET), MetricsFile(root, run_dir))
+        metrics = open_metrics(root, run_dir / METRICS_STATE)
+        return _Session(UnixHttpConnection(root / API_SOCKET), metrics)
 
     async def _end_session(self, session: _Session) -> None:
         session.metrics.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 from vm_agent.drivers.abc import MachinePlan
 from vm_agent.drivers.firecracker_snapshot import request_to_load
-from vm_agent.drivers.metrics_file import metrics_path
+from vm_agent.drivers.metrics_lines import metrics_path
 
 
 def requests(plan: MachinePlan) -> list[tuple[str, dict[str, Any]]]:

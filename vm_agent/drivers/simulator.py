@@ -13,7 +13,8 @@ from pathlib import Path
 
 from vm_agent.drivers.abc import Ability, DeviceCounters, MachinePlan, Vmm
 from vm_agent.drivers.firecracker import FirecrackerDriver
-from vm_agent.drivers.metrics_file import MetricsTotals
+from vm_agent.drivers.metrics_file import MetricsFile
+from vm_agent.drivers.metrics_lines import MetricsChannel, MetricsTotals
 from vm_agent.drivers.paths import API_SOCKET
 from vm_agent.process import VmmProcesses
 from vm_agent.simulator import VERSION
@@ -27,14 +28,17 @@ class SimulatorDriver(FirecrackerDriver):
 
     Args:
         processes: The agent's VMM processes.
+        metrics: See `FirecrackerDriver`.
     """
 
     name = "simulator"
     abilities = frozenset({Ability.PAUSE})
     simulated = True
 
-    def __init__(self, processes: VmmProcesses) -> None:
-        super().__init__(Path(sys.executable), processes)
+    def __init__(
+        self, processes: VmmProcesses, metrics: type[MetricsChannel] = MetricsFile
+    ) -> None:
+        super().__init__(Path(sys.executable), processes, metrics=metrics)
 
     def _version(self) -> str:
         return VERSION

@@ -154,7 +154,10 @@ class Machine:
                 "Reinitialization of metrics not allowed."
             )
         try:
-            self._metrics = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            # As the vendor does, so that a FIFO needs no reader.
+            self._metrics = os.open(
+                path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
+            )
         except OSError as error:
             raise _Refusal(f"Metrics error: {error.strerror}") from error
 
