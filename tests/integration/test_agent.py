@@ -321,7 +321,7 @@ async def test_frames_that_a_stopped_agent_could_not_send_come_with_the_next_run
 async def test_a_second_agent_on_the_same_directory_is_refused(stage: Stage) -> None:
     """Two agents would meter and command the same VMs."""
     await stage.client.host()
-    other = AgentProcess(stage.agent.data_dir, stage.server.url, driver="simulator")
+    other = AgentProcess(stage.agent.data_dir, stage.server.url, settings={"driver": "simulator"})
     await other.start()
     assert other._process is not None
     assert await other._process.wait() == 1

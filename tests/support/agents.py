@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -46,10 +46,27 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class AgentProcess:
-    """`python -m vm_agent` on one data directory, started, stopped and killed by a test."""
+    """`python -m vm_agent` on one data directory, started, stopped and killed by a test.
 
-    def __init__(self, folder: Path, nats_url: str, **settings: str) -> None:
+    Args:
+        folder: Its data directory.
+        nats_url: Its bus.
+        settings: The agent's own.
+        module: What is run instead of the plain agent.
+        env: More environment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        nats_url: str,
+        *,
+        settings: Mapping[str, str],
+        module: str = "vm_agent",
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.data_dir = folder
+        self._module = module
         self._log = folder.with_suffix(".log")
         self._env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("DECISEC_")},
@@ -58,6 +75,7 @@ class AgentProcess:
             "DECISEC_AGENT_HOST_ID": HOST,
             "DECISEC_AGENT_DATA_DIR": str(folder),
             **{f"DECISEC_AGENT_{name.upper()}": value for name, value in settings.items()},
+            **(env or {}),
         }
         self._process: asyncio.subprocess.Process | None = None
 
@@ -65,7 +83,7 @@ class AgentProcess:
         """Start the process; `Client.host` tells when it is there."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "vm_agent", env=self._env, cwd=ROOT, stderr=log
+                sys.executable, "-m", self._module, env=self._env, cwd=ROOT, stderr=log
             )
 
     async def stop(self) -> int:
@@ -75,6 +93,19 @@ class AgentProcess:
     async def kill(self) -> None:
         """SIGKILL."""
         await self._end(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send the agent a signal."""
+        if self._process is not None:
+            self._process.send_signal(number)
+
+    async def died(self) -> int:
+        """Wait for an end that nobody asked for; the exit code."""
+        if self._process is None:
+            return 0
+        code = await self._process.wait()
+        self._process = None
+        return code
 
     async def reap(self) -> str:
         """Run the reaper; what it printed."""
@@ -182,7 +213,7 @@ async def agent(
 
     Whatever the test did, no agent, VMM or namespace is left.
     """
-    process = AgentProcess(folder, nats_url, **settings)
+    process = AgentProcess(folder, nats_url, settings=settings)
     ImageStore(folder / "images").add(
         "tiny",
         kernel,

@@ -1,0 +1,407 @@
+"""An agent that is killed again and again, at named steps and at random, while it has work to do.
+
+In each round some VMs are made, booted, rebooted, paused, snapshotted, stopped and deleted, and in
+the midst of that the agent dies. The next one is then given the time to come to rest, and
+everything on the host must have an owner, every owner everything, every command its result, and
+every VM that was not touched the very same process. At the end each VM is billed what its guest
+says it did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import re
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from schemas.commands import (
+    BootVm,
+    Command,
+    CreateVm,
+    DeleteVm,
+    PauseVm,
+    RebootVm,
+    ResumeVm,
+    ShutdownVm,
+    SnapshotVm,
+)
+from schemas.events import VmStopped
+from schemas.hosts import Operation, OperationStatus
+from schemas.ids import new_id
+from schemas.vms import Counters, ExitReason, VmSpec, VmState
+from tests.chaos.inventory import discrepancies
+from tests.support.agents import AgentProcess, Client
+from tests.support.hypervisors import GUEST_ARGS, Lab
+from tests.support.nats import bus_with_streams
+from tests.support.samples import assert_exact, samples_of
+from vm_agent.images import ImageStore
+from vm_agent.settings import AgentSettings
+from vm_agent.store import RecordStore
+
+_REST_S = 40.0
+_MORTAL = "tests.support.mortal_agent"
+_UID_BASE = AgentSettings(host_id="x").uid_base
+_DONE = re.compile(r"^DONE (\d+)", re.MULTILINE)
+_KIB = 1024
+_FRAME_BYTES = 1000
+
+WRITER = VmSpec(
+    image="tiny",
+    memory_mib=32,
+    disk_mib=8,
+    kernel_args={"blkw": "8", "blkr": "4", "tx": "2", "loop": "1000000", "hz": "20"},
+)
+"""Works at a steady pace for as long as the siege lasts."""
+
+PASSING = VmSpec(
+    image="tiny", memory_mib=32, disk_mib=8, kernel_args={"blkw": "96", "blkr": "32", "tx": "5"}
+)
+
+
+@dataclass(slots=True)
+class Toll:
+    """What a siege has come to.
+
+    Attributes:
+        kills: How often the agent died.
+        leaks: Things without an owner, or missing, after a round.
+        lost_vms: VMs that were not touched and are not the same process any more.
+        lost_commands: Commands without the result that they must have.
+        bytes_exact: Incarnations that were billed just what their guests said.
+        bytes_wrong: Those that were not.
+        steps: Named steps at which the agent died.
+        problems: All of it in words.
+    """
+
+    kills: int = 0
+    leaks: int = 0
+    lost_vms: int = 0
+    lost_commands: int = 0
+    bytes_exact: int = 0
+    bytes_wrong: int = 0
+    steps: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing was lost and nothing leaked."""
+        return not self.problems
+
+    def report(self) -> dict[str, Any]:
+        """For a file."""
+        return {**asdict(self), "bytes_exact": self.bytes_wrong == 0 and self.bytes_exact > 0,
+                "incarnations_exact": self.bytes_exact}  # fmt: skip
+
+
+class Siege:
+    """One agent's data directory under siege.
+
+    Args:
+        agent: The mortal agent.
+        client: On its bus.
+        folder: For notes between test and agent.
+        seed: Of what is left to chance.
+        snapshots: Whether the driver can take them.
+    """
+
+    def __init__(
+        self,
+        agent: AgentProcess,
+        client: Client,
+        folder: Path,
+        seed: int,
+        *,
+        snapshots: bool,
+    ) -> None:
+        self.toll = Toll()
+        self._agent = agent
+        self._client = client
+        self._wish = folder / "wish"
+        self._steps = folder / "steps"
+        self._vm_ids: set[UUID] = set()
+        self._chance = random.Random(seed)  # noqa: S311 - to be repeated
+        self._snapshots = snapshots
+        self._steady: dict[UUID, tuple[int, int]] = {}
+        self._billed: dict[tuple[UUID, int], Counters] = {}
+        self._said: dict[tuple[UUID, int], int] = {}
+
+    async def settle_in(self, writers: int) -> None:
+        """Start the VMs that must outlive it all."""
+        for _ in range(writers):
+            vm_id = new_id()
+            for kind, fields in ((CreateVm, {"spec": WRITER}), (BootVm, {})):
+                await self._do(kind, vm_id, **fields)
+            self._steady[vm_id] = self._agent.vmm_of(vm_id)
+
+    async def list_steps(self) -> list[str]:
+        """The named steps of a round, each once, in their order; nobody dies for it."""
+        await self._arm("*")
+        await asyncio.gather(*(life for life in self._round()))
+        await self._come_to_rest()
+        return list(dict.fromkeys(self._steps.read_text().splitlines()))
+
+    async def list_start_steps(self) -> list[str]:
+        """The named steps of a start that finds work half done; nobody dies for it."""
+        self._steps.unlink()
+        lives = [asyncio.ensure_future(life) for life in self._round()]
+        await asyncio.sleep(0.3)
+        await self._agent.kill()
+        self._wish.write_text("*")
+        await self._start()
+        await asyncio.gather(*lives)
+        await self._come_to_rest()
+        return list(dict.fromkeys(self._steps.read_text().splitlines()))
+
+    async def die_again(self, step: str) -> None:
+        """One round with two deaths: amid the work, and at a named step of the start after it."""
+        lives = [asyncio.ensure_future(life) for life in self._round()]
+        await asyncio.sleep(self._chance.uniform(0.1, 0.5))
+        await self._agent.kill()
+        self._wish.write_text(f"{step}#1")
+        await self._agent.start()
+        died = asyncio.ensure_future(self._agent.died())
+        done, _ = await asyncio.wait({died}, timeout=4)
+        if not done:
+            self._agent.send(signal.SIGKILL)
+        else:
+            self.toll.steps.append(f"start: {step}")
+        await died
+        self.toll.kills += 2
+        await self._pick_up(lives, f"start: {step}")
+
+    async def die(self, step: str | None) -> None:
+        """One round with a death in it: at a named step, or at random."""
+        if step is not None:
+            await self._arm(f"{step}#{self._chance.choice((1, 1, 2))}")
+        lives = [asyncio.ensure_future(life) for life in self._round()]
+        if step is None:
+            await asyncio.sleep(self._chance.uniform(0.0, 0.6))
+            self._agent.send(signal.SIGKILL)
+        died = asyncio.ensure_future(self._agent.died())
+        done, _ = await asyncio.wait({died}, timeout=4)
+        if not done:
+            # That step did not come so often: it dies all the same.
+            self._agent.send(signal.SIGKILL)
+        code = await died
+        if code != -signal.SIGKILL:
+            self._problem(f"the agent ended by itself with {code}: {self._agent.log()[-500:]}")
+        self.toll.kills += 1
+        if step is not None and done:
+            self.toll.steps.append(step)
+        await self._pick_up(lives, step or "random")
+
+    async def _pick_up(self, lives: list[asyncio.Future[None]], death: str) -> None:
+        """Start the agent, let it come to rest, and look for what is missing or left."""
+        self._look_for_lost()
+        await self._start()
+        try:
+            async with asyncio.timeout(_REST_S):
+                await asyncio.gather(*lives)
+        except TimeoutError:
+            self._problem(f"commands have no result {_REST_S:g} s after a death at {death}")
+            self.toll.lost_commands += 1
+        await self._come_to_rest()
+        for what in await asyncio.to_thread(self._discrepancies):
+            self.toll.leaks += 1
+            self._problem(f"after a death at {death}: {what}")
+        self._look_for_lost()
+
+    async def conclude(self) -> None:
+        """Stop the writers, and compare every bill with what the guests have said."""
+        for vm_id in self._steady:
+            await self._stop(vm_id)
+        await self._come_to_rest()
+        await self._compare_bills()
+        for vm_id in list(self._steady):
+            await self._do(DeleteVm, vm_id)
+        await self._come_to_rest()
+        for what in await asyncio.to_thread(self._discrepancies):
+            self.toll.leaks += 1
+            self._problem(f"at the end: {what}")
+
+    def _round(self) -> list[Any]:
+        """Lives of VMs, all of them at once."""
+        lives = [self._plain_life(), self._life_with_reboot(), self._short_life()]
+        if self._snapshots:
+            lives.append(self._life_with_snapshot())
+        return lives
+
+    async def _plain_life(self) -> None:
+        vm_id = await self._born(PASSING)
+        await self._do(PauseVm, vm_id)
+        await self._do(ResumeVm, vm_id)
+        await self._stop(vm_id)
+        await self._do(DeleteVm, vm_id)
+
+    async def _life_with_reboot(self) -> None:
+        vm_id = await self._born(PASSING)
+        await self._do(RebootVm, vm_id, grace_s=1.0)
+        await self._stop(vm_id)
+        await self._do(BootVm, vm_id)
+        await self._do(DeleteVm, vm_id)
+
+    async def _life_with_snapshot(self) -> None:
+        vm_id = await self._born(PASSING)
+        await self._do(SnapshotVm, vm_id, snapshot_id=new_id())
+        await self._stop(vm_id)
+        await self._do(DeleteVm, vm_id)
+
+    async def _short_life(self) -> None:
+        vm_id = await self._born(PASSING)
+        await self._do(DeleteVm, vm_id)
+
+    async def _born(self, spec: VmSpec) -> UUID:
+        vm_id = new_id()
+        await self._do(CreateVm, vm_id, spec=spec)
+        await self._do(BootVm, vm_id)
+        return vm_id
+
+    async def _stop(self, vm_id: UUID) -> None:
+        """A guest that is asked says how many rounds it has done."""
+        if vm_id not in self._steady:
+            await self._until_done(vm_id)
+        await self._do(ShutdownVm, vm_id, grace_s=2.0)
+        status = await self._client.status(vm_id)
+        console = self._agent.data_dir / "consoles" / f"{vm_id}.log"
+        if status is None or status.exit_reason is not ExitReason.REQUESTED:
+            return
+        text = await asyncio.to_thread(console.read_text, errors="replace")
+        # One console for all incarnations: what counts is what the last one has said.
+        said = _DONE.search(text.rpartition("READY")[2])
+        if said is not None:
+            self._said[vm_id, status.incarnation] = int(said[1])
+
+    async def _until_done(self, vm_id: UUID) -> None:
+        """Let the guest do its work; one that the agent's death has stopped never will."""
+        console = self._agent.data_dir / "consoles" / f"{vm_id}.log"
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(3):
+                while "DONE" not in console.read_text(errors="replace").rpartition("READY")[2]:
+                    await asyncio.sleep(0.02)
+
+    async def _do(self, kind: Callable[..., Command], vm_id: UUID, **fields: Any) -> Operation:
+        self._vm_ids.add(vm_id)
+        operation = await self._client.do(kind, vm_id, **fields)
+        if operation.status is not OperationStatus.SUCCEEDED:
+            self.toll.lost_commands += 1
+            self._problem(f"{operation.verb} of {vm_id} failed: {operation.error}")
+        return operation
+
+    async def _compare_bills(self) -> None:
+        frames = await self._client.frames()
+        final: dict[tuple[UUID, int], Counters] = {}
+        for event in await self._client.events():
+            if isinstance(event, VmStopped):
+                key = (event.vm_id, event.incarnation)
+                if key in final:
+                    self._problem(f"{key} has stopped twice")
+                final[key] = event.final_counters
+        for (vm_id, incarnation), rounds in self._said.items():
+            args = {
+                k: int(v)
+                for k, v in (WRITER if vm_id in self._steady else PASSING).kernel_args.items()
+            }
+            counters = final.get((vm_id, incarnation), Counters())
+            billed = (counters.disk_write_bytes, counters.disk_read_bytes, counters.net_tx_bytes)
+            did = (
+                rounds * args["blkw"] * _KIB,
+                rounds * args["blkr"] * _KIB,
+                rounds * args["tx"] * 1000,
+            )
+            samples = [s for s in samples_of(frames, vm_id) if s.incarnation == incarnation]
+            try:
+                assert_exact(samples)
+                assert samples[-1].counters == counters
+                assert billed == did, f"billed {billed}, did {did}"
+            except (AssertionError, IndexError) as error:
+                self.toll.bytes_wrong += 1
+                self._problem(f"the bill of {vm_id}, {incarnation} is wrong: {error}")
+            else:
+                self.toll.bytes_exact += 1
+
+    def _look_for_lost(self) -> None:
+        """Whether the VMs that nobody has touched are still the same processes."""
+        for vm_id, process in list(self._steady.items()):
+            records = RecordStore(self._agent.data_dir / "vms").load()
+            (record,) = [r for r in records if r.vm_id == vm_id]
+            now = (record.vmm.pid, record.vmm.start_ticks) if record.vmm else None
+            alive = Path(f"/proc/{process[0]}").exists()
+            if now != process or not alive or record.state is not VmState.RUNNING:
+                self.toll.lost_vms += 1
+                self._problem(f"VM {vm_id} was {process}, is {now}, {record.state}")
+                del self._steady[vm_id]
+
+    def _discrepancies(self) -> list[str]:
+        return discrepancies(
+            self._agent.data_dir, uid_base=_UID_BASE, vm_ids=frozenset(self._vm_ids)
+        )
+
+    async def _start(self) -> None:
+        before = (await self._client.host()).run_id
+        await self._agent.start()
+        async with asyncio.timeout(20):
+            await self._client.host(other_than=before)
+
+    async def _come_to_rest(self) -> None:
+        """Until deleted VMs are forgotten: then the agent has nothing left to do."""
+
+        def at_rest() -> bool:
+            try:
+                records = RecordStore(self._agent.data_dir / "vms").load()
+            except FileNotFoundError:
+                return False  # one was just removed
+            return all(r.state is not VmState.DELETED and r.current is None for r in records)
+
+        try:
+            async with asyncio.timeout(_REST_S):
+                while not await asyncio.to_thread(at_rest):
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            self._problem("the agent does not come to rest")
+
+    async def _arm(self, wish: str) -> None:
+        self._wish.write_text(wish)
+        self._agent.send(signal.SIGUSR1)
+        async with asyncio.timeout(5):
+            while self._wish.exists():
+                await asyncio.sleep(0.002)
+
+    def _problem(self, text: str) -> None:
+        self.toll.problems.append(text)
+
+
+@asynccontextmanager
+async def siege(folder: Path, lab: Lab, driver: str, *, seed: int) -> AsyncIterator[Siege]:
+    """A siege of a fresh agent; whatever happens, nothing of it is left."""
+    lab.require(driver)
+    settings = {"driver": driver, "disk_mib": "20000"}
+    if driver == "firecracker" and lab.firecracker is not None:
+        settings["firecracker"] = str(lab.firecracker)
+    notes = {
+        "DECISEC_TEST_WISH": str(folder / "wish"),
+        "DECISEC_TEST_STEPS": str(folder / "steps"),
+    }
+    async with bus_with_streams(folder / "nats") as (server, bus):
+        agent = AgentProcess(
+            folder / "agent", server.url, settings=settings, module=_MORTAL, env=notes
+        )
+        ImageStore(folder / "agent" / "images").add(
+            "tiny", lab.image.kernel, allowed_args=GUEST_ARGS, driver_args={"*": "console=ttyS0"}
+        )
+        client = Client(bus)
+        try:
+            await agent.start()
+            async with asyncio.timeout(20):
+                await client.host()
+            yield Siege(agent, client, folder, seed, snapshots=driver == "firecracker")
+        finally:
+            await agent.kill()
+            with contextlib.suppress(AssertionError):
+                await agent.reap()

@@ -1,0 +1,46 @@
+"""The agent dies at named steps and at random: no VM is lost, nothing leaks, bills are exact.
+
+A short siege; `just chaos agent` is the long one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.siege import siege
+from tests.support.hypervisors import Lab, open_lab
+
+pytestmark = [pytest.mark.chaos, pytest.mark.hypervisor, pytest.mark.timeout(300)]
+
+EVERY = 9
+"""Each ninth step of those that there are, and chance."""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with open_lab() as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("driver", ["firecracker", "simulator"])
+async def test_an_agent_may_die_whenever_it_will(tmp_path: Path, lab: Lab, driver: str) -> None:
+    """What was running runs on, what was begun is finished, what nobody owns is gone."""
+    async with siege(tmp_path, lab, driver, seed=7) as made:
+        await made.settle_in(writers=1)
+        steps = await made.list_steps()
+        assert len(steps) > EVERY, "there is nothing to die at"
+        for step in steps[::EVERY]:
+            await made.die(step)
+        starts = await made.list_start_steps()
+        for step in starts[:: EVERY * 2]:
+            await made.die_again(step)
+        for _ in range(3):
+            await made.die(None)
+        await made.conclude()
+    assert made.toll.problems == []
+    assert made.toll.steps
+    if driver != "simulator":
+        assert made.toll.bytes_exact > 0
