@@ -56,6 +56,11 @@ bench: setup
     {{ python }} -m tests.load.bench_collector
     {{ python }} -m tests.load.bench_batcher
 
+# Kill a part until it is shown to lose nothing: `just chaos agent`; exits 1 if it does
+[group('check')]
+chaos what *args: setup system
+    {{ python }} -m tests.chaos.{{ what }} {{ args }}
+
 # Format the code
 [group('change')]
 format: setup
