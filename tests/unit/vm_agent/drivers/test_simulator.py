@@ -43,7 +43,8 @@ class Bench:
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
         """Status code and error message."""
         reply = self.machine.handle(method, path, json.dumps(body or {}).encode())
-        return reply.status, str((reply.body or {}).get("fault_message", ""))
+        fault = reply.body.get("fault_message", "") if isinstance(reply.body, dict) else ""
+        return reply.status, str(fault)
 
     def start(self) -> None:
         """Configure everything and boot."""
