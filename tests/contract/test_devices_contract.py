@@ -23,7 +23,7 @@ from tests.support.hypervisors import Rig, processes_in
 from vm_agent.drivers.abc import Ability, DriverError, MachinePlan, Snapshots, Vmm, VmmState
 from vm_agent.drivers.jail import root_of
 from vm_agent.drivers.paths import API_SOCKET
-from vm_agent.drivers.unix_http import UnixHttpConnection
+from vm_agent.drivers.unix_http import Answer, UnixHttpConnection
 from vm_agent.states import RefusedError
 from vm_agent.wishes import require
 
@@ -38,6 +38,34 @@ LIMITS = RateLimits(
     net_rx_bytes_per_s=1_000_000,
     net_tx_bytes_per_s=2_000_000,
 )
+NIC = {"iface_id": "eth0", "host_dev_name": "tap0"}
+REQUESTS: list[tuple[str, Any, int]] = [
+    ("balloon", {"amount_mib": 16}, 400),
+    ("balloon", {"amount_mib": -1, "deflate_on_oom": True}, 400),
+    ("balloon", {"amount_mib": 65, "deflate_on_oom": True}, 400),
+    ("balloon", {"amount_mib": 16, "deflate_on_oom": 1}, 400),
+    ("balloon", {"amount_mib": 16, "deflate_on_oom": True, "more": 1}, 400),
+    ("balloon", {"amount_mib": 64, "deflate_on_oom": False, "stats_polling_interval_s": 1}, 204),
+    ("mmds/config", {"version": "V2"}, 400),
+    ("mmds/config", {"network_interfaces": []}, 400),
+    ("mmds/config", {"network_interfaces": ["eth1"]}, 400),
+    ("mmds/config", {"network_interfaces": [1]}, 400),
+    ("mmds/config", {"network_interfaces": ["eth0"], "version": "V3"}, 400),
+    ("mmds/config", {"network_interfaces": ["eth0"], "version": ["V2"]}, 400),
+    ("mmds/config", {"network_interfaces": ["eth0"], "versio": "V2"}, 400),
+    ("mmds/config", {"network_interfaces": ["eth0"], "ipv4_address": "10.0.0.1"}, 400),
+    ("mmds/config", {"network_interfaces": ["eth0"], "ipv4_address": "169.254.1.1"}, 204),
+    ("mmds", [1, None, 2.5, {"a": False}], 204),
+    ("network-interfaces/eth0", {**NIC, "rx_rate_limiter": 5}, 400),
+    ("network-interfaces/eth0", {**NIC, "rx_rate_limiter": {"bandwith": None}}, 400),
+    ("network-interfaces/eth0", {**NIC, "tx_rate_limiter": {"ops": {"size": 1}}}, 400),
+    ("network-interfaces/eth0",
+     {**NIC, "tx_rate_limiter": {"ops": {"size": -1, "refill_time": 1}}}, 400),
+    ("network-interfaces/eth0",
+     {**NIC, "tx_rate_limiter": {"ops": {"size": 1, "refill_time": "1"}}}, 400),
+    ("network-interfaces/eth0",
+     {**NIC, "tx_rate_limiter": {"ops": {"size": 1, "refill_time": 1, "one_time_burst": 9}}}, 204),
+]  # fmt: skip
 WISHES = [
     ("metadata", Ability.METADATA, VmSpec(image="tiny", metadata=METADATA)),
     ("balloon_mib", Ability.BALLOON, VmSpec(image="tiny", balloon_mib=16)),
@@ -54,14 +82,19 @@ def needs(bench: Rig, *abilities: Ability) -> None:
             pytest.skip(f"{bench.name} cannot give a VM {ability}")
 
 
-async def told(vmm: Vmm, path: str) -> Any:
-    """What the VMM answers to a GET."""
+async def asked(vmm: Vmm, method: str, path: str, body: bytes = b"") -> Answer:
+    """What the VMM answers to a request of our own."""
     api = UnixHttpConnection(root_of(Path(vmm.run_dir)) / API_SOCKET)
     try:
         async with asyncio.timeout(5):
-            answer = await api.request("GET", path)
+            return await api.request(method, path, body)
     finally:
         await api.close()
+
+
+async def told(vmm: Vmm, path: str) -> Any:
+    """What the VMM answers to a GET."""
+    answer = await asked(vmm, "GET", path)
     assert answer.status == 200, answer
     return msgspec.json.decode(answer.body)
 
@@ -137,6 +170,25 @@ async def test_a_machine_has_what_was_wished_for(bench: Rig) -> None:
 def regular_files(folder: Path) -> list[Path]:
     """Files below a folder."""
     return [path for path in folder.rglob("*") if path.is_file()]
+
+
+async def test_requests_are_judged_as_firecracker_judges_them(bench: Rig) -> None:
+    """By the real one too, or the list is wrong. What was refused has changed nothing."""
+    needs(bench, Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS)
+    vmm = await bench.create(await full_plan(bench))
+    for path, body, status in REQUESTS:
+        places = ("/vm/config", "/mmds", "/balloon")
+        before = [await told(vmm, place) for place in places]
+        answer = await asked(vmm, "PUT", f"/{path}", msgspec.json.encode(body))
+        assert answer.status == status, (path, body, answer)
+        assert ([await told(vmm, place) for place in places] == before) is (status == 400)
+    assert (await asked(vmm, "PUT", "/mmds", b"")).status == 400
+    assert await told(vmm, "/mmds") == [1, None, 2.5, {"a": False}]
+    await bench.driver.boot(vmm)
+    for path, body, status in REQUESTS:
+        if status == 204 and path != "mmds":
+            answer = await asked(vmm, "PUT", f"/{path}", msgspec.json.encode(body))
+            assert b"after starting the microVM" in answer.body
 
 
 async def test_a_plain_machine_has_none_of_it(bench: Rig) -> None:
