@@ -184,17 +184,26 @@ class Snapshotting:
                 ErrorCode.UNSUPPORTED,
                 f"the snapshot is of {found.driver}, new VMs here get {self._host.driver.name}",
             )
-        shape, needs = _shape(vm.record.spec), _shape(found.spec)
-        for name, needed in needs.items():
-            if (have := shape[name]) != needed:
-                raise RefusedError(
-                    ErrorCode.CONFLICT,
-                    f"the snapshot is of a VM with {name} {needed}, this VM has {have}",
-                )
+        check_fit(vm.record.spec, found)
 
 
 _DELETED = VmState.DELETED
 _SAME = ("vcpus", "memory_mib", "disk_mib", "network", "track_memory", "balloon_mib")
+
+
+def check_fit(spec: VmSpec, found: Manifest) -> None:
+    """Check that a VM has the shape of the one that a snapshot is of.
+
+    Raises:
+        RefusedError: CONFLICT, naming the field.
+    """
+    shape = _shape(spec)
+    for name, needed in _shape(found.spec).items():
+        if shape[name] != needed:
+            raise RefusedError(
+                ErrorCode.CONFLICT,
+                f"the snapshot is of a VM with {name} {needed}, this VM has {shape[name]}",
+            )
 
 
 def _shape(spec: VmSpec) -> dict[str, object]:
