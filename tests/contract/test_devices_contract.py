@@ -276,7 +276,7 @@ async def test_a_killed_guest_has_used_no_more_than_its_limits_allow(bench: Rig)
 
 async def test_a_vm_from_a_snapshot_has_its_devices_and_metadata_of_its_own(bench: Rig) -> None:
     """Limits, balloon and the metadata service come with the state, the content does not."""
-    needs(bench, *Ability)
+    needs(bench, Ability.SNAPSHOT, Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS)
     driver = bench.driver
     assert isinstance(driver, Snapshots)
     plan = await full_plan(bench)

@@ -114,7 +114,12 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
     name = "firecracker"
     executable = "firecracker"
     files = (API_SOCKET, METRICS, METRICS_STATE, DISK, *snapshots.FILES)
-    abilities = frozenset(Ability)
+    abilities = frozenset(
+        {
+            *(Ability.PAUSE, Ability.SNAPSHOT, Ability.DIFF_SNAPSHOT),
+            *(Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS),
+        }
+    )
 
     def __init__(
         self,
