@@ -60,7 +60,9 @@ class Tombstones:
         entry = await fleet.specs.get(key)
         if entry is None or entry.value.deleted_at is not None:
             return
-        buried = msgspec.structs.replace(entry.value, deleted_at=utc_now())
+        # Nobody needs its metadata any more, and it may hold secrets.
+        spec = entry.value.spec.without_secrets()
+        buried = msgspec.structs.replace(entry.value, spec=spec, deleted_at=utc_now())
         try:
             await fleet.specs.update(key, buried, entry.revision)
         except RevisionConflictError as error:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import msgspec
 
+from schemas.devices import BalloonMib, Discreet, Metadata, RateLimits, check_devices
 from schemas.errors import ErrorInfo
 from schemas.hosts import OperationStatus
 from schemas.ids import CommandId, CustomerId, HostId, ImageName, VmId
@@ -23,7 +24,11 @@ from schemas.vms import (
 )
 
 
-class CreateVmRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RateLimitsRequest(RateLimits, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`RateLimits` in a request: a name that is none of them is a mistake."""
+
+
+class CreateVmRequest(Discreet, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `POST /v1/vms`. See `VmSpec` for the fields."""
 
     image: ImageName
@@ -40,11 +45,24 @@ class CreateVmRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     labels: Annotated[dict[LabelName, LabelValue], msgspec.Meta(max_length=32)] = msgspec.field(
         default_factory=dict
     )
+    metadata: Metadata = msgspec.field(default_factory=dict)
+    balloon_mib: BalloonMib = 0
+    limits: RateLimitsRequest = RateLimitsRequest()
     boot: bool = False
+
+    def __post_init__(self) -> None:
+        check_devices(
+            memory_mib=self.memory_mib,
+            network=self.network,
+            metadata=self.metadata,
+            balloon_mib=self.balloon_mib,
+            limits=self.limits,
+        )
 
     def to_spec(self) -> VmSpec:
         """The spec that is asked for."""
-        return VmSpec(**{name: getattr(self, name) for name in VmSpec.__struct_fields__})
+        given = {name: getattr(self, name) for name in VmSpec.__struct_fields__}
+        return VmSpec(**given | {"limits": RateLimits(**msgspec.structs.asdict(self.limits))})
 
 
 class ShutdownRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

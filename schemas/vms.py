@@ -10,6 +10,7 @@ from typing import Annotated
 import msgspec
 
 from schemas.codec import decoder
+from schemas.devices import BalloonMib, Discreet, Metadata, RateLimits, check_devices
 from schemas.errors import ErrorInfo
 from schemas.ids import CustomerId, HostId, ImageName, PoolId, PricePlanId, RegionId, VmId
 from schemas.units import Counter
@@ -79,7 +80,7 @@ class SnapshotKind(StrEnum):
     DIFF = "diff"
 
 
-class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
+class VmSpec(Discreet, frozen=True, kw_only=True):
     """What a customer asks for. Names an image; never a path, a tap or a socket.
 
     Attributes:
@@ -94,6 +95,10 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
         restart: What happens when its VMM ends by itself, or its host goes down.
         kernel_args: Arguments for the guest's kernel; the image says which ones it allows.
         labels: The customer's own names for things.
+        metadata: What the guest can read at 169.254.169.254; may hold secrets. Needs `network`.
+        balloon_mib: What the guest's balloon is to take at start, less than `memory_mib`; 0 means
+            that there is no balloon.
+        limits: The most that disk and network may move.
     """
 
     image: ImageName
@@ -109,6 +114,22 @@ class VmSpec(msgspec.Struct, frozen=True, kw_only=True):
     labels: Annotated[dict[LabelName, LabelValue], msgspec.Meta(max_length=32)] = msgspec.field(
         default_factory=dict
     )
+    metadata: Metadata = msgspec.field(default_factory=dict)
+    balloon_mib: BalloonMib = 0
+    limits: RateLimits = RateLimits()
+
+    def __post_init__(self) -> None:
+        check_devices(
+            memory_mib=self.memory_mib,
+            network=self.network,
+            metadata=self.metadata,
+            balloon_mib=self.balloon_mib,
+            limits=self.limits,
+        )
+
+    def without_secrets(self) -> VmSpec:
+        """The same, with nothing in the metadata but its names."""
+        return msgspec.structs.replace(self, metadata=dict.fromkeys(self.metadata, ""))
 
 
 class VmRecord(msgspec.Struct, frozen=True, kw_only=True):

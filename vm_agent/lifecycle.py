@@ -43,6 +43,7 @@ from vm_agent.ports import Host
 from vm_agent.snapshotting import Snapshotting
 from vm_agent.states import RefusedError, permit
 from vm_agent.store import Current, Done, Record
+from vm_agent.wishes import require
 
 _log = structlog.get_logger("decisec.lifecycle")
 
@@ -208,6 +209,7 @@ class Lifecycle:
         # The order may have come meanwhile. From here on the VM counts as one that is here.
         self._not_draining()
         spec = with_disk(command.spec, image.rootfs_bytes)
+        require(spec, self._host.driver)
         self._admission.reserve(command.vm_id, spec)
         try:
             uid = self._places.uid_of(command.vm_id)

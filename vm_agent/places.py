@@ -20,6 +20,7 @@ from vm_agent.drivers.paths import CONSOLE
 from vm_agent.fleet import Vm
 from vm_agent.ports import Host, incarnation_name
 from vm_agent.store import Record, Start
+from vm_agent.wishes import require
 
 _TASKS = 160
 """Threads of one VMM: QEMU's pool of I/O threads alone may have 64."""
@@ -48,6 +49,7 @@ class Places:
             snapshot: Where its guest goes on from; None to boot it.
         """
         host, record = self._host, vm.record
+        require(record.spec, host.driver)
         image = await host.images.prepare(host.driver.name, record.spec)
         run_dir = host.run_dir(record.vm_id, record.incarnation)
         await asyncio.to_thread(self._furnish, run_dir, record)
@@ -69,6 +71,9 @@ class Places:
             run_dir=run_dir,
             snapshot=snapshot,
             track_memory=record.spec.track_memory,
+            metadata=record.spec.metadata,
+            balloon_mib=record.spec.balloon_mib,
+            limits=record.spec.limits,
             uid=record.uid,
             group=group,
         )

@@ -12,13 +12,13 @@ from pathlib import Path
 from uuid import UUID
 
 import structlog
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from runtime.clock import utc_now
 from schemas.errors import ErrorCode
 from schemas.events import VmSnapshotted
 from schemas.hosts import Resources
-from schemas.vms import SnapshotKind, VmState
+from schemas.vms import SnapshotKind, VmSpec, VmState
 from vm_agent.admission import Admission
 from vm_agent.disks import clone_file
 from vm_agent.drivers.abc import Ability, DiffSnapshots, Snapshots
@@ -146,7 +146,7 @@ class Snapshotting:
             vm_id=vm.vm_id,
             customer_id=record.customer_id,
             kind=kind,
-            spec=record.spec,
+            spec=record.spec.without_secrets(),
             driver=driver.name,
             mac=record.nic.mac if record.nic else "",
             created_at=utc_now(),
@@ -184,16 +184,38 @@ class Snapshotting:
                 ErrorCode.UNSUPPORTED,
                 f"the snapshot is of {found.driver}, new VMs here get {self._host.driver.name}",
             )
-        for name in ("vcpus", "memory_mib", "disk_mib", "network", "track_memory"):
-            have, needed = getattr(vm.record.spec, name), getattr(found.spec, name)
-            if have != needed:
-                raise RefusedError(
-                    ErrorCode.CONFLICT,
-                    f"the snapshot is of a VM with {name} {needed}, this VM has {have}",
-                )
+        check_fit(vm.record.spec, found)
 
 
 _DELETED = VmState.DELETED
+_SAME = ("vcpus", "memory_mib", "disk_mib", "network", "track_memory", "balloon_mib")
+
+
+def check_fit(spec: VmSpec, found: Manifest) -> None:
+    """Check that a VM has the shape of the one that a snapshot is of.
+
+    Raises:
+        RefusedError: CONFLICT, naming the field.
+    """
+    shape = _shape(spec)
+    for name, needed in _shape(found.spec).items():
+        if shape[name] != needed:
+            raise RefusedError(
+                ErrorCode.CONFLICT,
+                f"the snapshot is of a VM with {name} {needed}, this VM has {shape[name]}",
+            )
+
+
+def _shape(spec: VmSpec) -> dict[str, object]:
+    """What a snapshot brings along, so that a VM that goes on from it must have just that.
+
+    Metadata does not come along, but whether the guest can read any does.
+    """
+    return {
+        **{name: getattr(spec, name) for name in _SAME},
+        **{f"limits.{name}": limit for name, limit in asdict(spec.limits).items()},
+        "metadata": "some" if spec.metadata else "none",
+    }
 
 
 def _needs(manifest: Manifest) -> Resources:

@@ -173,9 +173,13 @@ class RecordStore:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Replace a file's content as a whole; it is on disk when this returns. Blocks."""
+    """Replace a file's content as a whole; it is on disk when this returns. Blocks.
+
+    Only the agent's own user can read it: a VM's record holds its metadata.
+    """
     temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    with os.fdopen(os.open(temporary, flags, 0o600), "wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -15,6 +16,7 @@ from decisec.cli.output import Json, show, show_json
 if TYPE_CHECKING:
     from decisec.sdk import Client
     from schemas.api import VmAndOperation, VmView
+    from schemas.vms import VmSpec
 
 app = typer.Typer(help="Make, look at, start, stop and delete VMs.", no_args_is_help=True,
                   epilog=EPILOG)  # fmt: skip
@@ -39,6 +41,28 @@ def _pairs(option: str, values: list[str]) -> dict[str, str]:
     return pairs
 
 
+def _numbers(option: str, values: list[str]) -> dict[str, int]:
+    try:
+        return {name: int(value) for name, value in _pairs(option, values).items()}
+    except ValueError:
+        raise CommandError(
+            f"{option}: give NAME=NUMBER, a whole number", Exit.USAGE, "usage"
+        ) from None
+
+
+def _metadata(values: list[str], file: Path | None) -> dict[str, str]:
+    import msgspec
+
+    given = _pairs("--metadata", values)
+    if file is None:
+        return given
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=dict[str, str]) | given
+    except (OSError, ValueError) as error:
+        words = error.strerror if isinstance(error, OSError) else "no JSON map of texts"
+        raise CommandError(f"--metadata-file: {file}: {words}", Exit.USAGE, "usage") from None
+
+
 @app.command(epilog=EPILOG)
 def create(
     image: Annotated[str, typer.Option(help="Image, by its name in the host's store.")] = "tiny",
@@ -58,6 +82,25 @@ def create(
     ] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Label of your own.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What the guest can read at 169.254.169.254."),
+    ] = None,
+    metadata_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The same from a JSON map: no other user sees it."),
+    ] = None,
+    balloon: Annotated[
+        int, typer.Option(min=0, help="MiB that the guest's balloon takes; 0 for none.")
+    ] = 0,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=NUMBER",
+            help="The most of disk_bytes_per_s, disk_ops_per_s, net_rx_bytes_per_s or"
+            " net_tx_bytes_per_s.",
+        ),
     ] = None,
     boot: Annotated[bool, typer.Option("--boot", help="Boot it as well.")] = False,
     no_wait: NoWait = False,
@@ -81,6 +124,9 @@ def create(
         "restart": restart,
         "kernel_args": _pairs("--arg", arg or []),
         "labels": _pairs("--label", label or []),
+        "metadata": _metadata(metadata or [], metadata_file),
+        "balloon_mib": balloon,
+        "limits": _numbers("--limit", limit or []),
         "boot": boot,
     }
     try:
@@ -244,6 +290,19 @@ def _table(vms: list[VmView]) -> Any:
     return table
 
 
+def _devices(spec: VmSpec) -> dict[str, str]:
+    """What the VM has beyond a plain one. Of the metadata the names: somebody may look on."""
+    import msgspec
+
+    limits = {name: limit for name, limit in msgspec.structs.asdict(spec.limits).items() if limit}
+    rows = {
+        "balloon": f"{spec.balloon_mib} MiB" if spec.balloon_mib else "",
+        "limits": ", ".join(f"{name} {limit}" for name, limit in limits.items()),
+        "metadata": ", ".join(spec.metadata),
+    }
+    return {name: value for name, value in rows.items() if value}
+
+
 def _driver(vm: VmView) -> str:
     return f"{vm.driver} (simulated)" if vm.simulated else vm.driver or "-"
 
@@ -264,6 +323,7 @@ def _details(vm: VmView) -> Any:
         "vCPUs": str(vm.spec.vcpus),
         "memory": f"{vm.spec.memory_mib} MiB",
         "disk": f"{vm.spec.disk_mib} MiB",
+        **_devices(vm.spec),
         "incarnation": str(vm.incarnation),
         "created": vm.created_at.isoformat(timespec="seconds"),
         "started": vm.started_at.isoformat(timespec="milliseconds") if vm.started_at else "-",

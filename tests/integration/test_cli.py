@@ -72,6 +72,28 @@ def test_a_vm_lives_and_dies_by_its_name(shell: Shell) -> None:
     assert shell("vm", "get", "db").code == Exit.NOT_FOUND
 
 
+def test_a_vm_gets_what_the_options_say(shell: Shell, stack: Path) -> None:
+    """Metadata, balloon and limits; a person looking at the VM sees no value of the metadata."""
+    secrets = stack / "metadata.json"
+    secrets.write_text('{"password": "hunter2", "role": "none"}')
+    made = shell(
+        *("vm", "create", "--name", "rich", "--disk", "8", "--boot", "--json", "--balloon", "16"),
+        *("--metadata", "role=web", "--metadata-file", str(secrets)),
+        *("--limit", "disk_bytes_per_s=1000000", "--limit", "net_tx_bytes_per_s=5"),
+    ).json
+    spec = made["vm"]["spec"]
+    assert made["vm"]["state"] == "running"
+    assert spec["metadata"] == {"password": "hunter2", "role": "web"}
+    assert spec["balloon_mib"] == 16
+    assert (spec["limits"]["disk_bytes_per_s"], spec["limits"]["net_tx_bytes_per_s"]) == (10**6, 5)
+    shown = shell("vm", "get", "rich").out
+    assert "16 MiB" in shown
+    assert "disk_bytes_per_s 1000000, net_tx_bytes_per_s 5" in shown
+    assert "password, role" in shown
+    assert "hunter2" not in shown
+    assert shell("vm", "delete", "rich").code == 0
+
+
 def test_lists_are_tables_for_people_and_documents_for_programs(shell: Shell, vm: str) -> None:
     """No id is cut off in a pipe."""
     listed = shell("vm", "ls", "--json").json["vms"]
@@ -133,6 +155,14 @@ def test_a_window_is_checked_before_it_is_asked_for(shell: Shell) -> None:
         (["vm", "create", "--arg", "root=x", "--boot"], Exit.USAGE, "root"),
         (["vm", "create", "--arg", "spin"], Exit.USAGE, "NAME=VALUE"),
         (["vm", "create", "--memory", "1"], Exit.USAGE, "memory"),
+        (["vm", "create", "--metadata", "a=b", "--no-network"], Exit.USAGE, "network"),
+        (["vm", "create", "--metadata", "a"], Exit.USAGE, "--metadata"),
+        (["vm", "create", "--metadata-file", "/dev/null"], Exit.USAGE, "--metadata-file"),
+        (["vm", "create", "--metadata-file", "/no/such"], Exit.USAGE, "No such file"),
+        (["vm", "create", "--balloon", "128"], Exit.USAGE, "balloon_mib"),
+        (["vm", "create", "--limit", "disk_ops_per_s=many"], Exit.USAGE, "NAME=NUMBER"),
+        (["vm", "create", "--limit", "disk=1"], Exit.USAGE, "disk"),
+        (["vm", "create", "--limit", "disk_ops_per_s=1"], Exit.USAGE, "no disk"),
         (["token", "--customer", "a.b"], Exit.USAGE, "--customer"),
         (["vm", "create", "--no-such-option"], Exit.USAGE, "no-such-option"),
         (["fly"], Exit.USAGE, "fly"),

@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 from uuid import UUID
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from runtime.buckets import Bucket
 from runtime.clock import utc_now
+from schemas.commands import CreateVm
 from schemas.errors import ErrorCode
 from schemas.hosts import Customer, CustomerStatus, Resources, decode_customer
 from schemas.ids import new_id
@@ -66,6 +68,59 @@ async def test_a_vm_lives_and_dies_over_http(shared: Stack) -> None:
         return entry is not None and entry.value.deleted_at is not None
 
     await until(buried)
+
+
+async def test_metadata_ends_with_the_vm_that_it_was_for(shared: Stack) -> None:
+    """Its agent and its owner get what was asked for; the tombstone keeps no value."""
+    wishes = {
+        "metadata": {"password": "hunter2"},
+        "balloon_mib": 16,
+        "limits": {
+            "disk_bytes_per_s": 1_000_000,
+            "disk_ops_per_s": 0,
+            "net_rx_bytes_per_s": 0,
+            "net_tx_bytes_per_s": 7,
+        },
+    }
+    records = Bucket(shared.bus, VM_SPECS, decode_vm_record)
+    async with shared.client(headers=bearer("wishes")) as api:
+        vm_id = UUID(await made(api, **wishes))
+        (create,) = [c for c in shared.agent.seen if c.vm_id == vm_id]
+        assert isinstance(create, CreateVm)
+        assert msgspec.to_builtins(create.spec).items() >= wishes.items()
+        assert (await api.get(f"/v1/vms/{vm_id}")).json()["spec"].items() >= wishes.items()
+        assert (await api.delete(f"/v1/vms/{vm_id}", headers=WAIT)).status_code == 200
+
+    async def buried() -> bool:
+        entry = await records.get(vm_key("wishes", vm_id))
+        return entry is not None and entry.value.deleted_at is not None
+
+    await until(buried)
+    entry = await records.get(vm_key("wishes", vm_id))
+    assert entry is not None
+    assert entry.value.spec == create.spec.without_secrets()
+
+
+async def test_wishes_that_cannot_be_are_refused(shared: Stack) -> None:
+    """By the gateway as a bad request; by an agent whose driver cannot, with its own words."""
+    async with shared.client(headers=bearer("vain")) as api:
+        for wishes, words in (
+            ({"metadata": {"a": "hunter2"}, "network": False}, "needs network"),
+            ({"metadata": {"a": "hunter2\u0001"}}, "$.metadata"),
+            ({"balloon_mib": 128}, "less than memory_mib"),
+            ({"limits": {"disk": 1}}, "unknown field `disk`"),
+        ):
+            refused = await api.post("/v1/vms", json={**TINY, **wishes})
+            assert (refused.status_code, refused.json()["code"]) == (400, "bad_request")
+            assert words in refused.text
+            assert "hunter2" not in refused.text
+        shared.agent.script = refusing(ErrorCode.UNSUPPORTED, "create")
+        try:
+            refused = await api.post("/v1/vms", json={**TINY, "balloon_mib": 16}, headers=WAIT)
+        finally:
+            shared.agent.script = lambda _: None
+        assert refused.json()["code"] == "unsupported"
+        assert (await api.get("/v1/vms")).json()["vms"] == []
 
 
 async def test_without_a_preference_the_operation_tells_of_the_end(shared: Stack) -> None:

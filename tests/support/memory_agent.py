@@ -123,13 +123,14 @@ class Run:
         kernel: MemoryKernel,
         desk: MemoryDesk,
         images: MemoryImages | None = None,
+        driver: MemoryDriver | None = None,
     ) -> None:
         self.folder = folder
         self.kernel = kernel
         self.tasks = LooseTasks()
         self.inbox = Letterbox()
         self.frames: list[bytes] = []
-        host = memory_host(kernel, MemoryDriver(kernel), folder, images)
+        host = memory_host(kernel, driver or MemoryDriver(kernel), folder, images)
         self.checkpoint = Checkpoint(folder / "checkpoint")
         self.store = RecordStore(folder / "vms")
         self.fleet = Fleet("h1", self.store, desk, self.tasks.spawn)

@@ -7,13 +7,15 @@ to find a VMM again is in the `Vmm` handle and the VM's run directory.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from uuid import UUID
 
 import msgspec
 
+from schemas.devices import RateLimits
 from schemas.vms import ExitReason, SnapshotKind
 from vm_agent.cgroups import Group
 
@@ -24,6 +26,9 @@ class Ability(StrEnum):
     PAUSE = "pause"
     SNAPSHOT = "snapshot"
     DIFF_SNAPSHOT = "diff snapshot"
+    METADATA = "metadata"
+    BALLOON = "a balloon"
+    RATE_LIMITS = "rate limits"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +57,12 @@ class MachinePlan:
             goes on from there instead of booting the kernel. It is created paused; `resume` lets
             it run. Its files must not change as long as the VMM lives.
         track_memory: Remember which pages the guest changes, for diff snapshots; costs it speed.
+        metadata: What the guest can read at 169.254.169.254 over its interface, by name. Must not
+            be shown. Only with `Ability.METADATA`.
+        balloon_mib: Size that the guest's balloon is to take; 0 is no balloon. Only with
+            `Ability.BALLOON`. A snapshot brings its own.
+        limits: The most that disk and interface may move. Only with `Ability.RATE_LIMITS`. A
+            snapshot brings its own.
         uid: User and group, of this VM alone, that the VMM runs as, if its driver can make it so;
             None stays what the agent is.
         group: Control group that the VMM joins before it does anything.
@@ -69,6 +80,9 @@ class MachinePlan:
     run_dir: Path
     snapshot: Path | None = None
     track_memory: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict, repr=False)
+    balloon_mib: int = 0
+    limits: RateLimits = field(default_factory=RateLimits)
     uid: int | None = None
     group: Group | None = None
 

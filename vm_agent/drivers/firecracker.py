@@ -30,7 +30,7 @@ from vm_agent.drivers.abc import (
     Vmm,
     VmmState,
 )
-from vm_agent.drivers.firecracker_machine import requests
+from vm_agent.drivers.firecracker_machine import METADATA, requests
 from vm_agent.drivers.jail import DISK, Jail, root_of
 from vm_agent.drivers.jail import remove as remove_jail
 from vm_agent.drivers.metrics import open_metrics
@@ -114,7 +114,12 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
     name = "firecracker"
     executable = "firecracker"
     files = (API_SOCKET, METRICS, METRICS_STATE, DISK, *snapshots.FILES)
-    abilities = frozenset({Ability.PAUSE, Ability.SNAPSHOT, Ability.DIFF_SNAPSHOT})
+    abilities = frozenset(
+        {
+            *(Ability.PAUSE, Ability.SNAPSHOT, Ability.DIFF_SNAPSHOT),
+            *(Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS),
+        }
+    )
 
     def __init__(
         self,
@@ -278,7 +283,17 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
     async def _configure(self, vmm: Vmm, plan: MachinePlan) -> None:
         await self._until_answered(vmm, lambda: self._call(vmm, "GET", "/", b"", _CALL_S))
         for path, body in requests(plan):
-            await self._call(vmm, "PUT", path, _encode(body), _CALL_S)
+            await self._tell(vmm, path, _encode(body))
+
+    async def _tell(self, vmm: Vmm, path: str, body: bytes) -> None:
+        try:
+            await self._call(vmm, "PUT", path, body, _CALL_S)
+        except DriverError as error:
+            if path != METADATA:
+                raise
+            # Firecracker quotes what it does not understand, and this may be secret.
+            status = f": status {error.status}" if isinstance(error, RefusedError) else ""
+            raise DriverError(f"{self.name} did not take the metadata{status}") from None
 
     async def _start(self, vmm: Vmm) -> None:
         await self._action(vmm, "InstanceStart", _BOOT_S)

@@ -32,7 +32,7 @@ class SimulatorDriver(FirecrackerDriver):
     """
 
     name = "simulator"
-    abilities = frozenset({Ability.PAUSE})
+    abilities = frozenset({Ability.PAUSE, Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS})
     simulated = True
 
     def __init__(

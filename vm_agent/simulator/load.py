@@ -29,9 +29,23 @@ class Load:
         vcpus: CPU time grows with it and never passes `vcpus` seconds per second.
         disk: Whether there is a disk to read and write.
         nic: Whether there is a network interface.
+        disk_most: The most that reading and writing move together, in bytes per ms; None is as
+            much as they like. At a limit, each keeps its share.
+        rx_most: The same of what is received.
+        tx_most: The same of what is sent.
     """
 
-    def __init__(self, identity: str, *, vcpus: int, disk: bool, nic: bool) -> None:
+    def __init__(
+        self,
+        identity: str,
+        *,
+        vcpus: int,
+        disk: bool,
+        nic: bool,
+        disk_most: int | None = None,
+        rx_most: int | None = None,
+        tx_most: int | None = None,
+    ) -> None:
         numbers = _numbers(identity)
         busy = [
             vcpus * 1000 * (50 + next(numbers) % (_MAX_BUSY_PERMILLE - 50)) for _ in range(SLOTS)
@@ -40,6 +54,10 @@ class Load:
         received, sent = (
             [next(numbers) % _MAX_NET_BYTES_PER_MS for _ in range(SLOTS)] for _ in "rt"
         )
+        if disk_most is not None:
+            pairs = [_shared(*pair, disk_most) for pair in zip(read, write, strict=True)]
+            read, write = (list(each) for each in zip(*pairs, strict=True))
+        received, sent = _capped(received, rx_most), _capped(sent, tx_most)
         none = [0] * SLOTS
         self._rates = [
             busy,
@@ -59,6 +77,15 @@ class Load:
             for rates, sums in zip(self._rates, self._sums, strict=True)
         )
         return cpu, read, write, received, sent
+
+
+def _shared(one: int, other: int, most: int) -> tuple[int, int]:
+    total = one + other
+    return (one, other) if total <= most else (one * most // total, other * most // total)
+
+
+def _capped(rates: list[int], most: int | None) -> list[int]:
+    return rates if most is None else [min(rate, most) for rate in rates]
 
 
 def _numbers(identity: str) -> Iterator[int]:

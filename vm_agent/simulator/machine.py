@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 
-from vm_agent.simulator.cpython import JsonError, parse, render
+from vm_agent.simulator.bodies import Refusal, map_of, number_in, readable, text_in
+from vm_agent.simulator.cpython import render
+from vm_agent.simulator.devices import Devices
 from vm_agent.simulator.faults import fault_in
 from vm_agent.simulator.load import Load
 
@@ -29,13 +31,9 @@ class Reply:
 
     __slots__ = ("body", "status")
 
-    def __init__(self, status: int, body: dict[str, Json] | None = None) -> None:
+    def __init__(self, status: int, body: Json = None) -> None:
         self.status = status
         self.body = body
-
-
-class _Refusal(Exception):  # noqa: N818 - it is an answer, not a failure
-    """A request that Firecracker answers with 400 and this message."""
 
 
 class Machine:
@@ -72,9 +70,9 @@ class Machine:
         self._print = print_line
         self._state = "Not started"
         self._vcpus = 1
+        self._memory_mib = 128
         self._kernel = False
-        self._drives: set[str] = set()
-        self._interfaces: set[str] = set()
+        self._devices = Devices()
         self._metrics: int | None = None
         self._load = Load(identity, vcpus=1, disk=False, nic=False)
         self._ran_ns = 0
@@ -86,7 +84,7 @@ class Machine:
         """Answer one request as Firecracker would."""
         try:
             return self._route(method, path, body)
-        except _Refusal as refusal:
+        except Refusal as refusal:
             return Reply(400, {"fault_message": str(refusal)})
 
     def _route(self, method: str, path: str, body: bytes) -> Reply:
@@ -104,52 +102,58 @@ class Machine:
             case "GET", ["version"]:
                 return Reply(200, {"firecracker_version": VERSION})
             case "PUT", ["metrics"]:
-                self._configure_metrics(_text(_object(body), "metrics_path"))
+                self._configure_metrics(text_in(map_of(body), "metrics_path"))
             case "PUT", ["machine-config"]:
                 self._before_start()
-                config = _object(body)
-                self._vcpus = _number(config, "vcpu_count", 1, 32)
-                _number(config, "mem_size_mib", 1, 1 << 20)
+                config = map_of(body)
+                self._vcpus = number_in(config, "vcpu_count", 1, 32)
+                self._memory_mib = number_in(config, "mem_size_mib", 1, 1 << 20)
             case "PUT", ["boot-source"]:
                 self._before_start()
-                source = _object(body)
-                _readable(_text(source, "kernel_image_path"), "Boot source error")
+                source = map_of(body)
+                readable(text_in(source, "kernel_image_path"), "Boot source error")
                 self.fault = _fault(source)
                 self._kernel = True
             case "PUT", ["drives", name]:
                 self._before_start()
-                drive = _object(body)
-                if _text(drive, "drive_id") != name:
-                    raise _Refusal("The id from the path does not match the id from the body!")
-                _readable(_text(drive, "path_on_host"), "Drive config error")
-                self._drives.add(name)
+                self._devices.put_drive(name, body)
             case "PUT", ["network-interfaces", name]:
                 self._before_start()
-                interface = _object(body)
-                if _text(interface, "iface_id") != name:
-                    raise _Refusal("The id from the path does not match the id from the body!")
-                _text(interface, "host_dev_name")
-                self._interfaces.add(name)
+                self._devices.put_interface(name, body)
+            case "PUT", ["balloon"]:
+                self._before_start()
+                self._devices.put_balloon(body, self._memory_mib)
+            case "PUT", ["mmds", "config"]:
+                self._before_start()
+                self._devices.put_service(body)
+            case "PUT", ["mmds"]:
+                self._devices.put_metadata(body)
+            case "GET", ["balloon"]:
+                return Reply(200, self._devices.balloon())
+            case "GET", ["mmds"]:
+                return Reply(200, self._devices.metadata())
+            case "GET", ["vm", "config"]:
+                return Reply(200, self._devices.config())
             case "PUT", ["actions"]:
-                self._act(_text(_object(body), "action_type"))
+                self._act(text_in(map_of(body), "action_type"))
             case "PATCH", ["vm"]:
-                self._set_state(_text(_object(body), "state"))
+                self._set_state(text_in(map_of(body), "state"))
             case _:
-                raise _Refusal(f"Invalid request method and/or path: {method} {path.strip('/')}.")
+                raise Refusal(f"Invalid request method and/or path: {method} {path.strip('/')}.")
         return Reply(204)
 
     def _before_start(self) -> None:
         if self._state != "Not started":
-            raise _Refusal(_NOT_AFTER)
+            raise Refusal(_NOT_AFTER)
 
     def _after_start(self) -> None:
         if self._state == "Not started":
-            raise _Refusal(_NOT_BEFORE)
+            raise Refusal(_NOT_BEFORE)
 
     def _configure_metrics(self, path: str) -> None:
         self._before_start()
         if self._metrics is not None:
-            raise _Refusal(
+            raise Refusal(
                 "Metrics error: Cannot initialize the metrics system due to bad user input: "
                 "Reinitialization of metrics not allowed."
             )
@@ -159,21 +163,24 @@ class Machine:
                 path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o600
             )
         except OSError as error:
-            raise _Refusal(f"Metrics error: {error.strerror}") from error
+            raise Refusal(f"Metrics error: {error.strerror}") from error
 
     def _act(self, action: str) -> None:
         match action:
             case "InstanceStart":
                 self._before_start()
                 if not self._kernel:
-                    raise _Refusal(
+                    raise Refusal(
                         "Start microvm error: Cannot start microvm without kernel configuration."
                     )
                 self._load = Load(
                     self._identity,
                     vcpus=self._vcpus,
-                    disk=bool(self._drives),
-                    nic=bool(self._interfaces),
+                    disk=bool(self._devices.drives),
+                    nic=bool(self._devices.interfaces),
+                    disk_most=self._devices.disk_bytes_per_ms(),
+                    rx_most=self._devices.net_bytes_per_ms("rx_rate_limiter"),
+                    tx_most=self._devices.net_bytes_per_ms("tx_rate_limiter"),
                 )
                 self._state = "Running"
                 self._running_since_ns = self._now_ns()
@@ -185,7 +192,7 @@ class Machine:
                 try:
                     self._flush()
                 except OSError as error:
-                    raise _Refusal(
+                    raise Refusal(
                         "Internal VMM error: Metrics error: Failed to write metrics: "
                         f"{error.strerror} (os error {error.errno})"
                     ) from error
@@ -193,7 +200,7 @@ class Machine:
                 self._after_start()
                 self.end_guest(resets=1)
             case _:
-                raise _Refusal(
+                raise Refusal(
                     "An error occurred when deserializing the json body of a request: "
                     f"unknown variant `{action[:40]}`, expected one of `FlushMetrics`, "
                     "`InstanceStart`, `SendCtrlAltDel`."
@@ -212,7 +219,7 @@ class Machine:
                     self._state = "Running"
                     self._obey()
             case _:
-                raise _Refusal(
+                raise Refusal(
                     "An error occurred when deserializing the json body of a request: "
                     f"unknown variant `{state[:40]}`, expected `Paused` or `Resumed`."
                 )
@@ -264,57 +271,15 @@ class Machine:
         line: Json = {
             "utc_timestamp_ms": self._wall_ms(),
             "block": blocks,
-            **{f"block_{name}": blocks for name in sorted(self._drives)[:1]},
+            **{f"block_{name}": blocks for name in sorted(self._devices.drives)[:1]},
             "i8042": {"reset_count": resets},
             "simulated": {"cpu_ns": cpu_ns, "net_rx_bytes": received, "net_tx_bytes": sent},
         }
         self.disk.write(self._metrics, f"{render(line)}\n".encode())
 
 
-def _object(body: bytes) -> dict[str, Json]:
-    try:
-        value = parse(body)
-    except JsonError as error:
-        raise _Refusal(
-            f"An error occurred when deserializing the json body of a request: {error}."
-        ) from error
-    if not isinstance(value, dict):
-        raise _Refusal(
-            "An error occurred when deserializing the json body of a request: "
-            "invalid type, expected a map."
-        )
-    return value
-
-
-def _text(body: dict[str, Json], name: str) -> str:
-    value = body.get(name)
-    if not isinstance(value, str) or "\0" in value:
-        raise _Refusal(
-            f"An error occurred when deserializing the json body of a request: "
-            f"missing field `{name}`."
-        )
-    return value
-
-
-def _number(body: dict[str, Json], name: str, least: int, most: int) -> int:
-    value = body.get(name)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise _Refusal(
-            f"An error occurred when deserializing the json body of a request: "
-            f"missing field `{name}`."
-        )
-    if not least <= value <= most:
-        raise _Refusal(f"The value of `{name}` is not between {least} and {most}.")
-    return value
-
-
-def _readable(path: str, what: str) -> None:
-    if not os.access(path, os.R_OK):
-        raise _Refusal(f"{what}: cannot open {path}: No such file or directory (os error 2)")
-
-
 def _fault(source: dict[str, Json]) -> Fault | None:
     try:
-        return fault_in(_text(source, "boot_args") if "boot_args" in source else "")
+        return fault_in(text_in(source, "boot_args") if "boot_args" in source else "")
     except ValueError as error:
-        raise _Refusal(f"Boot source error: {error}") from error
+        raise Refusal(f"Boot source error: {error}") from error

@@ -211,7 +211,7 @@ def take_request(buffer: bytearray) -> tuple[str, str, bytes] | None:
 
 def _head_and_body(reply: Reply) -> bytes:
     head = f"HTTP/1.1 {reply.status} \r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
-    if reply.body is None:
+    if reply.status == 204:
         return f"{head}\r\n".encode()
     body = render(reply.body).encode()
     head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vm_agent.simulator.cpython import Json, JsonError, parse, render
+from vm_agent.simulator.cpython import MAX_DEPTH, JsonError, parse, render
 from vm_agent.simulator.disk import Disk
 from vm_agent.simulator.load import Load
 from vm_agent.simulator.machine import Machine
@@ -43,7 +44,8 @@ class Bench:
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
         """Status code and error message."""
         reply = self.machine.handle(method, path, json.dumps(body or {}).encode())
-        return reply.status, str((reply.body or {}).get("fault_message", ""))
+        fault = reply.body.get("fault_message", "") if isinstance(reply.body, dict) else ""
+        return reply.status, str(fault)
 
     def start(self) -> None:
         """Configure everything and boot."""
@@ -169,7 +171,11 @@ def test_refusals_have_the_vendors_words(bench: Bench) -> None:
 @given(
     st.sampled_from(["GET", "PUT", "PATCH", "", "PUT\0"]),
     st.sampled_from(
-        ["/", "/actions", "/vm", "/metrics", "/drives/", "/drives/a/b", "//", "/boot-source"]
+        [
+            *("/", "/actions", "/vm", "/metrics", "/drives/", "/drives/a/b", "//", "/boot-source"),
+            *("/balloon", "/mmds", "/mmds/config", "/vm/config", "/drives/disk"),
+            "/network-interfaces/eth0",
+        ]
     ),
     st.one_of(
         st.binary(max_size=60),
@@ -189,15 +195,20 @@ def test_json_is_read_as_the_standard_library_reads_it(value: Any) -> None:
     """With blanks around and between; and what is written can be read."""
     assert parse(json.dumps(value, indent=1).encode() + b"\r\n") == value
     assert parse(json.dumps(value, ensure_ascii=False).encode()) == value
-    whole: Json = {"text": str(value), "map": {"number": 1}}
-    assert json.loads(render(whole)) == whole
+    assert parse(render(value).encode()) == json.loads(render(value)) == value
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
 
 
 @given(st.binary(max_size=12) | st.text('[]{}:,"1truefalsn.- \\', max_size=12).map(str.encode))
 def test_what_is_no_json_is_refused(text: bytes) -> None:
-    """Exactly what the standard library refuses."""
+    """Exactly what the standard library refuses, and numbers that are none."""
     try:
-        expected = json.loads(text.decode())
+        expected = json.loads(text.decode(), parse_float=_finite, parse_constant=_finite)
     except ValueError:
         with pytest.raises(JsonError):
             parse(text)
@@ -209,3 +220,14 @@ def test_json_that_is_nested_too_deep_is_refused() -> None:
     """It ends no process."""
     with pytest.raises(JsonError):
         parse(b"[" * 50_000)
+    deepest = b'{"a":' * MAX_DEPTH + b"1" + b"}" * MAX_DEPTH
+    assert render(parse(deepest)).encode() == deepest
+    with pytest.raises(JsonError, match="recursion"):
+        parse(b"[" + deepest + b"]")
+
+
+@pytest.mark.parametrize("text", [b"NaN", b"[-Infinity]", b"1e999"])
+def test_numbers_that_are_none_are_no_json(text: bytes) -> None:
+    """The standard library would take them."""
+    with pytest.raises(JsonError):
+        parse(text)
