@@ -6,6 +6,7 @@ may come from anywhere else, and it works where there is no internet.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,16 @@ import msgspec
 from litestar import Response, Router, get
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import SwaggerRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import (
+    Components,
+    OpenAPIFormat,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Schema,
+    SecurityScheme,
+)
 from litestar.static_files import create_static_files_router
 
 from gateway.bodies import StrictRequest
@@ -35,6 +45,23 @@ def assets() -> Router:
     """Swagger UI's files. Its package is a Flask extension, of which only these are of use."""
     folder = metadata.distribution("flask-swagger-ui").locate_file("flask_swagger_ui/dist")
     return create_static_files_router(path=_ASSETS, directories=[Path(str(folder))])
+
+
+@dataclass
+class RawConsole(Operation):
+    """A route whose answer can be had as plain bytes, too: what Litestar cannot know of it."""
+
+    def __post_init__(self) -> None:
+        """Add them to the answer."""
+        answer = (self.responses or {}).get("200")
+        if isinstance(answer, OpenAPIResponse) and answer.content is not None:
+            raw = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+            answer.content["text/plain"] = OpenAPIMediaType(schema=raw)
+            answer.description = (
+                "With `Accept: text/plain` the body is the data itself, and the headers "
+                "`Decisec-Offset`, `Decisec-Next-Offset`, `Decisec-End` (true or false) and "
+                "`Decisec-Lost-Bytes` tell the rest."
+            )
 
 
 def config() -> OpenAPIConfig:
