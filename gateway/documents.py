@@ -25,7 +25,10 @@ from litestar.openapi.spec import (
     Schema,
     SecurityScheme,
 )
+from litestar.params import KwargDefinition
+from litestar.plugins import OpenAPISchemaPlugin
 from litestar.static_files import create_static_files_router
+from litestar.typing import FieldDefinition
 
 from gateway.bodies import StrictRequest
 
@@ -45,6 +48,25 @@ def assets() -> Router:
     """Swagger UI's files. Its package is a Flask extension, of which only these are of use."""
     folder = metadata.distribution("flask-swagger-ui").locate_file("flask_swagger_ui/dist")
     return create_static_files_router(path=_ASSETS, directories=[Path(str(folder))])
+
+
+class Base64(OpenAPISchemaPlugin):
+    """How msgspec writes bytes in JSON; Litestar takes them for text."""
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        """Whether a field holds bytes."""
+        return field_definition.annotation is bytes
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
+        """A text, and how long it may be: four characters for three bytes."""
+        del schema_creator
+        kwarg = field_definition.kwarg_definition
+        limit_bytes = kwarg.max_length if isinstance(kwarg, KwargDefinition) else None
+        return Schema(
+            type=OpenAPIType.STRING,
+            content_encoding="base64",
+            max_length=None if limit_bytes is None else -(-limit_bytes // 3) * 4,
+        )
 
 
 @dataclass

@@ -48,10 +48,7 @@ class ConsoleChunk(msgspec.Struct, frozen=True, kw_only=True):
         lost_bytes: How much between the offset that was asked for and `offset` is cut off.
     """
 
-    data: Annotated[
-        bytes,
-        msgspec.Meta(max_length=MAX_CHUNK_BYTES, extra_json_schema={"contentEncoding": "base64"}),
-    ]
+    data: Annotated[bytes, msgspec.Meta(max_length=MAX_CHUNK_BYTES)]
     offset: Counter
     next_offset: Counter
     end: bool

@@ -48,7 +48,6 @@ class ConsoleLog:
         self._kept_bytes = kept_bytes
         self._cut_bytes: int | None = None
 
-    @property
     def is_long(self) -> bool:
         """Whether it is time to trim it."""
         try:
@@ -172,7 +171,7 @@ class Consoles:
     async def trim(self, vm_id: UUID) -> None:
         """Cut a console if it is long. One that cannot be cut is told of, and tried again."""
         console = self._of(vm_id)
-        if not console.log.is_long:
+        if not console.log.is_long():
             return
         async with console.lock:
             try:
