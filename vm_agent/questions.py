@@ -29,7 +29,7 @@ from vm_agent.fleet import Fleet
 _log = structlog.get_logger("decisec.questions")
 
 _MAX_OPEN = 64
-_MAX_OPEN_PER_VM = 4
+_MAX_OPEN_PER_VM = 16
 
 
 class Questions(Protocol):

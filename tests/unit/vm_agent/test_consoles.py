@@ -180,28 +180,39 @@ def test_what_is_read_is_what_was_printed_less_what_was_said_to_be_lost(
         assert offset == len(printed)
 
 
+def numbered(begin: int, end: int) -> bytes:
+    """A console of which every part tells where it belongs."""
+    return b"".join(b"%015d\n" % at for at in range(begin, end, 16))
+
+
 async def test_reading_and_cutting_take_turns(tmp_path: Path) -> None:
-    """Many readers of one console, cut again and again: no part is ever torn or misplaced."""
+    """Readers that look on without a pause while it is cut never see a part out of its place."""
     vm_id, path = new_id(), tmp_path / "vm.log"
     consoles = Consoles(lambda _: path)
-    size = 0
-    for _ in range(4):
-        block = b"".join(b"%015d\n" % at for at in range(size, size + KEPT_BYTES, 16))
-        print_on(path, block)
-        size += len(block)
-        queries = [
-            ConsoleQuery(customer_id="acme", vm_id=vm_id, offset=max(0, size - back))
-            for back in range(0, 2 * KEPT_BYTES, KEPT_BYTES // 4)
-        ]
+    size, more = 0, 2 * KEPT_BYTES + 16
+
+    async def look_on(back: int, trimming: asyncio.Task[None]) -> int:
+        looks = 0
+        while not trimming.done():
+            offset = max(0, size - back)
+            chunk = await consoles.read(
+                ConsoleQuery(customer_id="acme", vm_id=vm_id, offset=offset)
+            )
+            assert chunk.offset == offset + chunk.lost_bytes
+            assert chunk.data == numbered(chunk.offset, min(size, chunk.offset + MAX_CHUNK_BYTES))
+            looks += 1
+        return looks
+
+    for _ in range(8):
+        print_on(path, numbered(size, size + more))
+        size += more
         async with asyncio.TaskGroup() as group:
-            group.create_task(consoles.trim(vm_id))
-            reads = [group.create_task(consoles.read(query)) for query in queries]
-        for query, read in zip(queries, reads, strict=True):
-            chunk = read.result()
-            assert chunk.offset == (query.offset or 0) + chunk.lost_bytes
-            begin, end = chunk.offset, min(size, chunk.offset + MAX_CHUNK_BYTES)
-            assert chunk.data == b"".join(b"%015d\n" % at for at in range(begin, end, 16))
-    assert path.stat().st_size <= 2 * KEPT_BYTES
+            trimming = group.create_task(consoles.trim(vm_id))
+            readers = [
+                group.create_task(look_on(back, trimming)) for back in (16, KEPT_BYTES, size)
+            ]
+        assert all(reader.result() for reader in readers)
+        assert path.stat().st_size <= 2 * KEPT_BYTES
     assert (await consoles.read(ConsoleQuery(customer_id="acme", vm_id=vm_id))).lost_bytes > 0
 
 
