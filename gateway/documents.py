@@ -6,6 +6,7 @@ may come from anywhere else, and it works where there is no internet.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,20 @@ import msgspec
 from litestar import Response, Router, get
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import SwaggerRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import (
+    Components,
+    OpenAPIFormat,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Operation,
+    Schema,
+    SecurityScheme,
+)
+from litestar.params import KwargDefinition
+from litestar.plugins import OpenAPISchemaPlugin
 from litestar.static_files import create_static_files_router
+from litestar.typing import FieldDefinition
 
 from gateway.bodies import StrictRequest
 
@@ -35,6 +48,42 @@ def assets() -> Router:
     """Swagger UI's files. Its package is a Flask extension, of which only these are of use."""
     folder = metadata.distribution("flask-swagger-ui").locate_file("flask_swagger_ui/dist")
     return create_static_files_router(path=_ASSETS, directories=[Path(str(folder))])
+
+
+class Base64(OpenAPISchemaPlugin):
+    """How msgspec writes bytes in JSON; Litestar takes them for text."""
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        """Whether a field holds bytes."""
+        return field_definition.annotation is bytes
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:
+        """A text, and how long it may be: four characters for three bytes."""
+        del schema_creator
+        kwarg = field_definition.kwarg_definition
+        limit_bytes = kwarg.max_length if isinstance(kwarg, KwargDefinition) else None
+        return Schema(
+            type=OpenAPIType.STRING,
+            content_encoding="base64",
+            max_length=None if limit_bytes is None else -(-limit_bytes // 3) * 4,
+        )
+
+
+@dataclass
+class RawConsole(Operation):
+    """A route whose answer can be had as plain bytes, too: what Litestar cannot know of it."""
+
+    def __post_init__(self) -> None:
+        """Add them to the answer."""
+        answer = (self.responses or {}).get("200")
+        if isinstance(answer, OpenAPIResponse) and answer.content is not None:
+            raw = Schema(type=OpenAPIType.STRING, format=OpenAPIFormat.BINARY)
+            answer.content["text/plain"] = OpenAPIMediaType(schema=raw)
+            answer.description = (
+                "With `Accept: text/plain` the body is the data itself, and the headers "
+                "`Decisec-Offset`, `Decisec-Next-Offset`, `Decisec-End` (true or false) and "
+                "`Decisec-Lost-Bytes` tell the rest."
+            )
 
 
 def config() -> OpenAPIConfig:

@@ -22,9 +22,11 @@ from runtime.errors import TransientError
 from runtime.telemetry import span
 from schemas.api import CreateVmRequest, VmAndOperation, VmView
 from schemas.codec import decoder, encode
+from schemas.consoles import MAX_CHUNK_BYTES, ChunkLimit, ConsoleChunk
 from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
 from schemas.ids import VmId
 from schemas.subjects import customer_of
+from schemas.units import Counter
 
 _log = structlog.get_logger("decisec.door")
 
@@ -50,16 +52,27 @@ class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
 
 
+class ConsoleRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.console`. See `ConsoleQuery`."""
+
+    vm_id: VmId
+    offset: Counter | None = None
+    tail_bytes: Counter | None = None
+    limit_bytes: ChunkLimit = MAX_CHUNK_BYTES
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Exactly one of these is set."""
 
     vm: VmView | None = None
     result: VmAndOperation | None = None
+    console: ConsoleChunk | None = None
     error: ErrorInfo | None = None
 
 
 _decode_create = decoder(CreateRequest)
 _decode_request = decoder(VmRequest)
+_decode_console = decoder(ConsoleRequest)
 
 
 class Door:
@@ -98,7 +111,7 @@ class Door:
 
     async def _answer(self, message: Message) -> None:
         verb = message.subject.rpartition(".")[2]
-        known = verb if verb in (*VERBS, "create", "get") else "unknown"
+        known = verb if verb in (*VERBS, "create", "get", "console") else "unknown"
         try:
             with span(f"process vm.req.*.{known}", kind=SpanKind.SERVER, parent=message.headers):
                 reply = await self._reply(message.subject, known, message.data)
@@ -130,6 +143,16 @@ class Door:
             create: CreateRequest = _decode_create(data)
             made = await self._service.create(who, create.vm, create.wait_s)
             return Reply(result=made.body)
+        if verb == "console":
+            part: ConsoleRequest = _decode_console(data)
+            chunk = await self._service.console(
+                who,
+                part.vm_id,
+                offset=part.offset,
+                tail_bytes=part.tail_bytes,
+                limit_bytes=part.limit_bytes,
+            )
+            return Reply(console=chunk)
         request: VmRequest = _decode_request(data)
         vm_id: UUID = request.vm_id
         if verb == "get":

@@ -22,5 +22,6 @@ def build(service: VmService, authenticator: Authenticator, *, max_body_bytes: i
         request_max_body_size=max_body_bytes,
         state=State({"service": service, "authenticator": authenticator}),
         openapi_config=documents.config(),
+        plugins=[documents.Base64()],
     )
     return Observed(app)

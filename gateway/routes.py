@@ -16,6 +16,7 @@ from litestar.params import FromPath, HeaderParameter, JSONBody, QueryParameter
 
 from gateway.auth import Authenticator, Principal
 from gateway.bodies import BODY, StrictRequest
+from gateway.documents import RawConsole
 from gateway.errors import RefusedError, no_such_vm
 from gateway.service import MAX_WAIT_S, Outcome, VmService
 from runtime.clock import utc_now
@@ -29,8 +30,10 @@ from schemas.api import (
     VmView,
 )
 from schemas.codec import encode
+from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
 from schemas.errors import ErrorCode, InvalidIdError
 from schemas.ids import parse_uuid
+from schemas.units import MAX_COUNTER
 from schemas.usage import UsageReport
 from schemas.vms import Timestamp, VmState
 
@@ -48,6 +51,17 @@ Instant = Annotated[str, QueryParameter(description="RFC 3339, with offset. Defa
 VmIds = Annotated[list[str] | None, QueryParameter(name="vm_id", description="Only these VMs.")]
 Prefer = Annotated[
     str, HeaderParameter(name="Prefer", description="`wait=N`: wait up to N seconds, at most 60.")
+]
+Offset = Annotated[
+    int | None,
+    QueryParameter(ge=0, le=MAX_COUNTER, description="Position in all that was ever printed."),
+]
+TailBytes = Annotated[
+    int | None,
+    QueryParameter(ge=0, le=MAX_COUNTER, description="Begin so many bytes before the end."),
+]
+ChunkLimit = Annotated[
+    int, QueryParameter(ge=1, le=MAX_CHUNK_BYTES, description="Bytes at once, at most.")
 ]
 
 
@@ -153,6 +167,40 @@ async def list_vms(
 async def get_vm(request: StrictRequest, vm_id: Id) -> Response[VmView]:
     """One VM."""
     return _json(_service(request).get(_who(request), _vm(vm_id)))
+
+
+@get(
+    "/vms/{vm_id:str}/console",
+    summary="Read a VM's console",
+    operation_class=RawConsole,
+)
+async def get_console(
+    request: StrictRequest,
+    vm_id: Id,
+    offset: Offset = None,
+    tail_bytes: TailBytes = None,
+    limit: ChunkLimit = MAX_CHUNK_BYTES,
+) -> Response[ConsoleChunk]:
+    """What the VM printed on its serial port, over all its starts; the last MiB at least is kept.
+
+    Without `offset` and `tail_bytes` it begins with the oldest that is kept. Offsets count from
+    the first byte ever printed. Go on from `next_offset`; with `end` there is no more yet.
+    """
+    if offset is not None and tail_bytes is not None:
+        raise _wrong("tail_bytes", "give it or offset, not both")
+    chunk = await _service(request).console(
+        _who(request), _vm(vm_id), offset=offset, tail_bytes=tail_bytes, limit_bytes=limit
+    )
+    if request.accept.best_match(["application/json", "text/plain"]) != "text/plain":
+        return _json(chunk)
+    headers = {
+        "Decisec-Offset": str(chunk.offset),
+        "Decisec-Next-Offset": str(chunk.next_offset),
+        "Decisec-End": "true" if chunk.end else "false",
+        "Decisec-Lost-Bytes": str(chunk.lost_bytes),
+    }
+    raw: Response[Any] = Response(chunk.data, headers=headers, media_type="text/plain")
+    return raw
 
 
 async def _act(
@@ -281,6 +329,7 @@ def router() -> Router:
             create_vm,
             list_vms,
             get_vm,
+            get_console,
             delete_vm,
             boot_vm,
             shutdown_vm,

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
+from gateway import consoles
 from gateway.auth import Principal, Scope
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
@@ -25,6 +26,7 @@ from runtime.errors import TransientError
 from schemas.api import CreateVmRequest, OperationView, VmAndOperation, VmList, VmView
 from schemas.codec import encode
 from schemas.commands import COMMAND_OF
+from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk, ConsoleQuery
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.hosts import Customer, CustomerStatus, Operation, OperationStatus
 from schemas.ids import new_id
@@ -81,6 +83,27 @@ class VmService:
         if found is None:
             raise no_such_vm()
         return found
+
+    async def console(
+        self,
+        principal: Principal,
+        vm_id: UUID,
+        *,
+        offset: int | None = None,
+        tail_bytes: int | None = None,
+        limit_bytes: int = MAX_CHUNK_BYTES,
+    ) -> ConsoleChunk:
+        """A part of what a VM printed, as `ConsoleQuery` has it."""
+        found = self.get(principal, vm_id)
+        self._require_bus()
+        query = ConsoleQuery(
+            customer_id=principal.customer_id,
+            vm_id=vm_id,
+            offset=offset,
+            tail_bytes=tail_bytes,
+            limit_bytes=limit_bytes,
+        )
+        return await consoles.ask(self._bus, found, query)
 
     def page(
         self, principal: Principal, *, after: UUID | None, limit: int, state: VmState | None

@@ -123,6 +123,39 @@ def parse_vm_command(subject: str) -> CommandAddress:
         raise MalformedMessageError("bad_subject", str(error)) from error
 
 
+def vm_console(host_id: str, vm_id: UUID) -> str:
+    """`vm.ask.<host>.<vm>.console`: core NATS, asked of the VM's agent."""
+    return f"vm.ask.{token(host_id)}.{vm_id}.console"
+
+
+def vm_asks_of(host_id: str) -> str:
+    """Filter for all that one host is asked about its VMs."""
+    return f"vm.ask.{token(host_id)}.>"
+
+
+class AskAddress(NamedTuple):
+    """What the subject of a question says."""
+
+    host_id: str
+    vm_id: UUID
+    what: str
+
+
+def parse_vm_ask(subject: str) -> AskAddress:
+    """Take `vm.ask.<host>.<vm>.<what>` apart.
+
+    Raises:
+        MalformedMessageError: With reason `bad_subject`.
+    """
+    parts = subject.split(".")
+    if len(parts) != 5 or parts[:2] != ["vm", "ask"]:
+        raise MalformedMessageError("bad_subject", f"{subject[:120]!r} asks nothing of a VM")
+    try:
+        return AskAddress(token(parts[2]), parse_uuid(parts[3]), token(parts[4]))
+    except InvalidIdError as error:
+        raise MalformedMessageError("bad_subject", str(error)) from error
+
+
 def vm_key(customer_id: str, vm_id: UUID) -> str:
     """Key of `vm_specs` and `vm_status`: `<customer>.<vm>`."""
     return f"{token(customer_id)}.{vm_id}"

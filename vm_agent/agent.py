@@ -23,6 +23,7 @@ from schemas.units import MIB
 from vm_agent.admission import Admission
 from vm_agent.adoption import Adoption
 from vm_agent.checkpoint import Checkpoint
+from vm_agent.consoles import Consoles
 from vm_agent.fleet import Fleet
 from vm_agent.framing import FrameBuilder
 from vm_agent.heartbeat import Heartbeat
@@ -32,6 +33,7 @@ from vm_agent.lifecycle import Lifecycle
 from vm_agent.orders import Announce, OrderBook, Orders
 from vm_agent.places import Places
 from vm_agent.ports import Host
+from vm_agent.questions import Answers, Questions
 from vm_agent.reporter import Desk
 from vm_agent.sampler import Sampler
 from vm_agent.sender import Outlet, Sender
@@ -55,6 +57,7 @@ class World:
         write_heartbeat: Stores a heartbeat.
         orders: What the operator has ordered for this host.
         announce: Stores an event of the host.
+        questions: What is asked about this host's VMs.
         ready: Called once commands are taken.
     """
 
@@ -67,6 +70,7 @@ class World:
     write_heartbeat: Callable[[HostInfo], Awaitable[object]]
     orders: OrderBook
     announce: Announce
+    questions: Questions
     clock: Clock
     ready: Callable[[], None]
 
@@ -127,17 +131,19 @@ class Agent:
         )
         fleet = Fleet(host.host_id, store, world.desk, tasks.spawn)
         sender = Sender(world.outlet, spool, telemetry, _settling(fleet))
+        consoles = Consoles(host.console)
         sampler = Sampler(
             world.clock,
             host.processes.boottime_ns,
             FrameBuilder(host.host_id, self.run_id),
             checkpoint,
+            consoles,
             sender.offer,
             telemetry,
             tasks.spawn,
         )
         admission = Admission(world.capacity)
-        places = Places(host)
+        places = Places(host, consoles)
         incarnations = Incarnations(host, places, fleet, sampler, tasks.spawn)
         adoption = Adoption(
             host, fleet, places, incarnations, admission, sampler, checkpoint.values
@@ -169,6 +175,8 @@ class Agent:
         sending = tasks.spawn(sender.run(), "sender")
         sampling = tasks.spawn(sampler.run(sampled), "sampler")
         tasks.spawn(orders.run(), "orders")
+        answers = Answers(host.host_id, fleet, consoles)
+        tasks.spawn(world.questions.run(answers.to), "questions")
         tasks.spawn(intake.keep_alive(), "keepalive")
         tasks.spawn(watchdog.run(), "watchdog")
         _log.info("agent.started", run_id=str(self.run_id), driver=host.driver.name)

@@ -44,6 +44,7 @@ from vm_agent.orders import Announce
 from vm_agent.ports import BootImage, Host
 from vm_agent.probe import Choice, candidates, choose_driver
 from vm_agent.process import VmmProcesses
+from vm_agent.questions import NatsQuestions
 from vm_agent.reporter import NatsDesk
 from vm_agent.settings import AgentSettings
 from vm_agent.spool import Outgoing
@@ -199,6 +200,7 @@ async def main(service: Service[AgentSettings]) -> None:
             write_heartbeat=_heartbeats(bus, settings.host_id),
             orders=Mirror(Bucket(bus, HOST_ORDERS, decode_host_orders), key=settings.host_id),
             announce=_announcements(bus),
+            questions=NatsQuestions(bus, settings.host_id),
             clock=SystemClock(),
             ready=lambda: service.health.ready(_HEALTH_PART),
         )

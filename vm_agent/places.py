@@ -15,6 +15,7 @@ from uuid import UUID
 
 from schemas.vms import VmSpec
 from vm_agent.cgroups import Limits, memory_limit
+from vm_agent.consoles import Consoles
 from vm_agent.drivers.abc import Driver, MachinePlan, Nic, Vmm
 from vm_agent.drivers.paths import CONSOLE
 from vm_agent.fleet import Vm
@@ -31,10 +32,12 @@ class Places:
 
     Args:
         host: The host.
+        consoles: The consoles of its VMs.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, consoles: Consoles) -> None:
         self._host = host
+        self._consoles = consoles
 
     def uid_of(self, vm_id: UUID) -> int | None:
         """The user of a VM, reserved for it; None where the agent cannot change users."""
@@ -88,7 +91,7 @@ class Places:
 
     async def forget(self, vm_id: UUID) -> None:
         """Remove what outlives the incarnations of a VM, its disk excepted."""
-        await asyncio.to_thread(self._host.console(vm_id).unlink, missing_ok=True)
+        await self._consoles.remove(vm_id)
         if self._host.uids is not None:
             self._host.uids.release(vm_id)
 

@@ -89,31 +89,6 @@ def cpu_ns(pid: int) -> int:
         raise ProcessLookupError(f"process {pid} has no CPU clock") from error
 
 
-def trim_console(path: Path, keep_bytes: int) -> bool:
-    """Cut a console file down to its last `keep_bytes` once it is over twice that size.
-
-    A guest may print megabytes a second, and a pipe that nobody reads would block its VMM. So
-    the console is a file that the agent trims, at least once a second. VMMs write it in append
-    mode, so after the cut they go on at its new end; what they print during the cut may be lost.
-
-    Returns:
-        Whether the file was cut. False, too, if it does not exist.
-    """
-    try:
-        with path.open("r+b") as console:
-            size = os.fstat(console.fileno()).st_size
-            if size <= 2 * keep_bytes:
-                return False
-            console.seek(size - keep_bytes)
-            tail = console.read(keep_bytes)
-            console.truncate(0)
-    except FileNotFoundError:
-        return False
-    with path.open("ab") as console:
-        console.write(tail)
-    return True
-
-
 class VmmProcesses:
     """Every VMM process this agent spawned or adopted; one instance per agent.
 
@@ -146,7 +121,7 @@ class VmmProcesses:
         Args:
             argv: The command; its first word is an absolute path or found on PATH.
             cwd: Its working directory.
-            console: Where stdout and stderr are appended to. See `trim_console`.
+            console: Where stdout and stderr are appended to. See `vm_agent.consoles`.
             netns: Name of the network namespace to run in.
             doors: Files to write its pid into before anything else: its control groups.
             uid: User and group to run as, without any privilege; None stays what this process is.

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from uuid import UUID
 
 import structlog
@@ -20,12 +19,12 @@ from schemas.frames import encode_frame
 from schemas.units import NS_PER_MS, NS_PER_S
 from schemas.vms import VmState
 from vm_agent.checkpoint import Checkpoint
+from vm_agent.consoles import Consoles
 from vm_agent.counters import to_values
 from vm_agent.drivers.abc import DriverError
 from vm_agent.fleet import Live
 from vm_agent.framing import FrameBuilder
 from vm_agent.metering import GoneSources, Row, VmMeter
-from vm_agent.process import trim_console
 from vm_agent.reporter import Spawn
 from vm_agent.spool import Outgoing
 from vm_agent.store import Record, Settlement
@@ -36,7 +35,6 @@ _log = structlog.get_logger("decisec.sampler")
 
 _REFRESH_S = 1.0
 _CONSOLE_PERIOD_NS = NS_PER_S
-_CONSOLE_KEPT_BYTES = 1024 * 1024
 _REPORT_PERIOD_NS = 10 * NS_PER_S
 
 
@@ -48,6 +46,7 @@ class Sampler:
         boottime_ns: CLOCK_BOOTTIME, on which uptimes run.
         frames: Builds frames.
         checkpoint: Gets every tick before it is offered.
+        consoles: Kept short while their VMMs run.
         offer: Takes an encoded frame; must not block.
         telemetry: Counts ticks.
         spawn: Starts a named task in the agent's group.
@@ -59,6 +58,7 @@ class Sampler:
         boottime_ns: Callable[[], int],
         frames: FrameBuilder,
         checkpoint: Checkpoint,
+        consoles: Consoles,
         offer: Callable[[Outgoing], None],
         telemetry: Telemetry,
         spawn: Spawn,
@@ -67,6 +67,7 @@ class Sampler:
         self._boottime_ns = boottime_ns
         self._frames = frames
         self._checkpoint = checkpoint
+        self._consoles = consoles
         self._offer = offer
         self._telemetry = telemetry
         self._spawn = spawn
@@ -179,9 +180,7 @@ class Sampler:
                 failing = not await self._ask(live, failing)
                 if began_ns >= refresh.trim_ns:
                     refresh.trim_ns = began_ns + _CONSOLE_PERIOD_NS
-                    console = live.driver.console(Path(live.vmm.run_dir))
-                    if _is_long(console):
-                        await asyncio.to_thread(trim_console, console, _CONSOLE_KEPT_BYTES)
+                    await self._consoles.trim(live.vmm.vm_id)
                 period_ms = 1000 if failing else refresh_period_ms(len(self._refreshes))
                 due_ns = began_ns + period_ms * NS_PER_MS * refresh.take_phase() // 1000
                 await _event_or(refresh.stop, due_ns - self._clock.monotonic_ns())
@@ -220,14 +219,6 @@ class _Refresh:
         """Permille of a period to the next reading: the phase once, then whole ones."""
         phase, self._phase_permille = self._phase_permille, 1000
         return phase
-
-
-def _is_long(console: Path) -> bool:
-    """Whether a console file is worth a thread to trim it."""
-    try:
-        return console.stat().st_size > 2 * _CONSOLE_KEPT_BYTES
-    except FileNotFoundError:
-        return False
 
 
 async def _event_or(event: asyncio.Event, wait_ns: int) -> None:

@@ -9,7 +9,7 @@ from importlib import metadata
 
 import typer
 
-from decisec.cli import dev, hosts, images, services, streams, usage, vm
+from decisec.cli import dev, hosts, images, logs, services, streams, usage, vm
 from decisec.cli.exits import EPILOG, CommandError, Exit, Failure, failure_of
 from decisec.cli.output import Json, show_json, tell
 
@@ -21,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+logs.register(vm.app)
 app.add_typer(vm.app, name="vm")
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")

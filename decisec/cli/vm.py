@@ -169,7 +169,7 @@ def get(
 ) -> None:
     """Look at one VM."""
     with api_client(api_url, token, state_dir) as client:
-        view = client.get_vm(_find(client, vm))
+        view = client.get_vm(find(client, vm))
     if as_json:
         show_json(view)
     else:
@@ -186,7 +186,7 @@ def _verb(name: str, doc: str, act: Callable[[Client, UUID, float], VmAndOperati
         state_dir: StateDirectory = DEFAULT_STATE,
     ) -> None:
         with api_client(api_url, token, state_dir) as client:
-            _report(act(client, _find(client, vm), _wait_s(no_wait)), as_json)
+            _report(act(client, find(client, vm), _wait_s(no_wait)), as_json)
 
     app.command(name, help=doc, epilog=EPILOG)(command)
 
@@ -204,7 +204,7 @@ def _stop_verb(
         state_dir: StateDirectory = DEFAULT_STATE,
     ) -> None:
         with api_client(api_url, token, state_dir) as client:
-            _report(act(client, _find(client, vm), grace, _wait_s(no_wait)), as_json)
+            _report(act(client, find(client, vm), grace, _wait_s(no_wait)), as_json)
 
     app.command(name, help=doc, epilog=EPILOG)(command)
 
@@ -231,7 +231,7 @@ def _wait_s(no_wait: bool) -> float:
     return 0.0 if no_wait else WAIT_S
 
 
-def _find(client: Client, vm: str) -> UUID:
+def find(client: Client, vm: str) -> UUID:
     """The VM that an argument means: an id, or a name that exactly one VM has."""
     try:
         return UUID(vm)

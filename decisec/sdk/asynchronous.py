@@ -15,9 +15,11 @@ from tenacity import AsyncRetrying
 
 from decisec.sdk import calls
 from decisec.sdk.calls import Call, T, WhoAmI, decode
-from decisec.sdk.errors import OperationFailedError
+from decisec.sdk.console import POLL_S, Following
+from decisec.sdk.errors import ApiError, OperationFailedError
 from decisec.sdk.transport import FIRST_PAUSE_S, TIMEOUT_S, Target, build, next_pause_s, policy
 from schemas.api import CreateVmRequest, OperationView, VmAndOperation, VmView
+from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
 from schemas.hosts import OperationStatus
 from schemas.usage import UsageReport
 from schemas.vms import VmState
@@ -88,6 +90,39 @@ class AsyncClient:
     async def get_vm(self, vm_id: UUID | str) -> VmView:
         """One VM."""
         return await self._send(calls.get_vm(vm_id))
+
+    async def vm_console(
+        self,
+        vm_id: UUID | str,
+        *,
+        offset: int | None = None,
+        tail_bytes: int | None = None,
+        limit_bytes: int = MAX_CHUNK_BYTES,
+    ) -> ConsoleChunk:
+        """What a VM printed, from an offset on, or its end: `tail_bytes`; else from the oldest.
+
+        At most `limit_bytes` of it: go on from `next_offset` unless `end`.
+        """
+        return await self._send(calls.vm_console(vm_id, offset, tail_bytes, limit_bytes))
+
+    async def follow_console(
+        self, vm_id: UUID | str, *, offset: int = 0, poll_s: float = POLL_S
+    ) -> AsyncIterator[ConsoleChunk]:
+        """What a VM printed from an offset on, and what it goes on to print, over its restarts.
+
+        Ends once the VM is deleted. While its host does not answer this waits, half a minute at
+        most; then, or if there was no such VM from the beginning, the error is raised.
+        """
+        following = Following(offset, poll_s)
+        while not following.over:
+            try:
+                chunk = await self.vm_console(vm_id, offset=following.offset)
+            except (ApiError, httpx.TransportError) as error:
+                following.failed(error, time.monotonic())
+            else:
+                if following.took(chunk):
+                    yield chunk
+            await asyncio.sleep(following.pause_s)
 
     async def boot_vm(self, vm_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
         """Start a VM: a new incarnation."""

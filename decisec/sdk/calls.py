@@ -21,6 +21,7 @@ from schemas.api import (
     VmList,
     VmView,
 )
+from schemas.consoles import ConsoleChunk
 from schemas.usage import UsageReport
 from schemas.vms import VmState
 
@@ -111,6 +112,18 @@ def list_vms(state: VmState | None, page_size: int, cursor: str) -> Call[VmList]
 def get_vm(vm_id: UUID | str) -> Call[VmView]:
     """`GET /v1/vms/{vm_id}`."""
     return Call("GET", f"/v1/vms/{_uuid(vm_id)}", VmView)
+
+
+def vm_console(
+    vm_id: UUID | str, offset: int | None, tail_bytes: int | None, limit_bytes: int
+) -> Call[ConsoleChunk]:
+    """`GET /v1/vms/{vm_id}/console`."""
+    params = [("limit", str(limit_bytes))]
+    if offset is not None:
+        params.append(("offset", str(offset)))
+    if tail_bytes is not None:
+        params.append(("tail_bytes", str(tail_bytes)))
+    return Call("GET", f"/v1/vms/{_uuid(vm_id)}/console", ConsoleChunk, params=tuple(params))
 
 
 def verb(vm_id: UUID | str, name: str, wait_s: float) -> Call[VmAndOperation]:

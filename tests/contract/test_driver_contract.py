@@ -15,10 +15,11 @@ import pytest
 
 from schemas.vms import ExitReason
 from tests.support.hypervisors import Rig, processes_in
+from vm_agent.consoles import ConsoleLog
 from vm_agent.drivers.abc import Ability, DeviceCounters, Driver, DriverError, Vmm, VmmState
 from vm_agent.drivers.paths import short_address
 from vm_agent.kernel import LinuxProcesses
-from vm_agent.process import cpu_ns, is_alive, trim_console
+from vm_agent.process import cpu_ns, is_alive
 
 pytestmark = pytest.mark.hypervisor
 
@@ -310,8 +311,9 @@ async def test_the_console_can_be_cut_while_the_vmm_writes_it(bench: Rig) -> Non
     console = bench.driver.console(Path(vmm.run_dir))
     with console.open("ab") as file:
         file.write(b"x" * 10_000)
-    assert trim_console(console, 100)
-    assert not trim_console(console, 100)
+    log = ConsoleLog(console, 100)
+    assert log.trim()
+    assert not log.trim()
     await bench.driver.shutdown(vmm)
     await bench.says(vmm, "BYE")
     await bench.exits(vmm)

@@ -31,6 +31,7 @@ from tests.support.memory_host import (
 from vm_agent.admission import Admission
 from vm_agent.adoption import Adoption
 from vm_agent.checkpoint import Checkpoint
+from vm_agent.consoles import Consoles
 from vm_agent.fleet import Fleet
 from vm_agent.framing import FrameBuilder
 from vm_agent.incarnations import Incarnations
@@ -135,17 +136,19 @@ class Run:
         self.store = RecordStore(folder / "vms")
         self.fleet = Fleet("h1", self.store, desk, self.tasks.spawn)
         telemetry = Telemetry()
+        consoles = Consoles(host.console)
         self.sampler = Sampler(
             SystemClock(),
             kernel.boottime_ns,
             FrameBuilder("h1", new_id()),
             self.checkpoint,
+            consoles,
             self._offer,
             telemetry,
             self.tasks.spawn,
         )
         self.admission = Admission(CAPACITY)
-        places = Places(host)
+        places = Places(host, consoles)
         incarnations = Incarnations(host, places, self.fleet, self.sampler, self.tasks.spawn)
         self.adoption = Adoption(
             host, self.fleet, places, incarnations, self.admission, self.sampler,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from runtime.bus import Message as BusMessage
 from runtime.clock import SystemClock, utc_now
 from schemas.codec import encode
 from schemas.commands import BootVm, Command, CreateVm
@@ -63,6 +64,26 @@ class Letter:
         self.answered.set()
 
 
+class MemoryQuestions:
+    """`Questions` that a test asks."""
+
+    def __init__(self) -> None:
+        self._answer: Callable[[BusMessage], Awaitable[bytes]] | None = None
+
+    async def run(self, answer: Callable[[BusMessage], Awaitable[bytes]]) -> None:
+        """`Questions`."""
+        self._answer = answer
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self._answer = None
+
+    async def ask(self, subject: str, data: bytes) -> bytes:
+        """The agent's answer."""
+        assert self._answer is not None, "the agent answers no questions"
+        return await self._answer(BusMessage(subject, data, {}, "reply"))
+
+
 class Rig:
     """An agent in memory, and everything around it."""
 
@@ -79,6 +100,7 @@ class Rig:
         self.started = asyncio.Event()
         self.connected = True
         self.orders = MemoryOrders()
+        self.questions = MemoryQuestions()
         self.images = MemoryImages()
 
     async def run(self) -> None:
@@ -93,6 +115,7 @@ class Rig:
             write_heartbeat=self._beat,
             orders=self.orders,
             announce=self.orders.announce,
+            questions=self.questions,
             clock=SystemClock(),
             ready=self.started.set,
         )

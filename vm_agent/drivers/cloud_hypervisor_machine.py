@@ -41,7 +41,7 @@ def vm_config(plan: MachinePlan, *, landlock: bool) -> VmConfig:
     """The body of `vm.create`.
 
     The serial port is the process's own standard output. A file that the VMM opens itself would
-    be cut at each reset of the guest, and not written in append mode, as `trim_console` needs it.
+    be cut at each reset of the guest, and not written in append mode, as `ConsoleLog` needs it.
 
     Args:
         plan: The machine.

@@ -79,6 +79,29 @@ def test_any_other_subject_is_malformed(text: str) -> None:
 
 
 @given(TOKENS, st.uuids())
+def test_a_question_reads_back(host: str, vm: UUID) -> None:
+    """And only its own host listens to it."""
+    subject = subjects.vm_console(host, vm)
+    assert subjects.parse_vm_ask(subject) == (host, vm, "console")
+    assert subject.startswith(subjects.vm_asks_of(host).removesuffix(">"))
+
+
+@given(
+    st.text(max_size=120)
+    | st.builds("vm.ask.{}.{}.{}".format, st.text(), st.uuids() | st.text(), st.text())
+)
+def test_anything_else_is_no_question(text: str) -> None:
+    """Only the documented error comes out of any text, and what passes is made of tokens."""
+    try:
+        address = subjects.parse_vm_ask(text)
+    except MalformedMessageError as error:
+        assert error.reason == "bad_subject"  # noqa: PT017 - the other branch is legal too
+    else:
+        assert token(address.host_id)
+        assert token(address.what)
+
+
+@given(TOKENS, st.uuids())
 def test_keys_read_back(customer: str, vm: UUID) -> None:
     """`<customer>.<vm>` is unambiguous because tokens have no dots."""
     assert subjects.parse_vm_key(subjects.vm_key(customer, vm)) == (customer, vm)
@@ -99,6 +122,8 @@ def test_every_verb_has_a_command_and_a_subject() -> None:
 @pytest.mark.parametrize("trick", [t for t in TRICKS if t != ""])
 def test_no_subject_is_built_from_a_trick(trick: str) -> None:
     """A bad customer or host never reaches a subject."""
-    for build in (subjects.metrics_raw, subjects.usage_query, subjects.vm_commands_of):
+    for build in (
+        subjects.metrics_raw, subjects.usage_query, subjects.vm_commands_of, subjects.vm_asks_of,
+    ):  # fmt: skip
         with pytest.raises(InvalidIdError):
             build(trick)

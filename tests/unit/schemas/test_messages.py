@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import commands, events, hosts, usage, vms
+from schemas import commands, consoles, events, hosts, usage, vms
 from schemas.codec import encode
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.ids import new_id
@@ -47,6 +47,18 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
             commands.BootVm, commands.DeleteVm, commands.PauseVm, commands.ResumeVm,
             commands.RebootVm,
         )
+    ),
+    (
+        consoles.decode_console_query,
+        consoles.ConsoleQuery(customer_id="acme", vm_id=new_id(), offset=7, limit_bytes=1),
+    ),
+    (
+        consoles.decode_console_reply,
+        consoles.ConsoleReply(
+            chunk=consoles.ConsoleChunk(
+                data=bytes(range(256)), offset=2, next_offset=258, end=True, lost_bytes=1
+            )
+        ),
     ),
     (events.decode_vm_event, _vm_event(events.VmCreated)),
     (events.decode_vm_event, _vm_event(events.VmStarted, driver="firecracker")),

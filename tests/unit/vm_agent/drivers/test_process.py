@@ -17,7 +17,6 @@ from vm_agent.process import (
     cpu_ns,
     is_alive,
     start_ticks,
-    trim_console,
     wait_end,
 )
 
@@ -132,14 +131,3 @@ def test_the_process_clock_is_this_processes_clock() -> None:
     assert before <= between <= time.process_time_ns()
     with pytest.raises(ProcessLookupError):
         cpu_ns(2**22 + 1)
-
-
-def test_a_console_is_cut_only_when_it_is_twice_too_long(tmp_path: Path) -> None:
-    """The tail stays."""
-    console = tmp_path / "console"
-    assert not trim_console(console, 10)
-    console.write_bytes(b"0123456789" * 2)
-    assert not trim_console(console, 10)
-    console.write_bytes(b"0123456789" * 2 + b"x")
-    assert trim_console(console, 10)
-    assert console.read_bytes() == b"123456789x"
