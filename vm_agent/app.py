@@ -118,7 +118,9 @@ async def main(service: Service[AgentSettings]) -> None:
         processes = VmmProcesses()
         images = ImageStore(settings.images)
         # All of them: a VM that an earlier run started keeps the driver it has.
-        drivers = candidates(processes, firecracker=settings.firecracker)
+        drivers = candidates(
+            processes, firecracker=settings.firecracker, qemu_accel=settings.qemu_accel
+        )
         for driver in drivers:
             stack.push_async_callback(driver.close)
         wanted = [d for d in drivers if settings.driver in ("auto", d.name)]

@@ -41,13 +41,18 @@ class Choice:
 
 
 def candidates(
-    processes: VmmProcesses, *, firecracker: str = "", name: str = "auto"
+    processes: VmmProcesses,
+    *,
+    firecracker: str = "",
+    qemu_accel: str = "kvm:tcg",
+    name: str = "auto",
 ) -> list[Driver]:
     """The drivers to try, best first.
 
     Args:
         processes: The agent's VMM processes.
         firecracker: Path of the binary; empty for the one on PATH.
+        qemu_accel: QEMU's accelerators, best first.
         name: Only this one; `auto` for all.
     """
     on_path = {tool: shutil.which(tool) for tool in ("firecracker", "qemu-system-x86_64")}
@@ -55,7 +60,7 @@ def candidates(
     qemu = on_path["qemu-system-x86_64"]
     every: list[Driver] = [
         FirecrackerDriver(Path(binary).absolute() if binary else None, processes),
-        QemuDriver(Path(qemu).absolute() if qemu else None, processes),
+        QemuDriver(Path(qemu).absolute() if qemu else None, processes, accel=qemu_accel),
         SimulatorDriver(processes),
     ]
     return [driver for driver in every if name in {"auto", driver.name}]

@@ -26,6 +26,8 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
         image_dir: Image store; empty for `<data_dir>/images`.
         driver: `auto` takes the best one that boots the probe image.
         firecracker: Path of the binary; empty for the one on PATH.
+        qemu_accel: QEMU's accelerators, best first. `tcg` where KVM starts VMs but stock kernels
+            die or hang in it, as on some virtual hosts.
         probe_image: Image that the driver probe boots.
         vcpus: Virtual CPUs to give out, overcommit included.
         cpu_overcommit: Virtual CPUs per CPU, where `vcpus` is 0.
@@ -43,6 +45,7 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     image_dir: str = ""
     driver: Literal["auto", "firecracker", "qemu", "simulator"] = "auto"
     firecracker: str = ""
+    qemu_accel: Literal["kvm:tcg", "kvm", "tcg"] = "kvm:tcg"
     probe_image: ImageName = "tiny"
     vcpus: _Amount = 0
     cpu_overcommit: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
