@@ -83,9 +83,7 @@ def with_dependencies(root: Path, wanted: Iterable[str]) -> list[tuple[str, byte
     return list(found.items())
 
 
-def _add(
-    name: str, files: Mapping[str, Path], built_in: set[str], found: dict[str, bytes]
-) -> None:
+def _add(name: str, files: Mapping[str, Path], built_in: set[str], found: dict[str, bytes]) -> None:
     if name in found or name in built_in:
         return
     if name not in files:

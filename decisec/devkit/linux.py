@@ -11,7 +11,6 @@ import argparse
 import hashlib
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -124,16 +123,10 @@ def _download(work: Path, options: Sequence[str]) -> list[Path]:
 
 def _real_kernel(options: Sequence[str]) -> str:
     """The package with the kernel itself, which the metapackage depends on."""
-    try:
-        done = subprocess.run(
-            ["apt-cache", *options, "show", "--no-all-versions", KERNEL_PACKAGE],
-            capture_output=True, stdin=subprocess.DEVNULL, text=True, timeout=_ASK_S, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError) as error:
-        raise DevkitError(f"apt-cache does not run: {error}") from error
-    found = _REAL_KERNEL.search(done.stdout)
+    show = ["apt-cache", *options, "show", "--no-all-versions", KERNEL_PACKAGE]
+    found = _REAL_KERNEL.search(run(show, what=f"looking {KERNEL_PACKAGE} up", limit_s=_ASK_S))
     if found is None:
-        raise DevkitError(f"apt knows no package {KERNEL_PACKAGE}")
+        raise DevkitError(f"{KERNEL_PACKAGE} depends on no kernel")
     return found[1]
 
 

@@ -29,10 +29,11 @@ def find_uv() -> list[str]:
     raise DevkitError("uv is not installed (pip install uv)")
 
 
-def run(
-    argv: Sequence[str], *, what: str, cwd: Path | None = None, limit_s: int = _LIMIT_S
-) -> None:
+def run(argv: Sequence[str], *, what: str, cwd: Path | None = None, limit_s: int = _LIMIT_S) -> str:
     """Run a tool to its end, quietly.
+
+    Returns:
+        What it has printed.
 
     Raises:
         DevkitError: It fails, with the last line of what it says, or takes over `limit_s` seconds.
@@ -50,3 +51,4 @@ def run(
     if done.returncode:
         lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
         raise DevkitError(f"{what} failed: {lines[-1] if lines else f'exit {done.returncode}'}")
+    return done.stdout

@@ -53,19 +53,25 @@ def find_firecracker() -> tuple[Path | None, str]:
 
 @dataclass(slots=True)
 class Lab:
-    """The tiny guest as an image, and what was found out about the hypervisors.
+    """A guest as an image, and what was found out about the hypervisors.
 
     Attributes:
         probes: By driver name: whether it boots the guest here.
+        qemu_accel: QEMU's accelerators.
+        memory_mib: What the guest needs.
+        patience_s: How long a guest may take to say or do something on a busy machine.
     """
 
     image: Image
     firecracker: Path | None
     probes: dict[str, Probe]
+    qemu_accel: str = "kvm:tcg"
+    memory_mib: int = 64
+    patience_s: float = 20.0
 
     def driver(self, name: str, processes: VmmProcesses) -> Driver:
         """A fresh driver, as a fresh agent would make it."""
-        return make_driver(name, self.firecracker, processes)
+        return make_driver(name, self.firecracker, processes, self.qemu_accel)
 
     def require(self, name: str) -> None:
         """Skip the test, with the reason, where that hypervisor does not work."""
@@ -73,13 +79,15 @@ class Lab:
             pytest.skip(f"{name}: {self.probes[name].reason}")
 
 
-def make_driver(name: str, firecracker: Path | None, processes: VmmProcesses) -> Driver:
+def make_driver(
+    name: str, firecracker: Path | None, processes: VmmProcesses, qemu_accel: str = "kvm:tcg"
+) -> Driver:
     """A driver by its name."""
     if name == "firecracker":
         return FirecrackerDriver(firecracker, processes)
     if name == "qemu":
         found = shutil.which("qemu-system-x86_64")
-        return QemuDriver(Path(found) if found else None, processes)
+        return QemuDriver(Path(found) if found else None, processes, accel=qemu_accel)
     return SimulatorDriver(processes)
 
 
@@ -146,8 +154,9 @@ class Rig:
             vm_id=vm_id,
             incarnation=1,
             vcpus=1,
-            memory_mib=64,
+            memory_mib=self.lab.memory_mib,
             kernel=image.kernel,
+            initrd=image.initrd,
             kernel_args=render_kernel_args(image, self.name, words),
             disk=path,
             nic=nic,
@@ -178,13 +187,13 @@ class Rig:
     async def says(self, vmm: Vmm, word: str) -> None:
         """Wait until the guest has printed a word."""
         console = self.driver.console(Path(vmm.run_dir))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(self.lab.patience_s):
             while not await asyncio.to_thread(_contains, console, word):
                 await asyncio.sleep(0.005)
 
     async def exits(self, vmm: Vmm) -> None:
         """Wait until the VMM has ended."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(self.lab.patience_s):
             await self.processes.wait_exit(vmm.pid, vmm.start_ticks)
 
     def another_driver(self) -> Driver:
