@@ -105,7 +105,7 @@ def _fetch(work: Path) -> list[Path]:
             *("-o", f"Dir::State::lists={state / 'lists'}"),
             *("-o", f"Dir::Cache={state / 'cache'}"),
         )
-        update = ["apt-get", *_APT_OPTIONS, *own, "update"]
+        update = ["apt-get", *_APT_OPTIONS, *own, "-o", "APT::Update::Error-Mode=any", "update"]
         run(update, what="updating package lists", limit_s=_UPDATE_S)
         return _download(work, own)
 

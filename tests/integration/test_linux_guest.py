@@ -60,7 +60,7 @@ async def test_linux_is_counted_as_it_counts_itself(lab: Lab) -> None:
         nic = await bench.nic()
         taps = await network.TapCounters.open(nic)
         neighbour = await Neighbour.on(nic)
-        vmm = await bench.create(bench.plan(nic=nic, **WORK))
+        vmm = await bench.create(bench.plan(nic=nic, blkw=3072, blkr=1536, tx=FRAMES_SENT))
         await driver.boot(vmm)
         await bench.says(vmm, "READY")
         await bench.says(vmm, "DONE")
