@@ -24,6 +24,11 @@ dev *args: setup
 firecracker dest=".decisec/bin": setup
     {{ python }} -m decisec.devkit.firecracker --dest {{ dest }}
 
+# Add a stock Linux (Debian's cloud kernel and busybox, through apt) to the stack's images, for QEMU
+[group('use')]
+linux-image store=".decisec/agent/images": setup
+    {{ python }} -m decisec.devkit.linux --store {{ store }}
+
 # Run every check and every test, then list what was skipped and why
 [group('check')]
 test *args: setup system lint types arch

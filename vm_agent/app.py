@@ -170,6 +170,7 @@ async def main(service: Service[AgentSettings]) -> None:
             jailer=settings.jailer,
             jailed=settings.jailed,
             metrics=settings.metrics,
+            qemu_accel=settings.qemu_accel,
         )
         for driver in drivers:
             stack.push_async_callback(driver.close)

@@ -41,7 +41,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """Content of `image.json`.
 
     Attributes:
-        kernel: File name of the kernel, an ELF image with a PVH entry.
+        kernel: File name of the kernel: an ELF image with a PVH entry; for QEMU also a bzImage.
         kernel_sha256: Its digest, hexadecimal.
         initrd: File name of the initial RAM disk; None if there is none.
         rootfs: File name of the root file system, a raw disk that each VM gets a copy of.

@@ -50,6 +50,7 @@ def candidates(
     jailer: str = "",
     jailed: bool = True,
     metrics: MetricsKind = "file",
+    qemu_accel: str = "kvm:tcg",
 ) -> list[Driver]:
     """The drivers to try, best first.
 
@@ -59,13 +60,14 @@ def candidates(
         jailer: Path of its jailer; empty for the one beside it, or on PATH.
         jailed: Whether Firecracker runs in jails.
         metrics: How Firecracker and the simulator tell their metrics.
+        qemu_accel: QEMU's accelerators, best first.
     """
     named = Path(firecracker).absolute() if firecracker else on_path(FirecrackerDriver.executable)
     jail = find_jail(named, jailer) if named and jailed else None
     return [
         FirecrackerDriver(named, processes, jail, CHANNELS[metrics]),
         CloudHypervisorDriver(on_path(CloudHypervisorDriver.executable), processes),
-        QemuDriver(on_path(QemuDriver.executable), processes),
+        QemuDriver(on_path(QemuDriver.executable), processes, accel=qemu_accel),
         SimulatorDriver(processes, CHANNELS[metrics]),
     ]
 

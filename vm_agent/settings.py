@@ -36,6 +36,8 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
             of the host may have them; those here are left free by systemd's allocation too.
         metrics: How a new Firecracker tells its metrics: by a `file`, which loses nothing while no
             agent runs, or by a `fifo`, which takes no disk space. One that runs keeps what it has.
+        qemu_accel: QEMU's accelerators, best first. `tcg` where KVM starts VMs but stock kernels
+            die or hang in it, as on some virtual hosts.
         probe_image: Image that the driver probe boots.
         vcpus: Virtual CPUs to give out, overcommit included.
         cpu_overcommit: Virtual CPUs per CPU, where `vcpus` is 0.
@@ -60,6 +62,7 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     jailer: str = ""
     uid_base: Annotated[int, msgspec.Meta(ge=1000, le=2**31)] = 1_900_000_000
     metrics: Literal["file", "fifo"] = "file"
+    qemu_accel: Literal["kvm:tcg", "kvm", "tcg"] = "kvm:tcg"
     probe_image: ImageName = "tiny"
     vcpus: _Amount = 0
     cpu_overcommit: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8

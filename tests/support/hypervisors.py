@@ -64,17 +64,23 @@ def find_firecracker() -> tuple[Path | None, str]:
 
 @dataclass(slots=True)
 class Lab:
-    """The tiny guest as an image, and what was found out about the hypervisors.
+    """A guest as an image, and what was found out about the hypervisors.
 
     Attributes:
         stand_in: An executable that behaves as Cloud Hypervisor.
         probes: By name in `DRIVERS`: whether it boots the guest here.
+        qemu_accel: QEMU's accelerators.
+        memory_mib: What the guest needs.
+        patience_s: How long a guest may take to say or do something on a busy machine.
     """
 
     image: Image
     firecracker: Path | None
     stand_in: Path
     probes: dict[str, Probe] = field(default_factory=dict)
+    qemu_accel: str = "kvm:tcg"
+    memory_mib: int = 64
+    patience_s: float = 20.0
 
     def driver(self, name: str, processes: VmmProcesses, metrics: MetricsKind = "file") -> Driver:
         """A fresh driver, as a fresh agent would make it."""
@@ -85,7 +91,8 @@ class Lab:
                 jail = find_jail(self.firecracker) if jailed and self.firecracker else None
                 return FirecrackerDriver(self.firecracker, processes, jail, CHANNELS[metrics])
             case "qemu":
-                return QemuDriver(on_path(QemuDriver.executable), processes)
+                qemu = on_path(QemuDriver.executable)
+                return QemuDriver(qemu, processes, accel=self.qemu_accel)
             case "simulator":
                 return SimulatorDriver(processes, CHANNELS[metrics])
             case "cloud-hypervisor":
@@ -193,8 +200,9 @@ class Rig:
             vm_id=vm_id,
             incarnation=1,
             vcpus=1,
-            memory_mib=64,
+            memory_mib=self.lab.memory_mib,
             kernel=image.kernel,
+            initrd=image.initrd,
             kernel_args=render_kernel_args(image, self.driver.name, words),
             disk=path,
             nic=nic,
@@ -227,13 +235,13 @@ class Rig:
     async def says(self, vmm: Vmm, word: str) -> None:
         """Wait until the guest has printed a word."""
         console = self.driver.console(Path(vmm.run_dir))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(self.lab.patience_s):
             while not await asyncio.to_thread(_contains, console, word):
                 await asyncio.sleep(0.005)
 
     async def exits(self, vmm: Vmm) -> None:
         """Wait until the VMM has ended."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(self.lab.patience_s):
             await self.processes.wait_exit(vmm.pid, vmm.start_ticks)
 
     def another_driver(self) -> Driver:

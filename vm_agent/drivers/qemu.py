@@ -1,4 +1,4 @@
-"""QEMU's microvm machine over QMP: KVM where there is one, TCG where not (QEMU 7.2 and newer).
+"""QEMU's microvm machine over QMP: KVM where there is one, else TCG (QEMU 7.2 and newer).
 
 Counters come from `query-blockstats`: absolute, exact, but gone with the process. So each reading
 is saved in the run directory, the guest is stopped before a kill, and a guest that stops by
@@ -38,6 +38,7 @@ from vm_agent.drivers.process_driver import ProcessDriver
 from vm_agent.drivers.qemu_command import command
 from vm_agent.drivers.qmp import QmpSession
 from vm_agent.drivers.saved import DamagedError, SavedNumbers
+from vm_agent.process import VmmProcesses
 
 _CALL_S = 2.0
 _INSPECT_S = 1.0
@@ -75,7 +76,13 @@ class _Session:
 
 
 class QemuDriver(ProcessDriver[_Session]):
-    """One QEMU process per VM."""
+    """One QEMU process per VM.
+
+    Args:
+        binary: The executable; None if there is none, which every verb then says.
+        processes: The agent's VMM processes.
+        accel: Accelerators, best first: `kvm:tcg`, or one of them only.
+    """
 
     name = "qemu"
     executable = "qemu-system-x86_64"
@@ -84,6 +91,12 @@ class QemuDriver(ProcessDriver[_Session]):
     abilities = frozenset({Ability.PAUSE})
     memory_overhead_mib = 1280
     """Without KVM its translated code may grow to 1 GiB."""
+
+    def __init__(
+        self, binary: Path | None, processes: VmmProcesses, *, accel: str = "kvm:tcg"
+    ) -> None:
+        super().__init__(binary, processes)
+        self._accel = accel
 
     async def shutdown(self, vmm: Vmm) -> None:
         """Press the ACPI power button. See `Driver`."""
@@ -163,7 +176,7 @@ class QemuDriver(ProcessDriver[_Session]):
                 return ExitReason.CRASHED
 
     def _argv(self, plan: MachinePlan) -> Sequence[str]:
-        return command(self._require_binary(), plan)
+        return command(self._require_binary(), plan, self._accel)
 
     async def _configure(self, vmm: Vmm, plan: MachinePlan) -> None:
         # The command line has said it all.

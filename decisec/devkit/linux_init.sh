@@ -1,0 +1,64 @@
+#!/bin/busybox sh
+# The first and only program of the Linux guest. Does what the tiny guest does, on a real kernel:
+# prints READY once its devices are there, DONE after its work, BYE when it obeys the power button.
+#
+# Boot arguments, all numbers; the kernel hands them on as environment variables:
+#   blkw=KiB    write so much to the disk, past the page cache
+#   blkr=KiB    read so much from the disk, likewise
+#   tx=N        send N Ethernet frames of 1000 bytes
+#
+# At the end it says what its own kernel has counted, to be compared with what is billed.
+
+/bin/busybox mkdir -p /proc /sys /dev
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+
+for module in /lib/modules/*; do
+	insmod "$module" || echo "FAILED to load $module"
+done
+
+# Opened before anybody is told READY: a button pressed earlier would be lost.
+exec 3</dev/input/event0
+
+echo "CPUS $(nproc)"
+if [ -e /sys/class/net/eth0 ]; then
+	# IPv6 and ARP would send at moments of their own; so that eth0 sends what it is told to.
+	echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+	ip link set eth0 up
+	ip address add 192.0.2.2/24 dev eth0
+	arp -s 192.0.2.1 02:00:00:00:00:01
+fi
+echo READY
+
+if [ "${blkw:-0}" -gt 0 ]; then
+	dd if=/dev/zero of=/dev/vda bs=64k count="$((blkw * 1024))" iflag=count_bytes \
+		oflag=direct conv=notrunc,fsync status=none
+fi
+if [ "${blkr:-0}" -gt 0 ]; then
+	dd if=/dev/vda of=/dev/null bs=64k count="$((blkr * 1024))" iflag=count_bytes,direct status=none
+fi
+if [ "${tx:-0}" -gt 0 ]; then
+	# 958 bytes and the headers of ICMP, IPv4 and Ethernet. Nobody answers.
+	ping -q -c "$tx" -i 0.01 -W 1 -s 958 192.0.2.1 >/dev/null
+fi
+echo DONE
+
+# Blocks until the first event, which is the button.
+dd bs=24 count=1 status=none <&3 >/dev/null
+
+if [ -b /dev/vda ]; then
+	# Fields 3 and 7 are sectors of 512 bytes (kernel: block/stat.rst).
+	set -- $(cat /sys/block/vda/stat)
+	echo "DISK read=$(($3 * 512)) written=$(($7 * 512))"
+fi
+if [ -e /sys/class/net/eth0 ]; then
+	ip link set eth0 down
+	cd /sys/class/net/eth0/statistics
+	echo "NET received=$(cat rx_bytes) sent=$(cat tx_bytes)"
+fi
+echo BYE
+# Changing a terminal's settings waits until its output is out; power off does not.
+stty -echo <&1
+poweroff -f

@@ -1,0 +1,48 @@
+"""QEMU is told what the operator and the plan say."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from schemas.ids import new_id
+from vm_agent.drivers.abc import MachinePlan
+from vm_agent.drivers.qemu_command import command
+
+
+@pytest.mark.parametrize(
+    ("accel", "words"), [("kvm:tcg", ["kvm", "tcg"]), ("kvm", ["kvm"]), ("tcg", ["tcg"])]
+)
+def test_accelerators_are_tried_in_the_order_given(accel: str, words: list[str]) -> None:
+    """And no other."""
+    assert values("-accel", accel=accel) == words
+
+
+def test_a_guest_with_an_initial_ram_disk_gets_it(tmp_path: Path) -> None:
+    """One without does not."""
+    assert values("-initrd", initrd=tmp_path / "initrd") == [str(tmp_path / "initrd")]
+    assert values("-initrd") == []
+
+
+def test_a_comma_in_a_path_is_no_separator() -> None:
+    """A run directory may be called anything."""
+    assert "file,id=console,path=/run/a,,b/console.log,append=on" in values("-chardev")
+
+
+def values(option: str, *, accel: str = "tcg", initrd: Path | None = None) -> list[str]:
+    """What follows each occurrence of an option."""
+    plan = MachinePlan(
+        vm_id=new_id(),
+        incarnation=1,
+        vcpus=1,
+        memory_mib=64,
+        kernel=Path("/kernel"),
+        kernel_args="",
+        initrd=initrd,
+        run_dir=Path("/run/a,b"),
+    )
+    return [
+        value for name, value in pairwise(command(Path("/qemu"), plan, accel)) if name == option
+    ]
