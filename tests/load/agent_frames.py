@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from nats.js.api import ConsumerConfig, DeliverPolicy
@@ -98,7 +99,7 @@ def catching_up(heads: Sequence[Head], back_at_ns: int) -> dict[str, Any]:
         "ratio_to_live": round(per_s * TICK_MS / 1000, 1),
         "holes": max(seqs) - min(seqs) + 1 - len(set(seqs)),
         "repeated": len(seqs) - len(set(seqs)),
-        "out_of_order": sum(b < a for a, b in zip(seqs, seqs[1:], strict=False)),
+        "out_of_order": sum(b < a for a, b in pairwise(seqs)),
     }
 
 

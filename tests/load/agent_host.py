@@ -27,7 +27,9 @@ from vm_agent.network import list_owned, owner_of
 from vm_agent.process import cpu_ns, is_alive
 from vm_agent.store import RecordStore
 
-_AT_ONCE = 16
+_AT_ONCE = 8
+_TRIES = 5
+"""A boot may fail on a machine that has no time for it: the VM is bootable again."""
 _COMMAND_S = 60.0
 _REPORT_EVERY = 100
 
@@ -106,11 +108,13 @@ class Fleet:
     Attributes:
         client: Whose commands they are.
         say: Told of progress.
+        boots_failed: Those that were tried again.
     """
 
     client: Client
     say: Callable[[str], None]
     vm_ids: list[UUID] = field(default_factory=list)
+    boots_failed: int = 0
     _vmms: list[tuple[int, int]] = field(default_factory=list)
 
     async def boot(self, count: int, spec: VmSpec) -> float:
@@ -140,7 +144,16 @@ class Fleet:
 
     async def _boot(self, vm_id: UUID, spec: VmSpec) -> None:
         await self._do(CreateVm, vm_id, spec=spec)
-        await self._do(BootVm, vm_id)
+        for left in reversed(range(_TRIES)):
+            try:
+                await self._do(BootVm, vm_id)
+            except BenchError as error:
+                if not left:
+                    raise
+                self.boots_failed += 1
+                self.say(f"again: {error}")
+            else:
+                return
 
     async def _do(self, kind: type, vm_id: UUID, **fields: Any) -> None:
         async with asyncio.timeout(_COMMAND_S):

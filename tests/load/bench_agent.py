@@ -52,6 +52,7 @@ async def run(folder: Path, vms: int, arguments: argparse.Namespace) -> dict[str
         try:
             spec = VmSpec(image="tiny", memory_mib=16, disk_mib=1, network=arguments.network)
             result["boot_s"] = round(await fleet.boot(vms, spec), 1)
+            result["boots_failed"] = fleet.boots_failed
             await asyncio.sleep(_SETTLE_S)
             say(f"{vms} VMs run; measuring for {arguments.seconds} s")
             result |= await steady(process, client, vms, arguments.seconds)
@@ -70,9 +71,7 @@ async def run(folder: Path, vms: int, arguments: argparse.Namespace) -> dict[str
     return result
 
 
-async def steady(
-    process: AgentProcess, client: Client, vms: int, seconds: float
-) -> dict[str, Any]:
+async def steady(process: AgentProcess, client: Client, vms: int, seconds: float) -> dict[str, Any]:
     """Nothing but metering for a while; what it cost."""
     first = await last_in_stream(client.bus) + 1
     before, machine = Usage.of(process.pid), Machine.now()
@@ -94,7 +93,9 @@ async def steady(
             (machine_after.busy_s - machine.busy_s) * NS_PER_S / elapsed_ns / (os.cpu_count() or 1),
             3,
         ),
-        "stolen_ratio": round((machine_after.stolen_s - machine.stolen_s) * NS_PER_S / elapsed_ns, 3),
+        "stolen_ratio": round(
+            (machine_after.stolen_s - machine.stolen_s) * NS_PER_S / elapsed_ns, 3
+        ),
     }
 
 
@@ -168,15 +169,15 @@ def table(runs: list[dict[str, Any]]) -> str:
             "load": " → ".join(map(str, one["load_average"])),
         }  # fmt: skip
         lines.append("".join(f"{cells[key]!s:>{width + 1}}" for _, key, width in _COLUMNS))
-    for one in runs:
-        if gone := one.get("outage"):
-            lines.append(
-                f"{one['vms']} VMs, no NATS for {gone['seconds']:g} s: {gone['frames']} frames "
-                f"({gone['size_bytes'] / MIB:.0f} MiB) sent in {gone['sent_in_s']} s, "
-                f"{gone['ratio_to_live']} times live; {gone['holes']} holes, "
-                f"{gone['out_of_order']} out of order, {gone['missed']} ticks missed, "
-                f"late p99 {gone['lateness_ms']['p99']} ms"
-            )
+    lines.extend(
+        f"{one['vms']} VMs, no NATS for {gone['seconds']:g} s: {gone['frames']} frames "
+        f"({gone['size_bytes'] / MIB:.0f} MiB) sent in {gone['sent_in_s']} s, "
+        f"{gone['ratio_to_live']} times live; {gone['holes']} holes, "
+        f"{gone['out_of_order']} out of order, {gone['missed']} ticks missed, "
+        f"late p99 {gone['lateness_ms']['p99']} ms"
+        for one in runs
+        if (gone := one.get("outage"))
+    )
     return "\n".join(lines)
 
 
@@ -211,7 +212,9 @@ def main() -> int:
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     result = asyncio.run(run_all(arguments))
     REPORT.write_text(json.dumps(result, indent=2) + "\n")
-    sys.stdout.write((json.dumps(result, indent=2) if arguments.json else table(result["runs"])) + "\n")
+    sys.stdout.write(
+        (json.dumps(result, indent=2) if arguments.json else table(result["runs"])) + "\n"
+    )
     return 0
 
 
