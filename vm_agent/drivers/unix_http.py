@@ -162,7 +162,9 @@ class UnixHttpConnection:
         """
         async with self._turn:
             try:
-                line = self._line or await self._open()
+                line = self._line
+                if line is None or line.ended.done():
+                    line = await self._open()
                 answer, keep = await line.ask(
                     b"%b %b HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n"
                     b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
