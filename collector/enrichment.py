@@ -157,6 +157,7 @@ def enrich(frame: Frame, layout: Layout, good: Rows | None, now_ns: int) -> Enri
         price_plan_index=layout.price_plan_index,
         vcpus=layout.vcpus,
         memory_mib=layout.memory_mib,
+        refresh_ms=frame.refresh_ms,
     )
     if rows is None:
         return enriched

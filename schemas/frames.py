@@ -109,6 +109,9 @@ class Frame(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
         late_ns: How long after the tick's due time the sampler began.
         missed_ticks: Ticks that were skipped just before this one because the sampler was
             more than a period late.
+        refresh_ms: How old the counters that only a VMM knows (disk bytes) may be: the distance
+            at which VMMs are asked for them, plus the time of an answer. Those of a VMM that does
+            not answer are older. 0 from an agent that does not tell.
     """
 
     version: _Version = FRAME_VERSION
@@ -132,6 +135,7 @@ class Frame(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     disk_write_bytes: bytes = b""
     net_rx_bytes: bytes = b""
     net_tx_bytes: bytes = b""
+    refresh_ms: _Count = 0
 
     @property
     def rows(self) -> int:
@@ -152,6 +156,7 @@ class EnrichedFrame(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
     Attributes:
         collected_at_ns: The collector's wall clock, Unix ns.
+        refresh_ms: As in `Frame`.
     """
 
     version: _Version = FRAME_VERSION
@@ -182,6 +187,7 @@ class EnrichedFrame(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     price_plan_index: bytes = b""
     vcpus: bytes = b""
     memory_mib: bytes = b""
+    refresh_ms: _Count = 0
 
     @property
     def rows(self) -> int:

@@ -127,7 +127,10 @@ class Agent:
         host = world.host
         store = await asyncio.to_thread(RecordStore, host.data_dir / "vms")
         spool = await asyncio.to_thread(
-            Spool, host.data_dir / "spool", settings.spool_max_mib * MIB
+            Spool,
+            host.data_dir / "spool",
+            settings.spool_max_mib * MIB,
+            sync=settings.spool_fsync == "always",
         )
         fleet = Fleet(host.host_id, store, world.desk, tasks.spawn)
         sender = Sender(world.outlet, spool, telemetry, _settling(fleet))

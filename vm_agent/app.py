@@ -44,6 +44,7 @@ from vm_agent.orders import Announce
 from vm_agent.ports import BootImage, Host
 from vm_agent.probe import Choice, candidates, choose_driver
 from vm_agent.process import VmmProcesses
+from vm_agent.punctuality import run_first, spare_the_collector
 from vm_agent.questions import NatsQuestions
 from vm_agent.reporter import NatsDesk
 from vm_agent.settings import AgentSettings
@@ -159,6 +160,7 @@ async def main(service: Service[AgentSettings]) -> None:
     settings, bus = service.settings, service.bus
     service.health.unready(_HEALTH_PART, "taking over the host")
     _allow_many_files()
+    _be_punctual(settings)
     async with AsyncExitStack() as stack:
         data_dir = stack.enter_context(owned(Path(settings.data_dir)))
         processes = VmmProcesses()
@@ -233,6 +235,12 @@ def _allow_many_files() -> None:
     """Raise the soft limit: a VM takes about four descriptors, and the usual limit is 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _be_punctual(settings: AgentSettings) -> None:
+    spare_the_collector()
+    if settings.realtime and (reason := run_first()):
+        _log.warning("realtime.unavailable", reason=reason)
 
 
 def _uids(settings: AgentSettings) -> UidPool | None:

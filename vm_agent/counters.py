@@ -46,9 +46,12 @@ def reading(
 
 def climb(last: Values, read: Values) -> tuple[Values, int]:
     """The counters after `last`, and how many of the readings had gone back and were held."""
-    held = sum(map(int.__gt__, last, read))
-    if not held:
+    # Without a loop: it costs a tenth, and this is done for every VM each tick.
+    a, b, c, d, e, f, g = last
+    h, i, j, k, m, n, o = read
+    if h >= a and i >= b and j >= c and k >= d and m >= e and n >= f and o >= g:
         return read, 0
+    held = sum(map(int.__gt__, last, read))
     a, b, c, d, e, f, g = map(max, last, read)
     return (a, b, c, d, e, f, g), held
 

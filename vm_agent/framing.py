@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from schemas.frames import MAX_ROWS, Frame
-from schemas.vms import STATE_NUMBERS
+from schemas.vms import METERS, STATE_NUMBERS
 from vm_agent.metering import Row
 from vm_agent.ticks import Tick
 
@@ -29,21 +29,32 @@ class FrameBuilder:
         self._seq = 0
 
     def build(
-        self, tick: Tick, sampled_at_ns: int, rows: Sequence[tuple[UUID, Row]]
+        self,
+        tick: Tick,
+        sampled_at_ns: int,
+        rows: Sequence[tuple[UUID, Row]],
+        refresh_ms: int = 0,
     ) -> list[Frame]:
-        """The frames of one tick: at least one, so that a host without VMs is heard too."""
+        """The frames of one tick: at least one, so that a host without VMs is heard too.
+
+        Args:
+            tick: The tick.
+            sampled_at_ns: The wall clock after the readings, Unix ns.
+            rows: All VMs.
+            refresh_ms: How old device counters may be; see `Frame`.
+        """
         frames = []
         for start in range(0, max(1, len(rows)), self._max_rows):
-            frames.append(self._frame(tick, sampled_at_ns, rows[start : start + self._max_rows]))
+            part = rows[start : start + self._max_rows]
+            frames.append(self._frame(tick, sampled_at_ns, part, refresh_ms))
             tick = Tick(tick.tick_ms, tick.late_ns, 0, tick.offset_ns)
         return frames
 
-    def _frame(self, tick: Tick, sampled_at_ns: int, rows: Sequence[tuple[UUID, Row]]) -> Frame:
-        counters = [array("Q") for _ in range(7)]
-        appends = [column.append for column in counters]
-        for _, row in rows:
-            for append, value in zip(appends, row.values, strict=True):
-                append(value)
+    def _frame(
+        self, tick: Tick, sampled_at_ns: int, rows: Sequence[tuple[UUID, Row]], refresh_ms: int
+    ) -> Frame:
+        columns = zip(*[row.values for _, row in rows], strict=True) if rows else [()] * len(METERS)
+        counters = [array("Q", column) for column in columns]
         frame = Frame(
             host=self._host,
             run_id=self._run_id,
@@ -65,6 +76,7 @@ class FrameBuilder:
             disk_write_bytes=_little(counters[4]),
             net_rx_bytes=_little(counters[5]),
             net_tx_bytes=_little(counters[6]),
+            refresh_ms=refresh_ms,
         )
         self._seq += 1
         return frame

@@ -157,7 +157,8 @@ class TapCounters:
 
     def __init__(self, nic: Nic, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._line_start = f"{nic.tap}:".encode()
+        # As the kernel writes it: "%6s:".
+        self._line_start = f"\n{nic.tap:>6}:".encode()
 
     @classmethod
     async def open(cls, nic: Nic) -> TapCounters:
@@ -186,13 +187,12 @@ class TapCounters:
             table = os.pread(self._descriptor, 4096, 0)
         except OSError as error:
             raise NetworkError(f"cannot read tap counters: {error}") from error
-        for line in table.splitlines():
-            row = line.strip()
-            if row.startswith(self._line_start):
-                columns = row[len(self._line_start) :].split()
-                # The host receives what the guest sends.
-                return int(columns[8]), int(columns[0])
-        raise NetworkError("the tap is gone")
+        _, found, rest = table.partition(self._line_start)
+        if not found:
+            raise NetworkError("the tap is gone")
+        columns = rest.split(None, 9)
+        # The host receives what the guest sends.
+        return int(columns[8]), int(columns[0])
 
     def close(self) -> None:
         """Let go of the descriptor; may be called twice."""

@@ -1,8 +1,7 @@
 """The 100 ms loop: every VM once per tick, on an absolute schedule.
 
-A tick reads what the kernel holds, synchronously and for all VMs. What only the VMM knows is
-asked for in the background, one task per VM, so that a VMM that hangs delays nothing but its
-own device counters.
+A tick reads what the kernel holds, synchronously and for all VMs. What only a VMM knows is asked
+for between the ticks, see `vm_agent.refreshing`.
 """
 
 from __future__ import annotations
@@ -16,25 +15,23 @@ import structlog
 
 from runtime.clock import Clock
 from schemas.frames import encode_frame
-from schemas.units import NS_PER_MS, NS_PER_S
+from schemas.units import NS_PER_S
 from schemas.vms import VmState
 from vm_agent.checkpoint import Checkpoint
 from vm_agent.consoles import Consoles
 from vm_agent.counters import to_values
-from vm_agent.drivers.abc import DriverError
 from vm_agent.fleet import Live
 from vm_agent.framing import FrameBuilder
 from vm_agent.metering import GoneSources, Row, VmMeter
+from vm_agent.refreshing import Refreshing
 from vm_agent.reporter import Spawn
 from vm_agent.spool import Outgoing
 from vm_agent.store import Record, Settlement
 from vm_agent.telemetry import Telemetry
-from vm_agent.ticks import Tick, TickClock, refresh_period_ms
+from vm_agent.ticks import Tick, TickClock
 
 _log = structlog.get_logger("decisec.sampler")
 
-_REFRESH_S = 1.0
-_CONSOLE_PERIOD_NS = NS_PER_S
 _REPORT_PERIOD_NS = 10 * NS_PER_S
 
 
@@ -67,32 +64,22 @@ class Sampler:
         self._boottime_ns = boottime_ns
         self._frames = frames
         self._checkpoint = checkpoint
-        self._consoles = consoles
         self._offer = offer
         self._telemetry = telemetry
-        self._spawn = spawn
+        self._refreshing = Refreshing(clock, consoles, telemetry, spawn)
         # Several incarnations of one VM wait in line: a frame holds a VM at most once.
         self._meters: dict[UUID, deque[VmMeter]] = {}
-        self._refreshes: dict[VmMeter, _Refresh] = {}
-        self._added = 0
         self._missed = 0
         self._report_ns = 0
 
     def add(self, live: Live) -> None:
         """Sample this VMM from the next tick on, and refresh its device counters."""
         self._enqueue(live.meter)
-        self._added += 1
-        # Golden section: VMs that start together are not asked together for ever.
-        refresh = self._refreshes[live.meter] = _Refresh(self._added * 618 % 1000 or 1000)
-        name = f"refresh-{live.vmm.vm_id}-{live.vmm.incarnation}"
-        self._spawn(self._refresh(live, refresh), name)
+        self._refreshing.add(live)
 
     async def ended(self, live: Live) -> None:
         """Ask the VMM no more; it has ended. Returns once nobody asks it, within a second."""
-        refresh = self._refreshes.pop(live.meter, None)
-        if refresh is not None:
-            refresh.stop.set()
-            await refresh.stopped.wait()
+        await self._refreshing.ended(live)
 
     def settle(self, record: Record, settlement: Settlement) -> None:
         """Send the final sample of an incarnation that an earlier run has ended."""
@@ -125,6 +112,7 @@ class Sampler:
             tick = ticks.begin(self._clock.wall_ns(), began_ns)
             self.sample(tick)
             self._account(tick, began_ns)
+            self._refreshing.go_on()
 
     def sample(self, tick: Tick) -> None:
         """Read all VMs, and hand the tick's frames on."""
@@ -149,7 +137,8 @@ class Sampler:
         if held:
             self._telemetry.counters_held.add(held)
             _log.warning("counters.held", readings=held, tick_ms=tick.tick_ms)
-        frames = self._frames.build(tick, self._clock.wall_ns(), rows)
+        refresh_ms = self._refreshing.period_ms
+        frames = self._frames.build(tick, self._clock.wall_ns(), rows, refresh_ms)
         outgoing = [Outgoing(frame.msg_id, encode_frame(frame)) for frame in frames]
         self._checkpoint.write([frame.payload for frame in outgoing])
         for frame in outgoing:
@@ -170,61 +159,3 @@ class Sampler:
             _log.warning("ticks.missed", ticks=self._missed, tick_ms=tick.tick_ms)
             self._missed = 0
             self._report_ns = now_ns + _REPORT_PERIOD_NS
-
-    async def _refresh(self, live: Live, refresh: _Refresh) -> None:
-        """Ask one VMM for its device counters, again and again, until it has ended."""
-        failing = False
-        try:
-            while not refresh.stop.is_set():
-                began_ns = self._clock.monotonic_ns()
-                failing = not await self._ask(live, failing)
-                if began_ns >= refresh.trim_ns:
-                    refresh.trim_ns = began_ns + _CONSOLE_PERIOD_NS
-                    await self._consoles.trim(live.vmm.vm_id)
-                period_ms = 1000 if failing else refresh_period_ms(len(self._refreshes))
-                due_ns = began_ns + period_ms * NS_PER_MS * refresh.take_phase() // 1000
-                await _event_or(refresh.stop, due_ns - self._clock.monotonic_ns())
-        finally:
-            refresh.stopped.set()
-
-    async def _ask(self, live: Live, failing: bool) -> bool:
-        try:
-            async with asyncio.timeout(_REFRESH_S):
-                live.meter.device = await live.driver.counters(live.vmm)
-        except (DriverError, TimeoutError) as error:
-            self._telemetry.refreshes_failed.add(1)
-            if live.silent_since_ns is None:
-                live.silent_since_ns = self._clock.monotonic_ns()
-            if not failing and not live.exited.done():
-                _log.warning("vmm.silent", vm_id=str(live.vmm.vm_id), error=str(error))
-            return False
-        live.silent_since_ns = None
-        return True
-
-
-class _Refresh:
-    """One VM's background reading: told to stop, and says when it has.
-
-    Args:
-        phase_permille: Part of a period that the second reading comes after the first.
-    """
-
-    def __init__(self, phase_permille: int) -> None:
-        self.stop = asyncio.Event()
-        self.stopped = asyncio.Event()
-        self.trim_ns = 0
-        self._phase_permille = phase_permille
-
-    def take_phase(self) -> int:
-        """Permille of a period to the next reading: the phase once, then whole ones."""
-        phase, self._phase_permille = self._phase_permille, 1000
-        return phase
-
-
-async def _event_or(event: asyncio.Event, wait_ns: int) -> None:
-    """Wait for the event, at most so long."""
-    try:
-        async with asyncio.timeout(max(0, wait_ns) / NS_PER_S):
-            await event.wait()
-    except TimeoutError:
-        return

@@ -49,6 +49,12 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
         draining: Refuse new VMs; those that are here stay. Counts for a host without orders:
             what `decisec host drain` and `undrain` say wins.
         spool_max_mib: Disk space for frames that NATS has not taken yet.
+        spool_fsync: `always` waits for the disk with each file of such frames, about one in two
+            seconds: they outlive the host. `never` leaves that to the kernel: they outlive the
+            agent.
+        realtime: Run the agent ahead of everything else on the host that is no real-time process
+            (SCHED_RR), so that ticks come in time however busy it is; only root can. VMMs and other
+            children are not.
     """
 
     host_id: HostId
@@ -72,6 +78,8 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     watchdog_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 15
     draining: bool = False
     spool_max_mib: Annotated[int, msgspec.Meta(ge=1, le=1_048_576)] = 1024
+    spool_fsync: Literal["always", "never"] = "always"
+    realtime: bool = True
 
     @property
     def images(self) -> Path:

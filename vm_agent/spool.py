@@ -11,6 +11,8 @@ from pathlib import Path
 import msgspec
 import structlog
 
+from vm_agent.store import sync_folder
+
 _log = structlog.get_logger("decisec.spool")
 
 
@@ -38,20 +40,23 @@ class Spool:
     """Segments in a directory, named by a growing number and the count of their frames.
 
     A segment is written under another name, synced and renamed: it is there whole or not at
-    all. Calls block on the disk: make them in a thread. A lock keeps them apart, because a
-    cancelled caller leaves its thread at work.
+    all. Without syncing that holds for a death of the agent, not for one of the host. Calls block
+    on the disk: make them in a thread. A lock keeps them apart, because a cancelled caller leaves
+    its thread at work.
 
     Args:
         folder: Where; segments that an earlier run left are taken over.
         max_bytes: The oldest segments are given up to stay below.
+        sync: Wait until the disk has a segment, and the folder its name.
 
     Attributes:
         number: The next segment's.
     """
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Path, max_bytes: int, *, sync: bool = True) -> None:
         self._folder = folder
         self._max_bytes = max_bytes
+        self._sync = sync
         self._segments: deque[Segment] = deque()
         self._lock = threading.RLock()
         folder.mkdir(parents=True, exist_ok=True)
@@ -90,10 +95,14 @@ class Spool:
             with temporary.open("wb") as file:
                 file.write(body)
                 file.flush()
-                os.fsync(file.fileno())
+                if self._sync:
+                    os.fsync(file.fileno())
             temporary.rename(path)
+            if self._sync:
+                sync_folder(self._folder)
         except OSError:
             temporary.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
             raise
         self.number += 1
         self._segments.append(Segment(path, len(body), frames))

@@ -166,7 +166,7 @@ class RecordStore:
     def delete(self, vm_id: UUID) -> None:
         """Remove a record; nothing happens if there is none."""
         self._path(vm_id).unlink(missing_ok=True)
-        _sync(self._folder)
+        sync_folder(self._folder)
 
     def _path(self, vm_id: UUID) -> Path:
         return self._folder / f"{vm_id}.json"
@@ -184,10 +184,11 @@ def write_durably(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.rename(path)
-    _sync(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Return once the disk has what was created, renamed or removed in a directory. Blocks."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

@@ -79,6 +79,12 @@ class AgentProcess:
         }
         self._process: asyncio.subprocess.Process | None = None
 
+    @property
+    def pid(self) -> int:
+        """The running process."""
+        assert self._process is not None
+        return self._process.pid
+
     async def start(self) -> None:
         """Start the process; `Client.host` tells when it is there."""
         with self._log.open("ab") as log:

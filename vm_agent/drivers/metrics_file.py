@@ -58,7 +58,8 @@ class MetricsFile(MetricsChannel):
         size = os.fstat(self._descriptor).st_size
         skipped = 0
         while self._offset < size and skipped < _MOST_SKIPPED_BYTES:
-            chunk = os.pread(self._descriptor, _READ_BYTES, self._offset)
+            length = min(_READ_BYTES, size - self._offset)
+            chunk = os.pread(self._descriptor, length, self._offset)
             end = chunk.rfind(b"\n") + 1
             if end:
                 self._advance(end, count_lines(chunk[:end], self.totals, self.path))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -45,6 +45,18 @@ class MetricsTotals:
     net_rx_bytes: int = 0
     net_tx_bytes: int = 0
     lost_flushes: int = 0
+
+    def numbers(self) -> tuple[int, int, int, int, int, int, int]:
+        """All of them, in order. `dataclasses.astuple` takes ten times as long."""
+        return (
+            self.disk_read_bytes,
+            self.disk_write_bytes,
+            self.reset_count,
+            self.cpu_ns,
+            self.net_rx_bytes,
+            self.net_tx_bytes,
+            self.lost_flushes,
+        )
 
 
 class _Block(msgspec.Struct):
@@ -158,7 +170,7 @@ class MetricsChannel(ABC):
 
     def _save(self, places: tuple[int, ...], totals: MetricsTotals) -> None:
         """Save all in one write, and only then let `totals` be the totals."""
-        self._state.save(*places, *astuple(totals))
+        self._state.save(*places, *totals.numbers())
         self.totals = totals
 
 
@@ -170,7 +182,7 @@ def count_lines(content: bytes, before: MetricsTotals, path: Path) -> MetricsTot
         before: The sums without them.
         path: Where they come from, for the log.
     """
-    totals = replace(before)
+    totals = MetricsTotals(*before.numbers())
     for line in content[:-1].split(b"\n"):
         _count(line, totals, path)
     if lost := totals.lost_flushes - before.lost_flushes:

@@ -38,10 +38,11 @@ def test_good_rows_leave_with_their_owners() -> None:
         record(THIRD, customer="acme"),
     )
     raw = frame([Row(OTHER, uptime(5)), Row(VM, uptime(7)), Row(THIRD)], run_id=RUN)
+    raw = msgspec.structs.replace(raw, refresh_ms=500)
     outcome = feed(raw, at_ms=30)
     enriched = enriched_of(outcome)
     assert [getattr(enriched, c.name) for c in COLUMNS] == [getattr(raw, c.name) for c in COLUMNS]
-    assert enriched.msg_id == raw.msg_id
+    assert (enriched.msg_id, enriched.refresh_ms) == (raw.msg_id, 500)
     assert enriched.collected_at_ns == (BASE_MS + 30) * NS_PER_MS
     owner = np.frombuffer(enriched.customer_index, "<u2")
     assert [enriched.customers[i] for i in owner] == ["umbrella", "acme", "acme"]

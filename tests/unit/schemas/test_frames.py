@@ -84,6 +84,18 @@ def test_a_new_reader_reads_an_older_frame() -> None:
     assert decode_frame(msgspec.msgpack.encode(fields[:6])).rows == 0
 
 
+def test_frames_from_before_they_told_how_old_counters_may_be_still_read() -> None:
+    """Both kinds; the age is then 0, and all else as it was."""
+    raw, enriched = raw_frame(2, refresh_ms=300), enriched_frame(2)
+    enriched = msgspec.structs.replace(enriched, refresh_ms=300)
+    fields = msgspec.msgpack.decode(encode_frame(raw))
+    older = decode_frame(msgspec.msgpack.encode(fields[:-1]))
+    assert older == msgspec.structs.replace(raw, refresh_ms=0)
+    fields = msgspec.msgpack.decode(encode_frame(enriched))
+    old = decode_enriched_frame(msgspec.msgpack.encode(fields[:-1]))
+    assert old == msgspec.structs.replace(enriched, refresh_ms=0)
+
+
 @pytest.mark.parametrize("column", COLUMNS, ids=lambda c: c.name)
 def test_a_column_of_the_wrong_length_is_named(column: Any) -> None:
     """A torn column makes the whole frame malformed; the error says which."""

@@ -63,6 +63,15 @@ def test_sequence_numbers_go_on_from_tick_to_tick() -> None:
     assert [builder.build(TICK, 1, [])[0].seq for _ in range(3)] == [0, 1, 2]
 
 
+def test_every_frame_of_a_tick_says_how_old_device_counters_may_be() -> None:
+    """Over the wire too; 0 where it was not told."""
+    row = Row(1, VmState.RUNNING, 0, 0, (0,) * 7)
+    builder = FrameBuilder("h1", new_id(), 2)
+    frames = builder.build(TICK, 1, [(new_id(), row)] * 3, 400)
+    assert [decode_frame(encode_frame(frame)).refresh_ms for frame in frames] == [400, 400]
+    assert builder.build(TICK, 1, [])[0].refresh_ms == 0
+
+
 def test_a_full_frame_stays_below_the_limit() -> None:
     """The largest one that is built fits."""
     row = Row(2**32 - 1, VmState.RUNNING, 7, 2**63, (2**63,) * 7)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tempfile
 from pathlib import Path
 
@@ -200,6 +201,24 @@ def test_a_damaged_segment_is_set_aside(tmp_path: Path) -> None:
     assert found is not None
     assert [frame.msg_id for frame in found[1]] == ["b"]
     assert [p.suffix for p in sorted(tmp_path.iterdir())] == [".damaged", ".frames"]
+
+
+@pytest.mark.parametrize("sync", [True, False])
+def test_the_disk_is_waited_for_if_that_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
+) -> None:
+    """File and folder, before `append` returns; or never, and the segment is whole all the same."""
+    synced: list[Path] = []
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append(Path(f"/proc/self/fd/{fd}").readlink())
+    )
+    spool = Spool(tmp_path, MANY_BYTES, sync=sync)
+    spool.append([Outgoing("a", b"1")])
+    expected = [tmp_path / "0000000000000000-1.tmp", tmp_path] if sync else []
+    assert synced == expected
+    found = Spool(tmp_path, MANY_BYTES).oldest()
+    assert found is not None
+    assert found[1] == [Outgoing("a", b"1")]
 
 
 def test_a_segment_that_was_not_finished_is_not_there(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 
 from vm_agent.drivers.unix_http import (
     MAX_BODY_BYTES,
+    Answer,
     ProtocolError,
     UnixHttpConnection,
     parse_head,
+    take_answer,
 )
 
 VENDOR_HEAD = (
@@ -84,6 +86,7 @@ def test_a_strange_length_is_refused(value: bytes) -> None:
         b"HTTP/1.1 200 \r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 \r\nnonsense\r\n\r\n",
         b"x" * 100_000,
+        b"HTTP/1.1 204 \r\n\r\nHTTP/1.1 204 \r\n\r\n",
     ],
 )
 async def test_garbage_is_a_protocol_error(answer: bytes) -> None:
@@ -142,3 +145,41 @@ async def test_nobody_listening_is_an_os_error() -> None:
     with pytest.raises(OSError, match="No such file"):
         await client.request("GET", "/")
     await client.close()
+
+
+@given(st.binary(max_size=40), st.data())
+def test_an_answer_is_taken_once_it_is_whole(body: bytes, data: st.DataObject) -> None:
+    """Not before, however it is cut, and nothing may follow it."""
+    whole = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+    assert take_answer(whole) == (Answer(200, body), True)
+    assert take_answer(whole[: data.draw(st.integers(0, len(whole) - 1))]) is None
+    with pytest.raises(ProtocolError):
+        take_answer(whole + b"x")
+
+
+async def test_what_comes_unasked_closes_the_connection() -> None:
+    """It is never taken for the answer to the next request, which goes by a new one."""
+    peers: list[asyncio.StreamWriter] = []
+    gone = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peers.append(writer)
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 %d \r\n\r\n" % (200 + len(peers)))
+        with suppress(OSError):
+            await reader.read()
+        gone.set()
+        writer.close()
+
+    with tempfile.TemporaryDirectory(prefix="dsu-") as directory:
+        path = Path(directory) / "s"
+        server = await asyncio.start_unix_server(serve, path)
+        client = UnixHttpConnection(path)
+        async with asyncio.timeout(5):
+            assert (await client.request("GET", "/")).status == 201
+            peers[0].write(b"HTTP/1.1 500 \r\n\r\n")
+            await gone.wait()
+            assert (await client.request("GET", "/")).status == 202
+        await client.close()
+        server.close()
+        await server.wait_closed()
