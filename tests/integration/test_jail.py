@@ -130,3 +130,18 @@ async def test_without_a_jailer_the_driver_says_so(bench: Rig) -> None:
     driver = FirecrackerDriver(binary, bench.processes, jail)
     with pytest.raises(DriverError, match=r"no jailer at .*nothing.*settings"):
         await driver.probe_version()
+
+
+async def test_a_qemu_gives_its_privileges_away(lab: Lab) -> None:
+    """Before its guest runs: a user of its own, no capability, a root with nothing of the host."""
+    async with rig(lab, "qemu") as bench:
+        nic = await bench.nic()
+        vmm = await bench.booted(nic=nic, blkw=8, tx=3)
+        for thread in Path(f"/proc/{vmm.pid}/task").iterdir():
+            status = status_of(int(thread.name))
+            assert status["Uid"].split() == status["Gid"].split() == [str(UID)] * 4
+            assert int(status["CapEff"], 16) == int(status["CapPrm"], 16) == 0
+            assert (status["Seccomp"], status["NoNewPrivs"]) == ("2", "1")
+        assert Path(f"/proc/{vmm.pid}/root").samefile(vmm.run_dir)
+        assert Path(vmm.run_dir).stat().st_uid == 0, "it could change what the agent keeps there"
+        await bench.driver.kill(vmm)

@@ -13,7 +13,9 @@ from vm_agent.drivers.paths import CONSOLE, QMP_SOCKET
 _MACHINE = "microvm,x-option-roms=off,pit=on,pic=on,rtc=on,isa-serial=on,acpi=on,ioapic2=off"
 # The bit is taken away because some virtual hosts list it and then refuse its MSR.
 _CPU = "max,arch-capabilities=off"
-_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+_SANDBOX = "on,obsolete=deny,spawn=deny,resourcecontrol=deny"
+_STAY = ",elevateprivileges=deny"
+"""Not for one that gives its privileges away itself: that filter would kill it for it."""
 
 
 def command(binary: Path, plan: MachinePlan, accel: str) -> list[str]:
@@ -35,7 +37,7 @@ def command(binary: Path, plan: MachinePlan, accel: str) -> list[str]:
         *("-nodefaults", "-no-user-config", "-display", "none"),
         *("-action", "reboot=shutdown,shutdown=pause"),
         *("-global", "virtio-mmio.force-legacy=false"),
-        *("-sandbox", _SANDBOX),
+        *_confinement(plan),
         "-S",
         *("-kernel", str(plan.kernel)),
         *("-append", plan.kernel_args),
@@ -58,6 +60,18 @@ def command(binary: Path, plan: MachinePlan, accel: str) -> list[str]:
             f"virtio-net-device,netdev=nic,mac={plan.nic.mac},bus=virtio-mmio-bus.1",
         ]
     return argv
+
+
+def _confinement(plan: MachinePlan) -> list[str]:
+    """A user without any privilege and a root of its own, once everything is open.
+
+    KVM, tap, disk, kernel, console and socket are opened before; then its run directory, in which
+    it may change nothing, is all that it sees.
+    """
+    if plan.uid is None:
+        return ["-sandbox", _SANDBOX + _STAY]
+    user = ["-runas", f"{plan.uid}:{plan.uid}", "-chroot", str(plan.run_dir)]
+    return [*user, "-sandbox", _SANDBOX]
 
 
 def _escape(path: Path) -> str:

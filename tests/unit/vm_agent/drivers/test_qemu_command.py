@@ -31,7 +31,18 @@ def test_a_comma_in_a_path_is_no_separator() -> None:
     assert "file,id=console,path=/run/a,,b/console.log,append=on" in values("-chardev")
 
 
-def values(option: str, *, accel: str = "tcg", initrd: Path | None = None) -> list[str]:
+def test_one_with_a_user_gives_its_privileges_away() -> None:
+    """Which the filter against getting others would kill it for."""
+    assert values("-runas", uid=1234) == ["1234:1234"]
+    assert values("-chroot", uid=1234) == ["/run/a,b"]
+    assert "elevateprivileges" not in values("-sandbox", uid=1234)[0]
+    assert values("-runas") == values("-chroot") == []
+    assert values("-sandbox")[0].endswith("elevateprivileges=deny")
+
+
+def values(
+    option: str, *, accel: str = "tcg", initrd: Path | None = None, uid: int | None = None
+) -> list[str]:
     """What follows each occurrence of an option."""
     plan = MachinePlan(
         vm_id=new_id(),
@@ -42,6 +53,7 @@ def values(option: str, *, accel: str = "tcg", initrd: Path | None = None) -> li
         kernel_args="",
         initrd=initrd,
         run_dir=Path("/run/a,b"),
+        uid=uid,
     )
     return [
         value for name, value in pairwise(command(Path("/qemu"), plan, accel)) if name == option
