@@ -64,7 +64,7 @@ async def read(client: Client, vm_id: UUID, **query: Any) -> ConsoleChunk:
 
 async def says(client: Client, vm_id: UUID, word: bytes, times: int) -> ConsoleChunk:
     """The whole console, once it holds a word so many times."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         while (chunk := await read(client, vm_id)).data.count(word) < times:
             await asyncio.sleep(0.02)
     return chunk
@@ -112,7 +112,7 @@ async def test_the_agent_cuts_a_console_and_offsets_stay_right(tmp_path: Path) -
         for flood in (b"a", b"b"):
             with console.open("ab") as file:
                 file.write(flood * (2 * MIB) + b"end\n")
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(40):
                 while console.stat().st_size > 2 * MIB:
                     await asyncio.sleep(0.05)
             tail = await read(client, vm_id, tail_bytes=4)

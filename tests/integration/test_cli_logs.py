@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from decisec.cli.exits import Exit
-from tests.support.dev_stack import Program, program
+from tests.support.dev_stack import START_S, Program, program
 from tests.support.shell import Shell
 
 ODD = b"\x1b]0;owned\x07\x1b[31mr\xc3\xa9d\x1b[0m\x00\xff\n"
@@ -63,7 +63,7 @@ def print_on(console: Path, data: bytes) -> None:
 
 def until(says: Program, text: str, times: int) -> None:
     """Wait until a program has printed a text so many times."""
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + START_S
     while says.stdout.count(text) < times:
         assert time.monotonic() < give_up, says.stdout
         time.sleep(0.02)
@@ -108,7 +108,7 @@ def test_the_last_lines_are_found_however_far_back_they_begin(shell: Shell, cons
 def test_what_was_dropped_is_told_beside_what_is_left(shell: Shell, console: Path) -> None:
     """On stderr; the last lines alone need no such word."""
     print_on(console, b"x" * (3 * 1024 * 1024) + b"\nend\n")
-    give_up = time.monotonic() + 20
+    give_up = time.monotonic() + START_S
     while console.stat().st_size > 2 * 1024 * 1024:
         assert time.monotonic() < give_up
         time.sleep(0.05)
@@ -157,7 +157,7 @@ def test_who_follows_sees_a_reboot_and_the_end(stack: Path, shell: Shell, vm: st
 def test_ctrl_c_ends_who_follows(stack: Path, console: Path) -> None:
     """With the code of an interrupt, and without a word; `--tail` says where it begins."""
     with following(stack, "--tail", "0") as running:
-        give_up = time.monotonic() + 20
+        give_up = time.monotonic() + START_S
         while not running.stdout:
             assert time.monotonic() < give_up
             print_on(console, b"tick\n")
