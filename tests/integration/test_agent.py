@@ -105,6 +105,17 @@ async def test_a_vm_lives_through_all_verbs_and_is_metered_exactly(stage: Stage)
     assert all(s.flags & SampleFlag.SIMULATED for s in samples_of(frames, vm_id))
 
 
+async def test_the_agent_goes_first_and_its_vmms_do_not(stage: Stage) -> None:
+    """Its own thread is a real-time one, or it says why not; a VMM is always ordinary."""
+    vm_id = await stage.running_vm()
+    pid, _ = stage.agent.vmm_of(vm_id)
+    assert os.sched_getscheduler(pid) == os.SCHED_OTHER
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 0
+    refused = "realtime.unavailable" in stage.agent.log()
+    policy = os.SCHED_OTHER if refused else os.SCHED_RR | os.SCHED_RESET_ON_FORK
+    assert os.sched_getscheduler(stage.agent.pid) == policy
+
+
 async def test_a_redelivered_command_answers_the_same_and_does_nothing_twice(
     stage: Stage,
 ) -> None:
