@@ -14,7 +14,8 @@ import time
 from collections import deque
 from pathlib import Path
 
-from tests.chaos.siege import Toll, siege
+from tests.chaos.siege import siege
+from tests.chaos.toll import Toll
 from tests.support.hypervisors import Lab, open_lab
 
 _WRITERS = 2

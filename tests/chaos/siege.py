@@ -16,7 +16,6 @@ import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -37,6 +36,7 @@ from schemas.hosts import Operation, OperationStatus
 from schemas.ids import new_id
 from schemas.vms import Counters, ExitReason, VmSpec, VmState
 from tests.chaos.inventory import discrepancies
+from tests.chaos.toll import Toll
 from tests.support.agents import AgentProcess, Client
 from tests.support.hypervisors import GUEST_ARGS, Lab
 from tests.support.nats import bus_with_streams
@@ -63,41 +63,6 @@ WRITER = VmSpec(
 PASSING = VmSpec(
     image="tiny", memory_mib=32, disk_mib=8, kernel_args={"blkw": "96", "blkr": "32", "tx": "5"}
 )
-
-
-@dataclass(slots=True)
-class Toll:
-    """What a siege has come to.
-
-    Attributes:
-        kills: How often the agent died.
-        leaks: Things without an owner, or missing, after a round.
-        lost_vms: VMs that were not touched and are not the same process any more.
-        lost_commands: Commands without the result that they must have.
-        bytes_exact: Incarnations that were billed just what their guests said.
-        bytes_wrong: Those that were not.
-        steps: Named steps at which the agent died.
-        problems: All of it in words.
-    """
-
-    kills: int = 0
-    leaks: int = 0
-    lost_vms: int = 0
-    lost_commands: int = 0
-    bytes_exact: int = 0
-    bytes_wrong: int = 0
-    steps: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def clean(self) -> bool:
-        """Whether nothing was lost and nothing leaked."""
-        return not self.problems
-
-    def report(self) -> dict[str, Any]:
-        """For a file."""
-        return {**asdict(self), "bytes_exact": self.bytes_wrong == 0 and self.bytes_exact > 0,
-                "incarnations_exact": self.bytes_exact}  # fmt: skip
 
 
 class Siege:

@@ -25,9 +25,9 @@ from tests.support.memory_host import (
     MemoryDesk,
     MemoryDriver,
     MemoryImages,
-    MemoryKernel,
     memory_host,
 )
+from tests.support.memory_kernel import MemoryKernel
 from vm_agent.admission import Admission
 from vm_agent.adoption import Adoption
 from vm_agent.checkpoint import Checkpoint

@@ -20,13 +20,8 @@ from schemas.hosts import HostInfo, Operation, OperationStatus, Resources
 from schemas.ids import new_id
 from schemas.subjects import vm_command
 from schemas.vms import VmSpec
-from tests.support.memory_host import (
-    MemoryDesk,
-    MemoryDriver,
-    MemoryImages,
-    MemoryKernel,
-    memory_host,
-)
+from tests.support.memory_host import MemoryDesk, MemoryDriver, MemoryImages, memory_host
+from tests.support.memory_kernel import MemoryKernel
 from tests.support.memory_orders import MemoryOrders
 from vm_agent.agent import Agent, World
 from vm_agent.intake import Message

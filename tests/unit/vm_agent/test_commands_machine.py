@@ -38,7 +38,8 @@ from schemas.hosts import OperationStatus
 from schemas.ids import new_id
 from schemas.vms import METERED_STATES, METERS, Counters, VmSpec
 from tests.support.memory_agent import CAPACITY, InlineExecutor, Mail, Run
-from tests.support.memory_host import MemoryDesk, MemoryKernel
+from tests.support.memory_host import MemoryDesk
+from tests.support.memory_kernel import MemoryKernel
 
 SPEC = VmSpec(image="tiny", memory_mib=64, disk_mib=1)
 KINDS: tuple[Callable[..., Command], ...] = (

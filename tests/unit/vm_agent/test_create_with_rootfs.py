@@ -18,7 +18,8 @@ from schemas.ids import new_id
 from schemas.units import MIB
 from schemas.vms import VmSpec, VmState
 from tests.support.memory_agent import CAPACITY, Mail, Run
-from tests.support.memory_host import MemoryDesk, MemoryImages, MemoryKernel
+from tests.support.memory_host import MemoryDesk, MemoryImages
+from tests.support.memory_kernel import MemoryKernel
 from vm_agent.store import Current, Record, RecordStore
 
 ROOTFS_BYTES = 2 * MIB + 512

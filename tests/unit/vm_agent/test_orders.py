@@ -15,13 +15,8 @@ from runtime.clock import SystemClock, utc_now
 from schemas.ids import new_id
 from schemas.vms import VmSpec, VmState
 from tests.support.memory_agent import InlineExecutor
-from tests.support.memory_host import (
-    LooseTasks,
-    MemoryDesk,
-    MemoryDriver,
-    MemoryKernel,
-    memory_host,
-)
+from tests.support.memory_host import LooseTasks, MemoryDesk, MemoryDriver, memory_host
+from tests.support.memory_kernel import MemoryKernel
 from tests.support.memory_orders import MemoryOrders
 from vm_agent.fleet import Fleet
 from vm_agent.orders import BY_SETTINGS, Orders

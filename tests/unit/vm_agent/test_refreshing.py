@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from schemas.ids import new_id
 from schemas.units import NS_PER_MS
 from schemas.vms import VmState
-from tests.support.memory_host import MemoryDriver, MemoryKernel
+from tests.support.memory_host import MemoryDriver
+from tests.support.memory_kernel import MemoryKernel
 from vm_agent.consoles import Consoles
 from vm_agent.drivers.abc import DeviceCounters, UnreachableError, Vmm
 from vm_agent.fleet import Live

@@ -20,7 +20,8 @@ from schemas.hosts import Operation, OperationStatus
 from schemas.ids import new_id
 from schemas.vms import SnapshotKind, VmSpec, VmState
 from tests.support.memory_agent import CAPACITY, Mail, Run
-from tests.support.memory_host import MemoryDesk, MemoryDriver, MemoryKernel
+from tests.support.memory_host import MemoryDesk, MemoryDriver
+from tests.support.memory_kernel import MemoryKernel
 from vm_agent.drivers.abc import Ability
 from vm_agent.snapshot_store import Manifest
 from vm_agent.snapshotting import check_fit
