@@ -41,7 +41,6 @@ class KernelSources:
         self._pid = vmm.pid
         self._tap = tap
         self._settled_cpu = settled_cpu
-        self._cpu_ns = 0
         self._statm = -1
         with suppress(FileNotFoundError, ProcessLookupError):
             self._statm = os.open(f"/proc/{vmm.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
@@ -51,17 +50,18 @@ class KernelSources:
             self._pid = 0
 
     def cpu_ns(self) -> int | None:
-        """CPU clock of the process, that of its group once it is reaped."""
-        if self._pid > 0:
-            try:
-                self._cpu_ns = cpu_ns(self._pid)
-            except ProcessLookupError:
-                self._pid = 0
-            else:
-                return self._cpu_ns
-        # The group misses the moment before the process joined it: no reason to go back.
-        settled_ns = self._settled_cpu()
-        return None if settled_ns is None else max(settled_ns, self._cpu_ns)
+        """CPU clock of the process; None once it is reaped."""
+        if self._pid <= 0:
+            return None
+        try:
+            return cpu_ns(self._pid)
+        except ProcessLookupError:
+            self._pid = 0
+            return None
+
+    def settled_cpu_ns(self) -> int | None:
+        """CPU time by the control group, which outlives the process."""
+        return self._settled_cpu()
 
     def mem_bytes(self) -> int | None:
         """Resident set of the process; None once it is gone."""

@@ -26,6 +26,9 @@ class Sources(Protocol):
     def cpu_ns(self) -> int | None:
         """CPU clock of the process."""
 
+    def settled_cpu_ns(self) -> int | None:
+        """CPU time of a process that has ended and whose clock nobody has read in time."""
+
     def mem_bytes(self) -> int | None:
         """Resident memory of the process."""
 
@@ -133,9 +136,13 @@ class VmMeter:
 
         Args:
             now_ns: CLOCK_BOOTTIME, used where `stop_clock` was not called.
-            cpu_ns: Exact CPU time of the ended process; None takes the last one seen.
+            cpu_ns: Exact CPU time of the ended process; None takes that of its control group, or
+                the last one seen.
         """
         self.stop_clock(now_ns)
+        if cpu_ns is None and (settled_ns := self._sources.settled_cpu_ns()) is not None:
+            # The group misses the moment before the process joined it.
+            cpu_ns = max(settled_ns, self._last[1])
         values = self._climb(self._read(now_ns, cpu_ns))
         self._sources.close()
         return to_counters(values)
@@ -180,6 +187,10 @@ class GoneSources:
 
     def cpu_ns(self) -> int | None:
         """None: no process."""
+        return None
+
+    def settled_cpu_ns(self) -> int | None:
+        """None: nobody has counted."""
         return None
 
     def mem_bytes(self) -> int | None:

@@ -40,7 +40,7 @@ async def test_an_agent_may_die_whenever_it_will(tmp_path: Path, lab: Lab, drive
         for _ in range(2):
             await made.die(None)
         await made.conclude()
-    assert made.toll.problems == []
+    assert not made.toll.problems, "\n".join(made.toll.problems)
     assert made.toll.steps
     if driver != "simulator":
         assert made.toll.bytes_exact > 0

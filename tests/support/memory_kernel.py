@@ -179,6 +179,10 @@ class MemorySources:
         """The process's clock."""
         return self._machine.cpu_ns if self._machine.alive else None
 
+    def settled_cpu_ns(self) -> int | None:
+        """None: nobody has counted."""
+        return None
+
     def mem_bytes(self) -> int | None:
         """Resident memory."""
         return 4096 if self._machine.alive else None

@@ -23,11 +23,15 @@ class FixedSources(GoneSources):
 
     def __init__(self) -> None:
         self.cpu: int | None = 0
+        self.settled: int | None = None
         self.net: tuple[int, int] | None = (0, 0)
         self.closed = 0
 
     def cpu_ns(self) -> int | None:
         return self.cpu
+
+    def settled_cpu_ns(self) -> int | None:
+        return self.settled
 
     def net_bytes(self) -> tuple[int, int] | None:
         return self.net
@@ -138,3 +142,36 @@ def test_an_adopted_incarnation_goes_on_from_what_was_reported() -> None:
 def is_ready(meter: VmMeter) -> bool:
     """Asked through a call, so that the type checker does not take the answer for lasting."""
     return meter.ready_for_last
+
+
+def test_no_sample_is_above_the_final_one_whatever_the_group_has_counted() -> None:
+    """A tick between a VMM's end and its settlement shows what its clock said last.
+
+    The group counts more than the process: were that shown, the final sample would go back.
+    """
+    sources = FixedSources()
+    sources.settled = 9_000
+    meter = a_meter(sources)
+    meter.row(2_000_000_000)
+    sources.cpu = 4_000
+    assert meter.row(3_000_000_000).values[1] == 4_000
+    sources.cpu = None  # reaped
+    assert meter.row(4_000_000_000).values[1] == 4_000
+    final = meter.settle(now_ns=5_000_000_000, cpu_ns=5_000)
+    assert final.cpu_ns == 5_000
+    assert meter.row(6_000_000_000).values[1] == 5_000
+    meter.finish(final)
+    assert meter.row(7_000_000_000).values[1] == 5_000
+
+
+def test_a_vmm_that_nobody_saw_ending_is_billed_by_its_group() -> None:
+    """And never below what was reported of it."""
+    for settled, billed in ((9_000, 9_000), (3_000, 4_000), (None, 4_000)):
+        sources = FixedSources()
+        sources.cpu = 4_000
+        meter = a_meter(sources)
+        meter.row(2_000_000_000)
+        meter.row(3_000_000_000)
+        sources.cpu, sources.settled = None, settled
+        assert meter.settle(now_ns=5_000_000_000, cpu_ns=None).cpu_ns == billed
+        assert meter.held == 0
