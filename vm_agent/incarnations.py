@@ -38,8 +38,8 @@ _log = structlog.get_logger("decisec.incarnations")
 
 _DEATH_S = 5.0
 _LAST_READ_S = 2.0
-_RESTARTS_AT_ONCE = 8
-"""After a reboot of the host all its VMs come at once."""
+_STARTS_AT_ONCE = 16
+"""A VMM must be ready within seconds of its start; a thousand that start together would not be."""
 _SUDDEN = frozenset({ExitReason.KILLED, ExitReason.CRASHED, ExitReason.UNKNOWN})
 _CLOCK_TICK_NS = NS_PER_S // os.sysconf("SC_CLK_TCK")
 
@@ -76,7 +76,7 @@ class Incarnations:
         self._fleet = fleet
         self._metering = metering
         self._spawn = spawn
-        self._restarts = asyncio.Semaphore(_RESTARTS_AT_ONCE)
+        self._starts = asyncio.Semaphore(_STARTS_AT_ONCE)
 
     async def start(
         self, vm: Vm, snapshot: Path | None = None, manifest: Manifest | None = None
@@ -112,11 +112,12 @@ class Incarnations:
         )
         await self._fleet.commit(vm)
         try:
-            live = await self._spawn_vmm(vm, nic, snapshot)
-            if snapshot is None:
-                await live.driver.boot(live.vmm)
-            else:
-                await live.driver.resume(live.vmm)
+            async with self._starts:
+                live = await self._spawn_vmm(vm, nic, snapshot)
+                if snapshot is None:
+                    await live.driver.boot(live.vmm)
+                else:
+                    await live.driver.resume(live.vmm)
         except (DriverError, NetworkError, CgroupError, OSError) as error:
             info = ErrorInfo(code=ErrorCode.HYPERVISOR_FAILED, message=str(error))
             await self._undo(vm, info)
@@ -306,7 +307,7 @@ class Incarnations:
 
     async def _restart(self, vm: Vm, due: datetime) -> None:
         await asyncio.sleep(max(0.0, (due - utc_now()).total_seconds()))
-        async with vm.lock, self._restarts:
+        async with vm.lock:
             # A command may have come first.
             if vm.record.restart_at != due or vm.record.state is not VmState.STOPPED:
                 return
