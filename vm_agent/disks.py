@@ -192,6 +192,18 @@ def make_disk(
     sync(path.parent)
 
 
+def replace_disk(path: Path, source: Path) -> None:
+    """Give a VM that does not run a copy of another disk, in one step.
+
+    Raises:
+        OSError: It cannot be made; the VM keeps what it has.
+    """
+    unfinished = _unfinished(path)
+    unfinished.unlink(missing_ok=True)
+    clone_file(source, unfinished)
+    unfinished.rename(path)
+
+
 def remove_disk(path: Path) -> None:
     """Remove a disk, and what a try to make it has left; nothing happens if there is none."""
     _unfinished(path).unlink(missing_ok=True)

@@ -7,11 +7,10 @@ running one is paused, and goes on whatever comes of the snapshot.
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+import shutil
 from pathlib import Path
 from uuid import UUID
 
-import structlog
 from msgspec.structs import asdict, replace
 
 from runtime.clock import utc_now
@@ -20,15 +19,13 @@ from schemas.events import VmSnapshotted
 from schemas.hosts import Resources
 from schemas.vms import SnapshotKind, VmSpec, VmState
 from vm_agent.admission import Admission
-from vm_agent.disks import clone_file
+from vm_agent.disks import clone_file, replace_disk
 from vm_agent.drivers.abc import Ability, DiffSnapshots, Snapshots
 from vm_agent.fleet import Fleet, Live, Vm
 from vm_agent.incarnations import Incarnations
 from vm_agent.ports import Host
 from vm_agent.snapshot_store import DISK, Manifest, SnapshotStore
 from vm_agent.states import RefusedError
-
-_log = structlog.get_logger("decisec.snapshots")
 
 PER_VM = 8
 """Snapshots that one VM may have at a time."""
@@ -82,7 +79,7 @@ class Snapshotting:
             try:
                 await self._write(vm, live, folder, manifest)
             except BaseException:
-                await asyncio.to_thread(_remove, folder)
+                await asyncio.to_thread(shutil.rmtree, folder)
                 raise
         except BaseException:
             self._admission.release(snapshot_id)
@@ -104,7 +101,7 @@ class Snapshotting:
         self._fits(vm, found)
         folder = self._store.path(found)
         if vm.record.spec.disk_mib:
-            await asyncio.to_thread(_replace_disk, folder / DISK, self._host.disk(vm.vm_id))
+            await asyncio.to_thread(replace_disk, self._host.disk(vm.vm_id), folder / DISK)
         await self._incarnations.start(vm, folder, found)
 
     async def discard(self, vm: Vm, snapshot_id: UUID) -> None:
@@ -221,18 +218,3 @@ def _shape(spec: VmSpec) -> dict[str, object]:
 def _needs(manifest: Manifest) -> Resources:
     """The disk space of a snapshot at most: memory and disk may share blocks with others."""
     return Resources(disk_mib=manifest.spec.memory_mib + manifest.spec.disk_mib)
-
-
-def _remove(folder: Path) -> None:
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
-
-
-def _replace_disk(source: Path, disk: Path) -> None:
-    """Give a VM that does not run another disk, in one step."""
-    unfinished = disk.with_name(f".restore-{disk.name}")
-    with suppress(FileNotFoundError):
-        unfinished.unlink()
-    clone_file(source, unfinished)
-    unfinished.rename(disk)

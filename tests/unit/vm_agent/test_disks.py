@@ -28,6 +28,7 @@ from vm_agent.disks import (
     make_disk,
     open_regular,
     remove_disk,
+    replace_disk,
     with_disk,
 )
 from vm_agent.states import RefusedError
@@ -297,3 +298,20 @@ def test_a_disk_that_is_too_small_for_the_rootfs_is_refused() -> None:
     with pytest.raises(RefusedError, match="at least 4") as refused:
         with_disk(VmSpec(image="web", disk_mib=3), 3 * MIB + 1)
     assert refused.value.info.code is ErrorCode.BAD_REQUEST
+
+
+def test_a_replacement_that_was_cut_off_goes_with_the_disk(tmp_path: Path) -> None:
+    """The disk is the old one or the new one, and what a killed agent left is removed with it."""
+    disk, other = tmp_path / "vm.img", tmp_path / "other"
+    disk.write_bytes(b"old")
+    other.write_bytes(b"new")
+    (tmp_path / ".new-vm.img").write_bytes(b"ne")
+    replace_disk(disk, other)
+    assert disk.read_bytes() == b"new"
+    (tmp_path / ".new-vm.img").write_bytes(b"ne")
+    with pytest.raises(OSError, match="missing"):
+        replace_disk(disk, tmp_path / "missing")
+    assert disk.read_bytes() == b"new"
+    (tmp_path / ".new-vm.img").write_bytes(b"ne")
+    remove_disk(disk)
+    assert list(tmp_path.iterdir()) == [other]
