@@ -142,11 +142,7 @@ class Incarnations:
         live = vm.live
         if live is None:
             return
-        try:
-            await live.driver.kill(live.vmm)
-        except DriverError as error:
-            _log.warning("vmm.kill_failed", vm_id=str(vm.vm_id), error=str(error))
-            self._host.processes.kill(live.vmm)
+        await self._kill(live)
         await self._settle_soon(vm, live, reason)
 
     async def wait_end(self, vm: Vm, limit_s: float) -> bool:
@@ -272,12 +268,16 @@ class Incarnations:
             vm.enter(VmState.STOPPED)
             await self._fleet.commit(vm)
             return
+        await self._kill(live)
+        await self._settle_soon(vm, live, None, info)
+
+    async def _kill(self, live: Live) -> None:
+        """End a VMM, its driver willing or not."""
         try:
             await live.driver.kill(live.vmm)
         except DriverError as error:
-            _log.warning("vmm.kill_failed", vm_id=str(vm.vm_id), error=str(error))
+            _log.warning("vmm.kill_failed", vm_id=str(live.vmm.vm_id), error=str(error))
             self._host.processes.kill(live.vmm)
-        await self._settle_soon(vm, live, None, info)
 
     async def _settle_soon(
         self, vm: Vm, live: Live, reason: ExitReason | None, error: ErrorInfo | None = None

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from decisec.cli.exits import Exit
-from tests.support.dev_stack import program
+from tests.support.dev_stack import simulated_stack
 from tests.support.shell import Shell
 
 METERS = ("uptime_ms", "cpu_ns", "mem_kib_ms")
@@ -23,10 +23,7 @@ METERS = ("uptime_ms", "cpu_ns", "mem_kib_ms")
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory where a stack of simulated VMs runs on `.decisec`: commands look there."""
-    folder = tmp_path_factory.mktemp("cli")
-    state_dir = folder / ".decisec"
-    with program("dev", "--driver", "simulator", cwd=folder, state_dir=state_dir) as running:
-        running.endpoint(state_dir)
+    with simulated_stack(tmp_path_factory.mktemp("cli")) as folder:
         yield folder
 
 

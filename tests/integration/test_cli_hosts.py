@@ -19,7 +19,7 @@ from runtime.clock import utc_now
 from runtime.settings import CommonSettings
 from schemas.hosts import decode_host_info
 from schemas.subjects import HOSTS
-from tests.support.dev_stack import program
+from tests.support.dev_stack import program, simulated_stack
 from tests.support.shell import Shell
 
 HOST = "dev-host"
@@ -28,10 +28,7 @@ HOST = "dev-host"
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory where a stack of simulated VMs runs on `.decisec`: commands look there."""
-    folder = tmp_path_factory.mktemp("cli")
-    state_dir = folder / ".decisec"
-    with program("dev", "--driver", "simulator", cwd=folder, state_dir=state_dir) as running:
-        running.endpoint(state_dir)
+    with simulated_stack(tmp_path_factory.mktemp("cli")) as folder:
         yield folder
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from decisec.cli.exits import Exit
-from tests.support.dev_stack import START_S, Program, program
+from tests.support.dev_stack import START_S, Program, program, simulated_stack
 from tests.support.shell import Shell
 
 ODD = b"\x1b]0;owned\x07\x1b[31mr\xc3\xa9d\x1b[0m\x00\xff\n"
@@ -28,10 +28,7 @@ ODD = b"\x1b]0;owned\x07\x1b[31mr\xc3\xa9d\x1b[0m\x00\xff\n"
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A directory where a stack of simulated VMs runs on `.decisec`: commands look there."""
-    folder = tmp_path_factory.mktemp("cli")
-    state_dir = folder / ".decisec"
-    with program("dev", "--driver", "simulator", cwd=folder, state_dir=state_dir) as running:
-        running.endpoint(state_dir)
+    with simulated_stack(tmp_path_factory.mktemp("cli")) as folder:
         yield folder
 
 

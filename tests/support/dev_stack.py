@@ -128,3 +128,12 @@ def gone_within(state_dir: Path, seconds: float, *, but: str = "") -> bool:
             return True
         time.sleep(0.05)
     return False
+
+
+@contextmanager
+def simulated_stack(folder: Path) -> Iterator[Path]:
+    """A stack of simulated VMs on `<folder>/.decisec`, where commands that are run there look."""
+    state_dir = folder / ".decisec"
+    with program("dev", "--driver", "simulator", cwd=folder, state_dir=state_dir) as running:
+        running.endpoint(state_dir)
+        yield folder

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +30,6 @@ _KERNEL, _INITRD = "kernel", "initrd"
 _KVM = Path("/dev/kvm")
 _OPEN_FILES = 1024
 _JAILER_S = 3.0
-_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 def root_of(run_dir: Path) -> Path:
