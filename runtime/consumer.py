@@ -152,6 +152,20 @@ class Consumer:
             raise TransientError(f"no word about consumer {self.durable}: {error}") from error
         return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
+    async def holds(self, subject: str) -> bool:
+        """Whether the stream has a message with this subject, wildcards allowed.
+
+        Raises:
+            TransientError: The server did not say.
+        """
+        try:
+            await self._bus.js.get_last_msg(self.stream, subject)
+        except nats.js.errors.NotFoundError:
+            return False
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise TransientError(f"no word about {subject} in {self.stream}: {error}") from error
+        return True
+
     async def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Delivery]]:
         """Batches of 1 to `max_batch` deliveries, until `stop` is set.
 

@@ -39,6 +39,11 @@ def vm_commands_of(host_id: str) -> str:
     return f"vm.cmd.{token(host_id)}.>"
 
 
+def vm_commands_to(host_id: str, vm_id: UUID) -> str:
+    """Filter for all commands to one VM."""
+    return f"vm.cmd.{token(host_id)}.{vm_id}.>"
+
+
 def vm_event(event: VmEvent) -> str:
     """`vm.evt.<customer>.<vm>.<type>`."""
     return f"vm.evt.{token(event.customer_id)}.{event.vm_id}.{event_type(event)}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Mapping
-from datetime import timedelta
 from uuid import UUID
 
 import structlog
@@ -35,8 +34,6 @@ from vm_agent.store import Record, Start
 _log = structlog.get_logger("decisec.adoption")
 
 _LAST_READ_S = 2.0
-_COMMANDS_KEPT = timedelta(days=1)
-"""Age at which the stream gives a command up: it will not be delivered again after that."""
 
 
 class Adoption:
@@ -113,9 +110,7 @@ class Adoption:
                 await self._with_vmm(vm, record.vmm, record.start)
         self._fleet.replay(vm)
         self._incarnations.restart_when_due(vm)
-        if record.done and utc_now() - record.done[-1].finished_at > _COMMANDS_KEPT:
-            await self._fleet.answered(vm.vm_id)
-        elif vm.record.spent:
+        if vm.record.spent:
             await self._fleet.tidy(vm)
 
     async def _without_vmm(self, vm: Vm) -> None:

@@ -25,6 +25,7 @@ from vm_agent.adoption import Adoption
 from vm_agent.checkpoint import Checkpoint
 from vm_agent.consoles import Consoles
 from vm_agent.fleet import Fleet
+from vm_agent.forgetting import Forgetting
 from vm_agent.framing import FrameBuilder
 from vm_agent.heartbeat import Heartbeat
 from vm_agent.incarnations import Incarnations
@@ -181,6 +182,7 @@ class Agent:
         answers = Answers(host.host_id, fleet, consoles)
         tasks.spawn(world.questions.run(answers.to), "questions")
         tasks.spawn(intake.keep_alive(), "keepalive")
+        tasks.spawn(Forgetting(fleet, world.inbox).run(), "forgetting")
         tasks.spawn(watchdog.run(), "watchdog")
         _log.info("agent.started", run_id=str(self.run_id), driver=host.driver.name)
         # Neither offered nor given a VM before it is known whether the host drains.

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, nullcontext
 from pathlib import Path
+from uuid import UUID
 
 import structlog
 
@@ -30,6 +31,7 @@ from schemas.subjects import (
     host_event,
     metrics_raw,
     vm_commands_of,
+    vm_commands_to,
 )
 from schemas.vms import VmSpec
 from vm_agent.agent import Agent, World
@@ -116,6 +118,7 @@ class CommandInbox:
     """`Inbox` on this host's durable consumer."""
 
     def __init__(self, bus: Bus, host_id: str) -> None:
+        self._host_id = host_id
         self._consumer = Consumer(
             bus,
             VM_COMMANDS,
@@ -129,6 +132,10 @@ class CommandInbox:
         """Batches until `stop` is set."""
         async for batch in self._consumer.batches(stop):
             yield list(batch)
+
+    async def waits_for(self, vm_id: UUID) -> bool:
+        """Whether the stream has a command to this VM; one that is acknowledged has left it."""
+        return await self._consumer.holds(vm_commands_to(self._host_id, vm_id))
 
 
 class FrameOutlet:

@@ -68,6 +68,9 @@ class Inbox(Protocol):
     def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Message]]:
         """Batches until `stop` is set."""
 
+    async def waits_for(self, vm_id: UUID) -> bool:
+        """See `vm_agent.forgetting.Waiting`."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Job:

@@ -49,7 +49,7 @@ from vm_agent.store import RecordStore
 _REST_S = 40.0
 _MORTAL = "tests.support.mortal_agent"
 _UID_BASE = AgentSettings(host_id="x").uid_base
-_DONE = re.compile(r"^DONE (\d+)", re.MULTILINE)
+_DID = re.compile(r"^DID (\d+) (\d+) (\d+)$", re.MULTILINE)
 _KIB = 1024
 _FRAME_BYTES = 1000
 
@@ -96,7 +96,7 @@ class Siege:
         self._snapshots = snapshots
         self._steady: dict[UUID, tuple[int, int]] = {}
         self._billed: dict[tuple[UUID, int], Counters] = {}
-        self._said: dict[tuple[UUID, int], int] = {}
+        self._said: dict[tuple[UUID, int], tuple[int, int, int]] = {}
 
     async def settle_in(self, writers: int) -> None:
         """Start the VMs that must outlive it all."""
@@ -230,7 +230,7 @@ class Siege:
         return vm_id
 
     async def _stop(self, vm_id: UUID) -> None:
-        """A guest that is asked says how many rounds it has done."""
+        """A guest that is asked to stop says what it has done."""
         if vm_id not in self._steady:
             await self._until_done(vm_id)
         await self._do(ShutdownVm, vm_id, grace_s=2.0)
@@ -240,9 +240,12 @@ class Siege:
             return
         text = await asyncio.to_thread(console.read_text, errors="replace")
         # One console for all incarnations: what counts is what the last one has said.
-        said = _DONE.search(text.rpartition("READY")[2])
+        said = _DID.search(text.rpartition("READY")[2])
         if said is not None:
-            self._said[vm_id, status.incarnation] = int(said[1])
+            written, read, sent = map(int, said.groups())
+            self._said[vm_id, status.incarnation] = (
+                written * _KIB, read * _KIB, sent * _FRAME_BYTES,
+            )  # fmt: skip
 
     async def _until_done(self, vm_id: UUID) -> None:
         """Let the guest do its work; one that the agent's death has stopped never will."""
@@ -269,18 +272,9 @@ class Siege:
                 if key in final:
                     self._problem(f"{key} has stopped twice")
                 final[key] = event.final_counters
-        for (vm_id, incarnation), rounds in self._said.items():
-            args = {
-                k: int(v)
-                for k, v in (WRITER if vm_id in self._steady else PASSING).kernel_args.items()
-            }
+        for (vm_id, incarnation), did in self._said.items():
             counters = final.get((vm_id, incarnation), Counters())
             billed = (counters.disk_write_bytes, counters.disk_read_bytes, counters.net_tx_bytes)
-            did = (
-                rounds * args["blkw"] * _KIB,
-                rounds * args["blkr"] * _KIB,
-                rounds * args["tx"] * 1000,
-            )
             wrong = "" if billed == did else f"billed {billed}, did {did}"
             samples = [s for s in samples_of(frames, vm_id) if s.incarnation == incarnation]
             wrong = wrong or _flaw(samples, counters)
@@ -315,20 +309,22 @@ class Siege:
 
     async def _come_to_rest(self) -> None:
         """Until deleted VMs are forgotten: then the agent has nothing left to do."""
+        busy = ["not looked yet"]
 
-        def at_rest() -> bool:
+        def look() -> list[str]:
             try:
                 records = RecordStore(self._agent.data_dir / "vms").load()
             except FileNotFoundError:
-                return False  # one was just removed
-            return all(r.state is not VmState.DELETED and r.current is None for r in records)
+                return ["a record was just removed"]
+            return [str(r) for r in records if r.state is VmState.DELETED or r.current]
 
         try:
             async with asyncio.timeout(_REST_S):
-                while not await asyncio.to_thread(at_rest):
+                while busy:
+                    busy = await asyncio.to_thread(look)
                     await asyncio.sleep(0.02)
         except TimeoutError:
-            self._problem("the agent does not come to rest")
+            self._problem("the agent does not come to rest: " + "\n".join(busy))
 
     async def _arm(self, wish: str) -> None:
         self._wish.write_text(wish)

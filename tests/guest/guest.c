@@ -1,8 +1,10 @@
 /* The test guest: the measuring stick for metering.
  *
  * A freestanding x86-64 kernel of a few KiB that does exactly the I/O it is told to and nothing
- * else, so that every byte a meter shows can be checked. It prints READY once it runs, DONE n
- * after n rounds of work, BYE when it obeys a request to stop.
+ * else, so that every byte a meter shows can be checked. It prints READY once it runs. When its
+ * work is over, or cut short by a request to stop, it prints DID and how many KiB it has written
+ * and read and how many frames it has sent, and DONE n after n rounds, whole or not. Then it waits
+ * for a request to stop, prints BYE, and obeys.
  *
  * Boot arguments, all numbers:
  *   blkw=KiB    write so much to the disk, each round
@@ -41,6 +43,7 @@ static void print(const char *text)
 		outb(COM1, *text++);
 }
 
+/* With a space before it. */
 static void print_number(u64 number)
 {
 	char digits[24];
@@ -50,6 +53,7 @@ static void print_number(u64 number)
 		digits[--at] = '0' + number % 10;
 		number /= 10;
 	} while (number);
+	digits[--at] = ' ';
 	print(digits + at);
 }
 
@@ -232,14 +236,15 @@ static volatile u32 stopping;
 static u64 block, net;
 static struct queue block_queues[1], net_queues[2];
 
-static void block_io(u32 type, u64 kib)
+/* Returns the KiB done: fewer than asked for if it is to stop meanwhile. */
+static u64 block_io(u32 type, u64 kib)
 {
 	volatile u32 *header = (void *)BLOCK_HEADER;
 	volatile u8 *status = (void *)BLOCK_STATUS;
 	u64 capacity = REG(block, CONFIG) | ((u64)REG(block, CONFIG + 4) << 32);
-	u64 sector = 0;
-	while (kib && !stopping) {
-		u32 chunk = kib > 64 ? 64 : kib;
+	u64 sector = 0, done = 0;
+	while (done < kib && !stopping) {
+		u32 chunk = kib - done > 64 ? 64 : kib - done;
 		if (sector + chunk * 2 > capacity)
 			sector = 0;
 		header[0] = type;
@@ -253,24 +258,29 @@ static void block_io(u32 type, u64 kib)
 		submit(&block_queues[0]);
 		if (*status) {
 			print("BLKERR\n");
-			return;
+			break;
 		}
-		kib -= chunk;
+		done += chunk;
 		sector += chunk * 2;
 	}
+	return done;
 }
 
-static void send_frames(u64 frames)
+/* Returns the frames sent. */
+static u64 send_frames(u64 frames)
 {
 	static const u8 ethernet[14] = {0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x06, 0x00,
 					0xac, 0x10, 0x00, 0x02, 0x88, 0xb5};
 	volatile u8 *frame = (void *)NET_FRAME;
 	for (int i = 0; i < 12 + 1000; i++) /* virtio-net header, then the frame */
 		frame[i] = i >= 12 && i < 26 ? ethernet[i - 12] : 0;
-	while (frames-- && !stopping) {
+	u64 sent = 0;
+	while (sent < frames && !stopping) {
 		describe(&net_queues[1], 0, NET_FRAME, 12 + 1000, 0);
 		submit(&net_queues[1]);
+		sent++;
 	}
+	return sent;
 }
 
 /* ---- interrupts ------------------------------------------------------------------------ */
@@ -319,17 +329,22 @@ static void start_ticks(u64 hz)
 
 static void stop_ticks(void) { outb(PIC1 + 1, inb(PIC1 + 1) | 1); }
 
+/* Halt until an interrupt comes; not at all if it is to stop or a tick came that is not `seen`. */
+static void halt(u64 seen)
+{
+	__asm__ volatile("cli");
+	/* `sti` takes effect after `hlt` has begun, so no interrupt slips in between. */
+	if (ticks == seen && !stopping)
+		__asm__ volatile("sti; hlt");
+	else
+		__asm__ volatile("sti");
+}
+
 /* Halt until a tick comes that is not `seen`; returns it. */
 static u64 next_tick(u64 seen)
 {
-	while (ticks == seen && !stopping) {
-		__asm__ volatile("cli");
-		/* `sti` takes effect after `hlt` has begun, so no tick slips in between. */
-		if (ticks == seen && !stopping)
-			__asm__ volatile("sti; hlt");
-		else
-			__asm__ volatile("sti");
-	}
+	while (ticks == seen && !stopping)
+		halt(seen);
 	return ticks;
 }
 
@@ -337,11 +352,8 @@ void on_keyboard(void)
 {
 	u8 code = inb(0x60);
 	outb(PIC1, END_OF_INTERRUPT);
-	if (code == 0x53 || code == 0x71) { /* Delete, in scan code set 1 or 2 */
+	if (code == 0x53 || code == 0x71) /* Delete, in scan code set 1 or 2 */
 		stopping = 1;
-		print("BYE\n");
-		outb(0x64, 0xfe); /* pulse the reset line */
-	}
 }
 
 void on_power_button(void)
@@ -349,11 +361,19 @@ void on_power_button(void)
 	u32 events = *(volatile u32 *)GED_EVENTS;
 	outb(PIC2, END_OF_INTERRUPT);
 	outb(PIC1, END_OF_INTERRUPT);
-	if (events & GED_POWER_BUTTON) {
+	if (events & GED_POWER_BUTTON)
 		stopping = 1;
-		print("BYE\n");
+}
+
+static void stop(void)
+{
+	print("BYE\n");
+	if (on_qemu())
 		*(volatile u8 *)GED_SLEEP_CONTROL = (5 << 2) | (1 << 5); /* SLP_TYP 5, SLP_EN */
-	}
+	else
+		outb(0x64, 0xfe); /* pulse the reset line */
+	for (;;)
+		__asm__ volatile("cli; hlt");
 }
 
 static void set_gate(int number, void (*handler)(void))
@@ -411,23 +431,28 @@ void kmain(const char *arguments)
 
 	u64 to_write = argument("blkw="), to_read = argument("blkr="), to_send = argument("tx=");
 	u64 rounds = argument("loop="), spin = argument("spin="), done = 0;
+	u64 written = 0, read = 0, sent = 0;
 	u64 hz = argument("hz="), tick = 0;
 	if (hz)
 		start_ticks(hz);
 	do {
 		if (block && to_write)
-			block_io(1, to_write);
+			written += block_io(1, to_write);
 		if (block && to_read)
-			block_io(0, to_read);
+			read += block_io(0, to_read);
 		if (net && to_send)
-			send_frames(to_send);
+			sent += send_frames(to_send);
 		done++;
 		if (hz && done < rounds)
 			tick = next_tick(tick);
 	} while (done < rounds && !stopping);
 	if (hz)
 		stop_ticks();
-	print("DONE ");
+	print("DID");
+	print_number(written);
+	print_number(read);
+	print_number(sent);
+	print("\nDONE");
 	print_number(done);
 	print("\n");
 
@@ -436,8 +461,7 @@ void kmain(const char *arguments)
 			for (volatile u32 i = 0; i < 1000; i++)
 				;
 		else
-			__asm__ volatile("hlt");
+			halt(ticks);
 	}
-	for (;;)
-		__asm__ volatile("cli; hlt");
+	stop();
 }

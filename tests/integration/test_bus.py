@@ -370,3 +370,22 @@ async def test_a_sole_consumer_gets_at_once_what_its_forerunner_left(
         again = await next_batches(2)
     assert [d.data for d in first] == [b"0", b"1", b"2"]
     assert [d.data for d in again] == [b"0", b"2"]
+
+
+async def test_a_consumer_knows_what_its_stream_still_holds(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """An acknowledged message has left the work queue; one that is only delivered has not."""
+    server, bus = served
+    await Publisher(bus).publish("vm.cmd.h1.v1.boot", b"1", msg_id="1")
+    consumer = Consumer(bus, "VM_COMMANDS", "agent-h1", filter_subjects=("vm.cmd.h1.>",))
+    assert not await consumer.holds("vm.cmd.h1.v2.>")
+    async with asyncio.timeout(10):
+        async for (delivery,) in consumer.batches(asyncio.Event()):
+            assert await consumer.holds("vm.cmd.h1.v1.>")
+            await delivery.ack_sync()
+            assert not await consumer.holds("vm.cmd.h1.v1.>")
+            break
+    await server.kill()
+    with pytest.raises(TransientError, match="no word"):
+        await consumer.holds("vm.cmd.h1.v1.>")

@@ -89,6 +89,7 @@ class Rig:
         self.driver = MemoryDriver(self.kernel)
         self.desk = MemoryDesk()
         self.letters: asyncio.Queue[Letter] = asyncio.Queue()
+        self.sent: list[Letter] = []
         self.frames: list[Outgoing] = []
         self.beats: list[HostInfo] = []
         self.stop = asyncio.Event()
@@ -131,6 +132,10 @@ class Rig:
             else:
                 getting.cancel()
 
+    async def waits_for(self, vm_id: UUID) -> bool:
+        """`Inbox`: an acknowledged letter is gone."""
+        return any(str(vm_id) in s.subject and s.answers[-1:] != ["ack"] for s in self.sent)
+
     async def publish(self, frame: Outgoing) -> None:
         """`Outlet`."""
         self.frames.append(frame)
@@ -153,6 +158,7 @@ class Rig:
     def letter(self, subject: str, data: bytes, command_id: UUID | None = None) -> Letter:
         """Send anything."""
         letter = Letter(subject, data, {"id": str(command_id)})
+        self.sent.append(letter)
         self.letters.put_nowait(letter)
         return letter
 

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 
+from runtime.errors import TransientError
 from schemas.commands import BootVm, CreateVm, DeleteVm, RebootVm, ShutdownVm
 from schemas.errors import ErrorCode
 from schemas.events import VmFailed, VmStopped
@@ -269,3 +270,32 @@ async def test_a_deleted_vm_leaves_no_file(rig: Rig) -> None:
     await rig.until(lambda: not list((rig.folder / "vms").glob("*.json")))
     kept = [p for p in rig.folder.rglob("*") if str(vm_id) in p.name or vm_id.hex in p.name]
     assert kept == []
+
+
+async def test_a_deleted_vm_is_forgotten_although_nobody_heard_that_it_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has the acknowledgement and the agent died, or did not hear of it."""
+    rig = Rig(tmp_path)
+    async with whole_agent(rig):
+        vm_id, other = await rig.running_vm(), await rig.running_vm()
+        hear_all = Letter.ack_sync
+
+        async def hear_nothing(letter: Letter) -> None:
+            await hear_all(letter)
+            raise TransientError("no word from the server")
+
+        monkeypatch.setattr(Letter, "ack_sync", hear_nothing)
+        await rig.do(DeleteVm, vm_id)
+        deleted = await rig.do(DeleteVm, other)
+    waiting = next(s for s in rig.sent if s.headers["id"] == str(deleted.operation_id))
+    waiting.answers.append("lost")  # so this one will come again
+    record_of = {vm: tmp_path / "vms" / f"{vm}.json" for vm in (vm_id, other)}
+    assert all(path.exists() for path in record_of.values())
+    async with whole_agent(rig):
+        await rig.until(lambda: not record_of[vm_id].exists())
+        assert record_of[other].exists()
+        monkeypatch.setattr(Letter, "ack_sync", hear_all)
+        rig.letters.put_nowait(waiting)
+        await rig.until(lambda: not record_of[other].exists())
+    assert waiting.answers[-1] == "ack"
