@@ -44,3 +44,4 @@ async def test_an_agent_may_die_whenever_it_will(tmp_path: Path, lab: Lab, drive
     assert made.toll.steps
     if driver != "simulator":
         assert made.toll.bytes_exact > 0
+        assert made.toll.cpu_exact == 1

@@ -17,6 +17,7 @@ class Toll:
         lost_commands: Commands without the result that they must have.
         bytes_exact: Incarnations that were billed just what their guests said.
         bytes_wrong: Those that were not.
+        cpu_exact: VMs whose CPU time was billed as the kernel counted it, over all deaths.
         steps: Named steps at which the agent died.
         problems: All of it in words.
     """
@@ -27,6 +28,7 @@ class Toll:
     lost_commands: int = 0
     bytes_exact: int = 0
     bytes_wrong: int = 0
+    cpu_exact: int = 0
     steps: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
