@@ -98,6 +98,7 @@ class Refreshing:
             turn.failing = not await self._ask(turn.live, failing=turn.failing)
             if turn.asked_ns >= turn.trim_ns:
                 turn.trim_ns = turn.asked_ns + _CONSOLE_PERIOD_NS
+                turn.live.driver.tidy(turn.live.vmm)
                 await self._consoles.trim(turn.live.vmm.vm_id)
         finally:
             turn.idle.set()
@@ -125,7 +126,7 @@ class _Turn:
         began_ns: When its turn came last, whether it was asked or not.
         asked_ns: When it was asked last.
         failing: It has not answered then.
-        trim_ns: When its console is to be looked at.
+        trim_ns: When its console and its own log are to be looked at.
     """
 
     __slots__ = ("asked_ns", "began_ns", "failing", "idle", "live", "trim_ns")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.units import MIB
 from tests.support.hypervisors import UID, Lab, Rig, open_lab, rig
 from vm_agent.drivers.abc import DriverError
 from vm_agent.drivers.firecracker import FirecrackerDriver
@@ -60,8 +61,8 @@ async def test_a_vmm_has_no_rights_and_sees_only_its_own(bench: Rig) -> None:
     assert not Path(f"/proc/{vmm.pid}/ns/mnt").samefile("/proc/self/ns/mnt")
     seen = {path.relative_to(root).parts[0] for path in root.rglob("*")}
     assert seen == {
-        "api.sock", "dev", "disk.img", "firecracker", "firecracker.pid", "kernel", "metrics.json",
-        "run",
+        "api.sock", "dev", "disk.img", "firecracker", "firecracker.log", "firecracker.pid",
+        "kernel", "metrics.json", "run",
     }  # fmt: skip
     limits = Path(f"/proc/{vmm.pid}/limits").read_text()
     (files,) = (line for line in limits.splitlines() if line.startswith("Max open files"))
@@ -85,6 +86,28 @@ async def test_a_kernel_is_shared_read_only_and_a_disk_is_the_vms_own(bench: Rig
     await bench.driver.kill(vmm)
     await bench.driver.destroy(vmm)
     assert plan.disk.stat().st_blocks * 512 >= 8 * 1024
+
+
+async def test_what_the_vmm_says_itself_is_not_on_the_console(bench: Rig) -> None:
+    """A tenant reads its guest's words there; the VMM's own are for whoever runs the host."""
+    vmm = await bench.create(bench.plan())
+    with pytest.raises(DriverError, match="refused PATCH"):
+        await bench.driver.pause(vmm)  # its guest does not run yet
+    await bench.driver.boot(vmm)
+    await bench.says(vmm, "DONE")
+    run_dir = Path(vmm.run_dir)
+    log = root_of(run_dir) / "firecracker.log"
+    assert "400 Bad Request" in log.read_text()
+    assert bench.driver.console(run_dir).read_text().startswith("READY")
+    # A guest may make it complain without end, wherever it writes in the file.
+    with log.open("r+b") as file:
+        file.seek(4 * MIB)
+        file.write(b"x" * 2 * MIB)
+    bench.driver.tidy(vmm)
+    assert log.stat().st_blocks * 512 < MIB
+    await bench.driver.kill(vmm)
+    await bench.driver.destroy(vmm)
+    assert not log.exists()
 
 
 async def test_a_link_in_place_of_the_metrics_is_not_followed(bench: Rig) -> None:

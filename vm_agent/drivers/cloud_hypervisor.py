@@ -32,7 +32,7 @@ from vm_agent.drivers.abc import (
 )
 from vm_agent.drivers.cloud_hypervisor_counters import COUNTERS, GuestCounters
 from vm_agent.drivers.cloud_hypervisor_events import EVENTS, EventFile
-from vm_agent.drivers.cloud_hypervisor_log import LOG, trim_log, vcpu_failed
+from vm_agent.drivers.cloud_hypervisor_log import LOG, vcpu_failed
 from vm_agent.drivers.cloud_hypervisor_machine import has_landlock, require_files, vm_config
 from vm_agent.drivers.jail import kvm_groups, make_home, root_of
 from vm_agent.drivers.jail import remove as remove_home
@@ -161,7 +161,6 @@ class CloudHypervisorDriver(ProcessDriver[_Session], Snapshots):
         """Ask `vm.info`. A VMM whose guest has been shut down is ended. See `Driver`."""
         if not alive(vmm):
             return VmmState.GONE
-        trim_log(root_of(Path(vmm.run_dir)))
         try:
             body = await self._call(vmm, "GET", "vm.info", _INSPECT_S - 2 * EXIT_GRACE_S)
             word = api.decode_info(body).state
@@ -230,6 +229,9 @@ class CloudHypervisorDriver(ProcessDriver[_Session], Snapshots):
             *("--log-file", LOG),
             *("--seccomp", "true"),
         ]
+
+    def _log_of(self, run_dir: Path) -> Path:
+        return root_of(run_dir) / LOG
 
     def _prepare(self, plan: MachinePlan) -> MachinePlan:
         uid = plan.uid if self._confined else None

@@ -58,6 +58,7 @@ _FLUSH_S = 0.5
 _SAVE_S = 2.0
 _SNAPSHOT_S = 60.0
 
+_LOG = "firecracker.log"
 _NOT_STARTED = "before starting the microVM"
 _FLUSH = msgspec.json.encode({"action_type": "FlushMetrics"})
 _encode = msgspec.json.encode
@@ -101,7 +102,7 @@ class _Session:
 
 
 class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
-    """One Firecracker process per VM, in a jail. Its output is the guest's console too.
+    """One Firecracker process per VM, in a jail. Its standard output is the guest's console.
 
     Args:
         binary: The executable; None if there is none, which every verb then says.
@@ -113,7 +114,7 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
 
     name = "firecracker"
     executable = "firecracker"
-    files = (API_SOCKET, METRICS, METRICS_STATE, DISK, *snapshots.FILES)
+    files = (API_SOCKET, _LOG, METRICS, METRICS_STATE, DISK, *snapshots.FILES)
     abilities = frozenset(
         {
             *(Ability.PAUSE, Ability.SNAPSHOT, Ability.DIFF_SNAPSHOT),
@@ -243,7 +244,7 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
     # What the simulator does in another way.
 
     def _argv(self, plan: MachinePlan) -> Sequence[str]:
-        own = ["--api-sock", API_SOCKET, "--level", "Error"]
+        own = ["--api-sock", API_SOCKET, "--log-path", _LOG, "--level", "Error"]
         if self._jail is not None:
             self._require_binary()
             return self._jail.command(plan, own)
@@ -271,10 +272,15 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
         root = root_of(plan.run_dir)
         if plan.snapshot is not None:
             snapshots.give(plan.snapshot, root)
-        metrics = self._channel.prepare(root)
-        if self._jail is not None and plan.uid is not None:
-            os.chown(metrics, plan.uid, plan.uid)
+        log = root / _LOG
+        os.close(os.open(log, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        for file in (log, self._channel.prepare(root)):
+            if self._jail is not None and plan.uid is not None:
+                os.chown(file, plan.uid, plan.uid)
         return seen
+
+    def _log_of(self, run_dir: Path) -> Path:
+        return root_of(run_dir) / _LOG
 
     def _remove_files(self, run_dir: Path) -> None:
         remove_jail(run_dir)

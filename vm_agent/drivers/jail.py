@@ -18,7 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from vm_agent.drivers.abc import DriverError, MachinePlan
-from vm_agent.drivers.paths import CONSOLE, console_tail
+from vm_agent.drivers.paths import CONSOLE
+from vm_agent.drivers.vmm_log import last_words
 from vm_agent.namespace import NETNS_DIR
 from vm_agent.process import ProcessId, VmmProcesses
 
@@ -167,7 +168,7 @@ class Jail:
             raise DriverError(f"the jailer was not done within {_JAILER_S:g} s") from error
         finally:
             processes.forget(jailer.pid, jailer.start_ticks)
-        words = console_tail(plan.run_dir)
+        words = last_words(plan.run_dir / CONSOLE)
         if status.exit_code != 0:
             raise DriverError(f"the jailer failed: {words or f'exit code {status.exit_code}'}")
         try:

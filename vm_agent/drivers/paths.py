@@ -18,8 +18,6 @@ API_SOCKET = "api.sock"
 QMP_SOCKET = "qmp.sock"
 CONSOLE = "console.log"
 
-_TAIL_BYTES = 2048
-
 
 @contextmanager
 def short_address(socket: Path) -> Iterator[str]:
@@ -38,15 +36,3 @@ def short_address(socket: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
-
-
-def console_tail(run_dir: Path, name: str = CONSOLE) -> str:
-    """The last lines of the VMM's output, for an error message; empty if there are none."""
-    try:
-        with (run_dir / name).open("rb") as console:
-            size = console.seek(0, 2)
-            console.seek(max(0, size - _TAIL_BYTES))
-            lines = console.read().decode(errors="replace").strip().splitlines()
-    except FileNotFoundError:
-        return ""
-    return " | ".join(line.strip() for line in lines[-3:])

@@ -23,7 +23,8 @@ from vm_agent.drivers.abc import (
     VmmState,
 )
 from vm_agent.drivers.passing import KILLED_MARK, alive
-from vm_agent.drivers.paths import CONSOLE, console_tail
+from vm_agent.drivers.paths import CONSOLE
+from vm_agent.drivers.vmm_log import last_words, trim_log
 from vm_agent.process import ProcessId, VmmProcesses
 
 _CREATE_S = 5.0
@@ -110,6 +111,10 @@ class ProcessDriver(Driver, Generic[S]):
         """The guest's first serial port. See `Driver`."""
         return run_dir / CONSOLE
 
+    def tidy(self, vmm: Vmm) -> None:
+        """Keep the VMM's own log short. See `Driver`."""
+        trim_log(self._log_of(Path(vmm.run_dir)))
+
     async def close(self) -> None:
         """Close all sessions. See `Driver`."""
         for process in list(self._sessions):
@@ -132,6 +137,10 @@ class ProcessDriver(Driver, Generic[S]):
     @abstractmethod
     def _open_session(self, vmm: Vmm) -> S:
         """A session for a VMM, alive or dead. OSError if its files cannot be had."""
+
+    @abstractmethod
+    def _log_of(self, run_dir: Path) -> Path:
+        """Where the VMM writes of its own accord; never the guest's console."""
 
     @abstractmethod
     async def _end_session(self, session: S) -> None:
@@ -208,7 +217,8 @@ class ProcessDriver(Driver, Generic[S]):
             await self._end_session(session)
 
     def _epitaph(self, vmm: Vmm) -> str:
-        words = console_tail(Path(vmm.run_dir), self.output)
+        run_dir = Path(vmm.run_dir)
+        words = last_words(self._log_of(run_dir)) or last_words(run_dir / self.output)
         return f"{self.name} ended by itself" + (f": {words}" if words else "")
 
     def _remove_files(self, run_dir: Path) -> None:

@@ -228,6 +228,9 @@ class QemuDriver(ProcessDriver[_Session]):
             session.end = _End(numbers[2])
         return session
 
+    def _log_of(self, run_dir: Path) -> Path:
+        return run_dir / _VMM_LOG
+
     async def _end_session(self, session: _Session) -> None:
         await session.qmp.close()
         session.saved.close()

@@ -49,6 +49,7 @@ class AskedDriver(MemoryDriver):
         self.clock = clock
         self.asked: dict[UUID, list[int]] = {}
         self.silent: set[UUID] = set()
+        self.tidied = 0
 
     async def counters(self, vmm: Vmm) -> DeviceCounters:
         self.asked.setdefault(vmm.vm_id, []).append(self.clock.now_ns)
@@ -56,6 +57,9 @@ class AskedDriver(MemoryDriver):
         if vmm.vm_id in self.silent:
             raise UnreachableError("told so")
         return DeviceCounters(disk_read_bytes=self.clock.now_ns, disk_write_bytes=0)
+
+    def tidy(self, vmm: Vmm) -> None:
+        self.tidied += 1
 
 
 class Rig:
@@ -207,3 +211,16 @@ async def test_one_that_has_ended_is_asked_no_more_once_it_is_said_so() -> None:
     await rig.answers()
     await rig.tick()
     assert len(rig.driver.asked[rig.lives[0].vmm.vm_id]) == 1
+
+
+async def test_what_a_vmm_writes_is_kept_short_once_a_second() -> None:
+    """Also of one that does not answer: it may be writing without end."""
+    rig = Rig()
+    rig.add(1)
+    await rig.answers()
+    rig.driver.silent = {live.vmm.vm_id for live in rig.lives}
+    await rig.tick()
+    before = rig.driver.tidied
+    for _ in range(50):
+        await rig.tick()
+    assert rig.driver.tidied == before + 5

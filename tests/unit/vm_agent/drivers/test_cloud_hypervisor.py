@@ -12,7 +12,7 @@ from tests.support.cloud_hypervisor.events import render_event as event
 from vm_agent.drivers.abc import DriverError, Vmm
 from vm_agent.drivers.cloud_hypervisor import CloudHypervisorDriver
 from vm_agent.drivers.cloud_hypervisor_events import EVENTS
-from vm_agent.drivers.cloud_hypervisor_log import LOG, trim_log, vcpu_failed
+from vm_agent.drivers.cloud_hypervisor_log import LOG
 from vm_agent.drivers.passing import mark_killed
 from vm_agent.drivers.paths import API_SOCKET
 from vm_agent.probe import candidates
@@ -83,23 +83,6 @@ async def test_a_run_directory_that_is_gone_tells_nothing(tmp_path: Path) -> Non
     vmm = vmm_in(tmp_path / "gone")
     assert driver.exit_reason(vmm, 0) is ExitReason.GUEST_SHUTDOWN
     assert driver.exit_reason(vmm, None) is ExitReason.UNKNOWN
-
-
-def test_a_long_log_is_freed_but_for_its_end(tmp_path: Path) -> None:
-    """The VMM goes on writing behind it."""
-    path = tmp_path / LOG
-    trim_log(tmp_path)
-    assert not path.exists()
-    with path.open("wb", buffering=0) as log:
-        for _ in range(20):
-            log.write(b"w" * 200_000 + b"\n")
-            trim_log(tmp_path)
-        log.write(FAILED)
-        trim_log(tmp_path)
-    assert path.stat().st_size > 4_000_000
-    assert path.stat().st_blocks * 512 < 1_500_000
-    assert path.read_bytes().endswith(b"w" * 60_000 + b"\n" + FAILED)
-    assert vcpu_failed(tmp_path)
 
 
 async def test_without_a_binary_every_verb_that_needs_it_says_so() -> None:
