@@ -55,16 +55,17 @@ types: setup
 arch: setup
     .venv/bin/lint-imports
 
-# Measure what the tests never time: all, or one of collector, batcher, agent with its options
+# Measure what the tests never time: all, or one of collector, batcher, agent, boot with its options
 [group('check')]
 bench what="all" *args: setup
     @case "{{ what }}" in \
       all) \
         {{ python }} -m tests.load.bench_collector; \
         {{ python }} -m tests.load.bench_batcher; \
+        {{ python }} -m tests.load.bench_boot --json; \
         {{ python }} -m tests.load.bench_agent --json ;; \
-      agent|batcher|collector) {{ python }} -m tests.load.bench_{{ what }} {{ args }} ;; \
-      *) echo "there is no benchmark {{ what }}: take all, agent, batcher or collector" >&2; exit 2 ;; \
+      agent|batcher|boot|collector) {{ python }} -m tests.load.bench_{{ what }} {{ args }} ;; \
+      *) echo "there is no benchmark {{ what }}: take all, agent, batcher, boot or collector" >&2; exit 2 ;; \
     esac
 
 # Kill a part until it is shown to lose nothing: `just chaos agent`; exits 1 if it does

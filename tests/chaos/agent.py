@@ -1,4 +1,6 @@
-"""`python -m tests.chaos.agent`: kills an agent 200 times; see `tests.chaos.siege`.
+"""`python -m tests.chaos.agent`: kills an agent at least 200 times; see `tests.chaos.siege`.
+
+Once at each named step of the work, once at each of the start after a death, and at random.
 
 Writes what it came to, and exits 1 if anything was lost or has leaked.
 """
@@ -11,7 +13,7 @@ import json
 import sys
 import tempfile
 import time
-from collections import deque
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.siege import siege
@@ -19,6 +21,8 @@ from tests.chaos.toll import Toll
 from tests.support.hypervisors import Lab, open_lab
 
 _WRITERS = 2
+_RANDOM_DEATHS = 30
+"""At least so many, however many steps have a name."""
 
 
 async def _besiege(lab: Lab, driver: str, kills: int, seed: int) -> Toll:
@@ -29,20 +33,19 @@ async def _besiege(lab: Lab, driver: str, kills: int, seed: int) -> Toll:
             starts = await made.list_start_steps()
             began = time.monotonic()
             told = 0
-            # Each named step of the work and of the start, then chance.
-            deaths = deque(
-                [*((made.die, s) for s in steps), *((made.die_again, s) for s in starts)]
-            )
-            while made.toll.kills < kills:
-                if deaths:
-                    die, step = deaths.popleft()
-                    await die(step)
-                else:
-                    await made.die(None)
+            named = len(steps) + 2 * len(starts)
+            by_chance = max(_RANDOM_DEATHS, kills - named)
+            deaths = [
+                *(partial(made.die, step) for step in steps),
+                *(partial(made.die_again, step) for step in starts),
+                *(partial(made.die, None) for _ in range(by_chance)),
+            ]
+            for die in deaths:
+                await die()
                 problems = made.toll.problems
                 sys.stderr.write(
-                    f"\r{made.toll.kills} of {kills} kills, {len(problems)} problems, "
-                    f"{time.monotonic() - began:.0f} s "
+                    f"\r{made.toll.kills} of {named + by_chance} kills, "
+                    f"{len(problems)} problems, {time.monotonic() - began:.0f} s "
                 )
                 for problem in problems[told:]:
                     sys.stderr.write(f"\n{problem}\n")
@@ -55,7 +58,7 @@ async def _besiege(lab: Lab, driver: str, kills: int, seed: int) -> Toll:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="tests.chaos.agent", description=__doc__)
-    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--kills", type=int, default=200, help="at least (default: 200)")
     parser.add_argument("--driver", default="firecracker")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(".decisec/chaos/agent.json"))

@@ -16,7 +16,7 @@ REFILL_MS = 1000
 """Time in which an empty token bucket fills, so that its size is the limit per second.
 
 Firecracker looks at an empty bucket after 100 ms. One of 100 ms is full by then, and what did not
-fit into it is lost; and a request that is larger than the bucket passes, with a line on the console
+fit into it is lost; and a request that is larger than the bucket passes, with a line in the log
 and half of its price. Requests of 64 KiB got 0.64 MB/s of 1 MB/s from buckets of 100 ms, and
 1.0 MB/s of 0.5 MB/s; from buckets of 1000 ms, 0.99 and 0.50 MB/s (version 1.12.1). The price is a
 burst: after a second's rest, what a second allows may pass at once.
