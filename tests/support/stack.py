@@ -36,7 +36,7 @@ class KillableStack:
         self.ports = Ports.choose()
         self.programs = Programs(self.state, self.ports)
         self.key = b""
-        self._driver = driver
+        self.driver = driver
         self._guest = guest
         self._firecracker = firecracker
         self._children: dict[str, Child] = {}
@@ -47,7 +47,7 @@ class KillableStack:
             case "nats-server":
                 return self.programs.nats_server()
             case "agent":
-                return self.programs.agent(self._driver, self._firecracker)
+                return self.programs.agent(self.driver, self._firecracker)
             case "collector":
                 return self.programs.collector()
             case "batcher":
@@ -98,7 +98,8 @@ class KillableStack:
         async with Bus.connect(CommonSettings(nats_url=self.ports.nats_url), name="test") as bus:
             yield bus
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
+        """Stop what runs, last what others depend on."""
         for name in STOP_ORDER[:2]:
             if name in self._children:
                 await self.stop(name)
@@ -117,15 +118,32 @@ async def killable_stack(
 ) -> AsyncIterator[KillableStack]:
     """A running stack for the length of the block; nothing of it is left afterwards."""
     stack = KillableStack(root, driver=driver, guest=guest, firecracker=firecracker)
+    async with _running(stack, START_ORDER, guest):
+        yield stack
+
+
+@asynccontextmanager
+async def metering_stack(root: Path) -> AsyncIterator[KillableStack]:
+    """The same without anything that runs VMs: what frames go through, and what stores them."""
+    stack = KillableStack(root, driver="simulator", guest=root)
+    async with _running(stack, START_ORDER[:3], None):
+        yield stack
+
+
+@asynccontextmanager
+async def _running(
+    stack: KillableStack, names: tuple[str, ...], guest: Path | None
+) -> AsyncIterator[None]:
     async with AsyncExitStack() as exits:
         exits.enter_context(stack.state.held())
         stack.key = stack.state.key()
-        images = ImageStore(stack.state.agent / "images")
-        images.add(IMAGE, guest, allowed_args=allowed_args(driver))
-        exits.push_async_callback(stack._end)
-        for name in START_ORDER:
+        if guest is not None:
+            images = ImageStore(stack.state.agent / "images")
+            images.add(IMAGE, guest, allowed_args=allowed_args(stack.driver))
+        exits.push_async_callback(stack.end)
+        for name in names:
             await stack.start(name)
             if name == "nats-server":
                 async with stack.bus() as bus:
                     await apply(bus, declared())
-        yield stack
+        yield
