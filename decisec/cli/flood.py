@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def flood(context: typer.Context) -> None:
-    """Flood a deployment with metrics, and check what became of them; see `decisec flood --help`."""
+    """Flood a deployment with metrics, and check what became of them; --help says how."""
     if not (_ROOT / "tests" / "load" / "flood").is_dir():
         raise CommandError(
             "the load harness comes with decisec's source, not with the package: "

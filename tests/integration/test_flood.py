@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from runtime.bus import Bus
 from runtime.publisher import Publisher, Stored
+from tests.load.flood.__main__ import main
 from tests.load.flood.flood import flood
 from tests.load.flood.host import FloodHost
 from tests.load.flood.plan import Plan
@@ -84,3 +85,25 @@ async def test_it_says_so_if_something_is_lost_or_misbilled(
     wrong = await run(bus, PLAN)
     assert (wrong["missing"], wrong["misbilled"]) == (0, PLAN.hosts * PLAN.vms)
     assert not wrong["conserved"]
+
+
+def test_a_plan_that_cannot_be_carried_out_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """In words, before anything is connected."""
+    for words, reason in (
+        (["--hosts", "0"], "must be positive"),
+        (["--hosts", "2000", "--vms", "1000"], "at most 1000000 VMs"),
+        (["--late", "0.7", "--reorder", "0.7"], "between 0 and 1"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_without_a_bus_it_says_where_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As every command does."""
+    monkeypatch.delenv("DECISEC_NATS_URL", raising=False)
+    assert main(["--state-dir", str(tmp_path)]) == 3
+    assert "decisec dev" in capsys.readouterr().err

@@ -94,9 +94,12 @@ async def _run(arguments: argparse.Namespace, plan: Plan) -> dict[str, Any]:
             return await flood(bus, plan, progress, keep=arguments.keep)
 
 
-def main() -> int:
-    """The command."""
-    parser = argparse.ArgumentParser(prog="flood", description=__doc__.partition("\n")[0])
+def main(words: list[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="decisec flood",
+        description="Floods a deployment with metrics, and checks what became of them.",
+    )
     for field in fields(Plan):
         option = f"--{field.name.replace('_', '-')}"
         if field.type == "bool":
@@ -114,7 +117,7 @@ def main() -> int:
     )  # fmt: skip
     parser.add_argument("--keep", action="store_true", help="leave the VMs' records there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     try:
         plan = plan_of(arguments)
     except ValueError as error:
@@ -124,7 +127,7 @@ def main() -> int:
         report = asyncio.run(_run(arguments, plan))
     except CommandError as error:
         sys.stderr.write(f"error: {error}\n")
-        return int(error.exit_code)
+        return int(error.failure.code)
     except KeyboardInterrupt:
         return int(Exit.INTERRUPTED)
     text = json.dumps(report, indent=2)
