@@ -6,8 +6,9 @@ Unlike `decisec dev`, which ends when a child dies, this one lets the test decid
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from decisec.dev.child import Child, ChildSpec
@@ -27,10 +28,24 @@ START_ORDER = ("nats-server", "collector", "batcher", "agent", "gateway")
 
 
 class KillableStack:
-    """Every process of a stack, by the names of `START_ORDER`."""
+    """Every process of a stack, by the names of `START_ORDER`.
+
+    Args:
+        root: Where its state is.
+        driver: The agent's.
+        guest: A kernel for the image.
+        firecracker: The binary.
+        settings: More environment, by process.
+    """
 
     def __init__(
-        self, root: Path, *, driver: str, guest: Path, firecracker: Path | None = None
+        self,
+        root: Path,
+        *,
+        driver: str,
+        guest: Path,
+        firecracker: Path | None = None,
+        settings: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self.state = StateDir(root)
         self.ports = Ports.choose()
@@ -39,6 +54,7 @@ class KillableStack:
         self.driver = driver
         self._guest = guest
         self._firecracker = firecracker
+        self._settings = settings or {}
         self._children: dict[str, Child] = {}
         self._said: list[str] = []
 
@@ -58,7 +74,9 @@ class KillableStack:
 
     async def start(self, name: str) -> None:
         """Start one process and wait until it is ready."""
-        child = self._children[name] = Child(self._spec(name))
+        spec = self._spec(name)
+        spec = replace(spec, env={**spec.env, **self._settings.get(name, {})})
+        child = self._children[name] = Child(spec)
         ready = (
             accepts_connections(self.ports.nats)
             if name == "nats-server"
@@ -123,9 +141,10 @@ async def killable_stack(
 
 
 @asynccontextmanager
-async def metering_stack(root: Path) -> AsyncIterator[KillableStack]:
+async def metering_stack(root: Path, **batcher: str) -> AsyncIterator[KillableStack]:
     """The same without anything that runs VMs: what frames go through, and what stores them."""
-    stack = KillableStack(root, driver="simulator", guest=root)
+    settings = {"batcher": {f"DECISEC_BATCHER_{k.upper()}": v for k, v in batcher.items()}}
+    stack = KillableStack(root, driver="simulator", guest=root, settings=settings)
     async with _running(stack, START_ORDER[:3], None):
         yield stack
 
