@@ -68,6 +68,11 @@ bench what="all" *args: setup
       *) echo "there is no benchmark {{ what }}: take all, agent, batcher, boot or collector" >&2; exit 2 ;; \
     esac
 
+# Flood a pipeline with metrics, and check that each sample is stored and billed: `just flood --own`
+[group('check')]
+flood *args: setup
+    {{ python }} -m tests.load.flood {{ args }}
+
 # Kill a part until it is shown to lose nothing: `just chaos agent`; exits 1 if it does
 [group('check')]
 chaos what *args: setup system

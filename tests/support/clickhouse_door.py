@@ -10,6 +10,7 @@ import base64
 import re
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,14 +36,17 @@ class Door:
     """A listening door.
 
     Attributes:
-        faults: What the next inserts meet, first in first out: a ClickHouse error code, or
-            `cut` for a connection that ends after the insert was done and before the answer.
+        faults: What the next inserts meet, first in first out: a ClickHouse error code, `cut` for
+            a connection that ends after the insert was done and before the answer, `half` for one
+            that ends amid the answer, or `slow` for an answer that takes `slow_s`.
+        slow_s: What is slow, in s.
         inserts: How many inserts came in.
     """
 
     def __init__(self, path: Path, password: str) -> None:
         self.faults: deque[int | str] = deque()
         self.inserts = 0
+        self.slow_s = 3.0
         self._path = path
         self._authorization = "Basic " + base64.b64encode(f"batcher:{password}".encode()).decode()
         self._lock = threading.Lock()
@@ -92,10 +96,17 @@ class Door:
             found = _CODE.search(str(error))
             _answer(request, 500, str(error).encode(), code=int(found[1]) if found else 1002)
             return
-        if fault == "cut":
-            request.close_connection = True
-            return
-        _answer(request, 200, out)
+        match fault:
+            case "cut":
+                request.close_connection = True
+            case "half":
+                request.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Le")
+                request.close_connection = True
+            case "slow":
+                time.sleep(self.slow_s)
+                _answer(request, 200, out)
+            case _:
+                _answer(request, 200, out)
 
     def _fault(self) -> int | str | None:
         self.inserts += 1

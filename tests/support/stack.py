@@ -6,8 +6,9 @@ Unlike `decisec dev`, which ends when a child dies, this one lets the test decid
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from decisec.dev.child import Child, ChildSpec
@@ -27,18 +28,33 @@ START_ORDER = ("nats-server", "collector", "batcher", "agent", "gateway")
 
 
 class KillableStack:
-    """Every process of a stack, by the names of `START_ORDER`."""
+    """Every process of a stack, by the names of `START_ORDER`.
+
+    Args:
+        root: Where its state is.
+        driver: The agent's.
+        guest: A kernel for the image.
+        firecracker: The binary.
+        settings: More environment, by process.
+    """
 
     def __init__(
-        self, root: Path, *, driver: str, guest: Path, firecracker: Path | None = None
+        self,
+        root: Path,
+        *,
+        driver: str,
+        guest: Path,
+        firecracker: Path | None = None,
+        settings: Mapping[str, Mapping[str, str]] | None = None,
     ) -> None:
         self.state = StateDir(root)
         self.ports = Ports.choose()
         self.programs = Programs(self.state, self.ports)
         self.key = b""
-        self._driver = driver
+        self.driver = driver
         self._guest = guest
         self._firecracker = firecracker
+        self._settings = settings or {}
         self._children: dict[str, Child] = {}
         self._said: list[str] = []
 
@@ -47,7 +63,7 @@ class KillableStack:
             case "nats-server":
                 return self.programs.nats_server()
             case "agent":
-                return self.programs.agent(self._driver, self._firecracker)
+                return self.programs.agent(self.driver, self._firecracker)
             case "collector":
                 return self.programs.collector()
             case "batcher":
@@ -58,7 +74,9 @@ class KillableStack:
 
     async def start(self, name: str) -> None:
         """Start one process and wait until it is ready."""
-        child = self._children[name] = Child(self._spec(name))
+        spec = self._spec(name)
+        spec = replace(spec, env={**spec.env, **self._settings.get(name, {})})
+        child = self._children[name] = Child(spec)
         ready = (
             accepts_connections(self.ports.nats)
             if name == "nats-server"
@@ -98,7 +116,8 @@ class KillableStack:
         async with Bus.connect(CommonSettings(nats_url=self.ports.nats_url), name="test") as bus:
             yield bus
 
-    async def _end(self) -> None:
+    async def end(self) -> None:
+        """Stop what runs, last what others depend on."""
         for name in STOP_ORDER[:2]:
             if name in self._children:
                 await self.stop(name)
@@ -117,15 +136,33 @@ async def killable_stack(
 ) -> AsyncIterator[KillableStack]:
     """A running stack for the length of the block; nothing of it is left afterwards."""
     stack = KillableStack(root, driver=driver, guest=guest, firecracker=firecracker)
+    async with _running(stack, START_ORDER, guest):
+        yield stack
+
+
+@asynccontextmanager
+async def metering_stack(root: Path, **batcher: str) -> AsyncIterator[KillableStack]:
+    """The same without anything that runs VMs: what frames go through, and what stores them."""
+    settings = {"batcher": {f"DECISEC_BATCHER_{k.upper()}": v for k, v in batcher.items()}}
+    stack = KillableStack(root, driver="simulator", guest=root, settings=settings)
+    async with _running(stack, START_ORDER[:3], None):
+        yield stack
+
+
+@asynccontextmanager
+async def _running(
+    stack: KillableStack, names: tuple[str, ...], guest: Path | None
+) -> AsyncIterator[None]:
     async with AsyncExitStack() as exits:
         exits.enter_context(stack.state.held())
         stack.key = stack.state.key()
-        images = ImageStore(stack.state.agent / "images")
-        images.add(IMAGE, guest, allowed_args=allowed_args(driver))
-        exits.push_async_callback(stack._end)
-        for name in START_ORDER:
+        if guest is not None:
+            images = ImageStore(stack.state.agent / "images")
+            images.add(IMAGE, guest, allowed_args=allowed_args(stack.driver))
+        exits.push_async_callback(stack.end)
+        for name in names:
             await stack.start(name)
             if name == "nats-server":
                 async with stack.bus() as bus:
                     await apply(bus, declared())
-        yield stack
+        yield

@@ -1,0 +1,109 @@
+"""The flood on a pipeline of its own: it passes where all is well, and only there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.progress import Progress
+
+from runtime.bus import Bus
+from runtime.publisher import Publisher, Stored
+from tests.load.flood.__main__ import main
+from tests.load.flood.flood import flood
+from tests.load.flood.host import FloodHost
+from tests.load.flood.plan import Plan
+from tests.support.stack import metering_stack
+
+PLAN = Plan(hosts=3, vms=5, seconds=2.0)
+
+
+@pytest.fixture
+async def bus(tmp_path: Path) -> AsyncIterator[Bus]:
+    async with metering_stack(tmp_path / "state") as stack, stack.bus() as connected:
+        yield connected
+
+
+async def run(bus: Bus, plan: Plan, **more: Any) -> dict[str, Any]:
+    """A flood that tells nobody of its progress."""
+    with Progress(disable=True) as progress:
+        return await flood(bus, plan, progress, **more)
+
+
+async def test_whatever_goes_wrong_on_the_way_the_bill_is_right(bus: Bus) -> None:
+    """Twice, late, in another order, between rubbish, from a host with a wrong clock."""
+    plan = dataclasses.replace(
+        PLAN,
+        seconds=4.0,
+        duplicates=0.2,
+        reorder=0.2,
+        late=0.02,
+        malformed=0.1,
+        skew_s=600,
+        burst=True,
+    )
+    report = await run(bus, plan)
+    assert report["problems"] == []
+    assert report["conserved"]
+    sent = report["sent"]
+    assert sent["samples"] == plan.samples == 3 * 5 * 40
+    assert min(sent["duplicates"], sent["reordered"], sent["rubbish"]) > 0
+    assert sum(report["rejected"].values()) == sent["rubbish"]
+    assert report["lag_ms"]["p50"] > 0
+
+
+async def test_it_says_so_if_something_is_lost_or_misbilled(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frame that nobody stores is missing; a VM with another bill than its counters shows."""
+    publish = Publisher.publish
+
+    async def forgetful(publisher: Publisher, subject: str, payload: bytes, **more: Any) -> Stored:
+        if more["msg_id"].endswith(":7") and subject.endswith("-0"):
+            return Stored("METRICS_RAW", 0, duplicate=False)
+        return await publish(publisher, subject, payload, **more)
+
+    monkeypatch.setattr(Publisher, "publish", forgetful)
+    lost = await run(bus, PLAN, standstill_s=3.0)
+    assert not lost["conserved"]
+    assert (lost["missing"], lost["invented"], lost["misbilled"]) == (PLAN.vms, 0, 0)
+    assert f"{PLAN.ticks - 1} of {PLAN.ticks} samples" in lost["problems"][0]
+
+    monkeypatch.setattr(Publisher, "publish", publish)
+    truth = FloodHost.truth
+
+    def one_byte_more(host: FloodHost) -> dict[Any, dict[str, int]]:
+        return {
+            vm: {**counters, "disk_read_bytes": counters["disk_read_bytes"] + 1}
+            for vm, counters in truth(host).items()
+        }
+
+    monkeypatch.setattr(FloodHost, "truth", one_byte_more)
+    wrong = await run(bus, PLAN)
+    assert (wrong["missing"], wrong["misbilled"]) == (0, PLAN.hosts * PLAN.vms)
+    assert not wrong["conserved"]
+
+
+def test_a_plan_that_cannot_be_carried_out_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """In words, before anything is connected."""
+    for words, reason in (
+        (["--hosts", "0"], "must be positive"),
+        (["--hosts", "2000", "--vms", "1000"], "at most 1000000 VMs"),
+        (["--late", "0.7", "--reorder", "0.7"], "between 0 and 1"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert ended.value.code == 2
+        assert reason in capsys.readouterr().err
+
+
+def test_without_a_bus_it_says_where_to_get_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As every command does."""
+    monkeypatch.delenv("DECISEC_NATS_URL", raising=False)
+    assert main(["--state-dir", str(tmp_path)]) == 3
+    assert "decisec dev" in capsys.readouterr().err

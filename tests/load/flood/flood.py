@@ -1,0 +1,123 @@
+"""A flood from the first record to the last purge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict
+from typing import Any
+
+from rich.progress import Progress
+
+from runtime.buckets import Bucket
+from runtime.bus import Bus
+from runtime.publisher import Publisher
+from schemas.ids import new_id
+from schemas.subjects import VM_SPECS, vm_key
+from schemas.vms import VmRecord, decode_vm_record
+from tests.load.flood.host import FloodHost
+from tests.load.flood.plan import Plan
+from tests.load.flood.sending import Sending
+from tests.load.flood.verdict import STANDSTILL_S, Auditor, Lags
+
+_WRITERS = 128
+_IN_FLIGHT = 512
+
+
+async def flood(
+    bus: Bus,
+    plan: Plan,
+    progress: Progress,
+    *,
+    keep: bool = False,
+    standstill_s: float = STANDSTILL_S,
+) -> dict[str, Any]:
+    """Send it all, and judge.
+
+    Args:
+        bus: With the rights of an agent and of a gateway.
+        plan: What to send.
+        progress: Told of all that takes time.
+        keep: Leave the VMs' records in their bucket.
+        standstill_s: If nothing more is stored for so long, what is missing is lost.
+
+    Returns:
+        The report, ready for JSON.
+
+    Raises:
+        TransientError: The bus is away for too long.
+    """
+    flood_id = new_id().hex[-8:]
+    hosts = [FloodHost(plan, flood_id, number) for number in range(plan.hosts)]
+    records = [record for host in hosts for record in host.records]
+    bucket: Bucket[VmRecord] = Bucket(bus, VM_SPECS, decode_vm_record)
+    lags = Lags()
+    await lags.listen(bus)
+    try:
+        await _each(
+            progress, "VM records", records, lambda r: bucket.put(vm_key(r.customer_id, r.vm_id), r)
+        )
+        return await _send(bus, plan, hosts, lags, progress, standstill_s)
+    finally:
+        if not keep:
+            store = await bucket.store()
+            await _each(
+                progress, "clearing up", records,
+                lambda r: store.purge(vm_key(r.customer_id, r.vm_id)),
+            )  # fmt: skip
+
+
+async def _send(
+    bus: Bus,
+    plan: Plan,
+    hosts: list[FloodHost],
+    lags: Lags,
+    progress: Progress,
+    standstill_s: float,
+) -> dict[str, Any]:
+    bar = progress.add_task("sent", total=plan.samples)
+    publisher = Publisher(bus, max_in_flight=_IN_FLIGHT)
+    sending = Sending(publisher, plan, lambda rows: progress.advance(bar, rows))
+    began_s = time.monotonic()
+    await sending.run(hosts)
+    sent_s = time.monotonic() - began_s
+    stored_bar = progress.add_task("stored", total=plan.samples)
+    auditor = Auditor(
+        bus,
+        plan,
+        hosts,
+        lambda n: progress.update(stored_bar, completed=n),
+        standstill_s=standstill_s,
+    )
+    verdict = await auditor.judge(sending.sent.rubbish)
+    return {
+        "plan": asdict(plan),
+        "sent": asdict(sending.sent),
+        "samples_per_s": round(plan.samples / sent_s),
+        "sent_in_s": round(sent_s, 2),
+        "stored_in_s": round(time.monotonic() - began_s, 2),
+        "lag_ms": lags.percentiles(),
+        **asdict(verdict),
+        "conserved": not verdict.problems,
+    }
+
+
+async def _each(
+    progress: Progress,
+    what: str,
+    records: Iterable[VmRecord],
+    act: Callable[[VmRecord], Awaitable[object]],
+) -> None:
+    """Do a thing for all records, many at once."""
+    waiting = iter(found := list(records))
+    bar = progress.add_task(what, total=len(found))
+
+    async def work() -> None:
+        for record in waiting:
+            await act(record)
+            progress.advance(bar)
+
+    async with asyncio.TaskGroup() as group:
+        for number in range(_WRITERS):
+            group.create_task(work(), name=f"{what}-{number}")
