@@ -12,11 +12,13 @@ import numpy as np
 
 from schemas.frames import Frame, SampleFlag
 from schemas.ids import new_id
-from schemas.units import MIB, NS_PER_MS, TICK_MS
+from schemas.units import MIB, NS_PER_MS, NS_PER_S, TICK_MS
 from schemas.vms import METERS, STATE_NUMBERS, VmRecord, VmSpec, VmState
 from tests.load.flood.plan import CUSTOMERS, Plan
 
 _MEMORY_MIB = 128
+_STEPS = (0, 1, -1)
+_STEP_TICKS = 100
 _BUSY = 10
 """One VM in so many does something in a tick; the others idle."""
 
@@ -32,6 +34,7 @@ class FloodHost:
     def __init__(self, plan: Plan, flood_id: str, number: int) -> None:
         self.host_id = f"flood-{flood_id}-{number}"
         self._plan = plan
+        self._step_ns = plan.step_s * NS_PER_S if number == plan.hosts - 1 else 0
         self._random = np.random.default_rng((plan.seed, number))
         self._vm_ids = [new_id() for _ in range(plan.vms)]
         self._counters = {meter: np.zeros(plan.vms, "<u8") for meter in METERS}
@@ -74,12 +77,13 @@ class FloodHost:
             if seq:
                 self._advance()
             tick_ms = first_tick_ms + seq * TICK_MS
+            now_ns = time.time_ns() + self._step_ns * _STEPS[seq // _STEP_TICKS % len(_STEPS)]
             flag = {0: SampleFlag.BASELINE, plan.ticks - 1: SampleFlag.FINAL}.get(seq, 0)
             yield msgspec.structs.replace(
                 base,
                 seq=seq,
                 tick_ms=tick_ms,
-                sampled_at_ns=(now_ns := time.time_ns()),
+                sampled_at_ns=now_ns,
                 clock_offset_ns=now_ns - tick_ms * NS_PER_MS,
                 flags=bytes([flag | SampleFlag.SIMULATED]) * rows,
                 **{meter: column.tobytes() for meter, column in self._counters.items()},
