@@ -43,6 +43,7 @@ async def test_whatever_goes_wrong_on_the_way_the_bill_is_right(bus: Bus) -> Non
         late=0.02,
         malformed=0.1,
         skew_s=600,
+        step_s=3600,
         burst=True,
     )
     report = await run(bus, plan)

@@ -14,14 +14,16 @@ import numpy.typing as npt
 
 from schemas.frames import Frame, SampleFlag
 from schemas.ids import new_id
-from schemas.units import MIB, NS_PER_MS, TICK_MS
+from schemas.units import MIB, NS_PER_MS, NS_PER_S, TICK_MS
 from schemas.vms import METERS, STATE_NUMBERS, VmRecord, VmSpec, VmState
 from tests.load.flood.plan import CUSTOMERS, Plan
 
 _MEMORY_MIB = 128
+_STEPS = (0, 1, -1)
+_STEP_TICKS = 100
 _BUSY = 10
 """One VM in so many does something in a tick; the others idle."""
-_STEPS = 32
+_GROWTHS = 32
 """Different ticks of a flood: drawing fresh numbers for each costs more than all else."""
 _MOST = {
     "cpu_ns": TICK_MS * NS_PER_MS,
@@ -34,18 +36,18 @@ _COLUMNS = np.dtype("<u8")
 
 
 @lru_cache(maxsize=1)
-def _steps(vms: int, seed: int) -> npt.NDArray[np.uint64]:
-    """What so many VMs do in a tick: step, meter, VM."""
+def _growths(vms: int, seed: int) -> npt.NDArray[np.uint64]:
+    """By how much the counters of so many VMs grow: tick, meter, VM."""
     random = np.random.default_rng(seed)
-    steps = np.zeros((_STEPS, len(METERS), vms), _COLUMNS)
-    busy = random.integers(0, _BUSY, (_STEPS, vms)) == 0
+    growths = np.zeros((_GROWTHS, len(METERS), vms), _COLUMNS)
+    busy = random.integers(0, _BUSY, (_GROWTHS, vms)) == 0
     for place, meter in enumerate(METERS):
         if meter in _MOST:
-            steps[:, place] = random.integers(1, _MOST[meter], (_STEPS, vms), "<u8") * busy
-    steps[:, METERS.index("uptime_ms")] = TICK_MS
-    steps[:, METERS.index("mem_kib_ms")] = _MEMORY_MIB * 1024 * TICK_MS
-    steps.flags.writeable = False
-    return steps
+            growths[:, place] = random.integers(1, _MOST[meter], (_GROWTHS, vms), "<u8") * busy
+    growths[:, METERS.index("uptime_ms")] = TICK_MS
+    growths[:, METERS.index("mem_kib_ms")] = _MEMORY_MIB * 1024 * TICK_MS
+    growths.flags.writeable = False
+    return growths
 
 
 class FloodHost:
@@ -59,9 +61,10 @@ class FloodHost:
     def __init__(self, plan: Plan, flood_id: str, number: int) -> None:
         self.host_id = f"flood-{flood_id}-{number}"
         self._plan = plan
-        self._steps = _steps(plan.vms, plan.seed)
-        # Each host goes through the same steps in an order of its own.
-        self._order = np.random.default_rng((plan.seed, number)).permutation(_STEPS).tolist()
+        self._step_ns = plan.step_s * NS_PER_S if number == plan.hosts - 1 else 0
+        self._growth = _growths(plan.vms, plan.seed)
+        # Each host goes through the same ticks in an order of its own.
+        self._order = np.random.default_rng((plan.seed, number)).permutation(_GROWTHS).tolist()
         self._vm_ids = [new_id() for _ in range(plan.vms)]
         self._counters = np.zeros((len(METERS), plan.vms), _COLUMNS)
         self.records = [
@@ -106,15 +109,16 @@ class FloodHost:
         }
         for seq in range(plan.ticks):
             if seq:
-                self._counters += self._steps[self._order[seq % _STEPS]]
+                self._counters += self._growth[self._order[seq % _GROWTHS]]
             tick_ms = first_tick_ms + seq * TICK_MS
+            now_ns = time.time_ns() + self._step_ns * _STEPS[seq // _STEP_TICKS % len(_STEPS)]
             flag = {0: SampleFlag.BASELINE, plan.ticks - 1: SampleFlag.FINAL}.get(seq, 0)
             block = self._counters.tobytes()
             yield msgspec.structs.replace(
                 base,
                 seq=seq,
                 tick_ms=tick_ms,
-                sampled_at_ns=(now_ns := time.time_ns()),
+                sampled_at_ns=now_ns,
                 clock_offset_ns=now_ns - tick_ms * NS_PER_MS,
                 flags=flags[flag],
                 **{
