@@ -80,6 +80,11 @@ class Load:
     others: float
     rss_mib: dict[str, tuple[int, int]]
 
+    @property
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds that each process used."""
+        return {name: round(used * self.seconds, 2) for name, used in self.cpu.items()}
+
     def saturated(self, cpus: int) -> str:
         """What has no more CPU to get, or the busiest process."""
         busiest = max(self.cpu, key=lambda name: self.cpu[name])

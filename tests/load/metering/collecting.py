@@ -66,5 +66,5 @@ async def through_nats(folder: Path, seconds: float) -> dict[str, Any]:
         "frames_per_s": stream.rate(frames - 1, took_s),
         "seconds": round(took_s, 2),
         "live_hosts": stream.rate(frames - 1, took_s) * TICK_MS // 1000,
-        "cpu": watch.load().cpu,
+        "cpu_s": watch.load().cpu_s,
     }

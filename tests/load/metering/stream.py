@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
 
 import msgspec
 import nats.errors
@@ -90,13 +89,19 @@ async def answered(bus: Bus, stream: str, durable: str, *, timeout_s: float) -> 
 async def taken_s(bus: Bus, stream: str) -> float:
     """From a stream's first message to its last, by the server's clock."""
     state = (await bus.js.stream_info(stream)).state
-    times: list[datetime] = []
-    for sequence in (state.first_seq, state.last_seq):
-        message = await bus.js.get_msg(stream, sequence)
-        if message.time is None:
-            raise RuntimeError(f"{stream} does not say when it got message {sequence}")
-        times.append(message.time)
-    return (times[1] - times[0]).total_seconds()
+    return await _at_s(bus, stream, state.last_seq) - await _at_s(bus, stream, state.first_seq)
+
+
+async def first_s(bus: Bus, stream: str) -> float:
+    """When a stream got its first message, Unix s."""
+    return await _at_s(bus, stream, (await bus.js.stream_info(stream)).state.first_seq)
+
+
+async def _at_s(bus: Bus, stream: str, sequence: int) -> float:
+    message = await bus.js.get_msg(stream, sequence)
+    if message.time is None:
+        raise RuntimeError(f"{stream} does not say when it got message {sequence}")
+    return message.time.timestamp()
 
 
 @dataclass
@@ -121,12 +126,6 @@ class Ear:
             while not what(self.heard):
                 self.news.clear()
                 await self.news.wait()
-
-    def rows_per_s(self) -> int:
-        """From the first flush to the last, so that the start of the process does not count."""
-        first, last = self.heard[0], self.heard[-1]
-        rows = sum(message.rows for message in self.heard[1:])
-        return rate(rows, (last.stored_at_ns - first.stored_at_ns) / 1e9)
 
 
 @asynccontextmanager
