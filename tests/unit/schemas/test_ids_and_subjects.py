@@ -127,3 +127,22 @@ def test_no_subject_is_built_from_a_trick(trick: str) -> None:
     ):  # fmt: skip
         with pytest.raises(InvalidIdError):
             build(trick)
+
+
+@given(st.integers(1, 1024))
+def test_a_transform_says_into_how_many_parts(partitions: int) -> None:
+    """In nats-server's words, and read back."""
+    words = subjects.parted("metrics.raw.*", partitions)
+    assert words == f"metrics.raw.{{{{partition({partitions},1)}}}}.{{{{wildcard(1)}}}}"
+    assert subjects.partitions_of(words) == partitions
+    assert subjects.partitions_of("metrics.raw.>") == 0
+
+
+@given(TOKENS, st.integers(0, 1023))
+def test_the_host_is_found_in_what_is_published_and_in_what_is_stored(
+    host: str, partition: int
+) -> None:
+    """The partition stands before the host, whose name may be a number too."""
+    stored = subjects.metrics_raw_of(partition).replace("*", host)
+    assert subjects.host_of_metrics(stored) == host
+    assert subjects.host_of_metrics(subjects.metrics_raw(host)) == host
