@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -39,11 +40,13 @@ _AHEAD_NS = 3_600 * 1_000 * NS_PER_MS
 def token(frames: Iterable[EnrichedFrame]) -> str:
     """A batch's identity by content: the same frames, in whatever order, give the same token.
 
-    The time of collection takes part, because the same raw frame collected again may have more
-    good rows than the first time.
+    The time of collection and the VMs take part, because the same raw frame collected again, or
+    replayed in parts, may have other good rows than the first time.
     """
     digest = hashlib.sha256()
-    for line in sorted(f"{f.msg_id}/{f.collected_at_ns}/{f.rows}\n" for f in frames):
+    for line in sorted(
+        f"{f.msg_id}/{f.collected_at_ns}/{f.rows}/{crc32(f.vm_ids)}\n" for f in frames
+    ):
         digest.update(line.encode())
     return digest.hexdigest()
 

@@ -22,7 +22,7 @@ from runtime.retry import forever
 from runtime.telemetry import span
 from schemas import subjects
 from schemas.codec import encode
-from schemas.frames import EnrichedFrame, FramesStored
+from schemas.frames import EnrichedFrame, FramesStored, replay_of
 from schemas.units import NS_PER_MS, NS_PER_S
 
 _log = structlog.get_logger("decisec.flusher")
@@ -123,7 +123,11 @@ class Flusher:
         stored_at_ns = self._clock.wall_ns()
         seconds = (self._clock.monotonic_ns() - began_ns) / NS_PER_S
         size = sum(len(held.delivery.data) for held in part)
-        lags_ms = [(stored_at_ns - frame.sampled_at_ns) // NS_PER_MS for frame in frames]
+        lags_ms = [
+            (stored_at_ns - held.frame.sampled_at_ns) // NS_PER_MS
+            for held in part
+            if not replay_of(held.delivery.headers)
+        ]
         self._instruments.stored(rows=rows.num_rows, frames=len(frames), size=size, seconds=seconds)
         self._instruments.lagged(lags_ms)
         for held in part:
@@ -131,7 +135,7 @@ class Flusher:
         await self._announce(frames, batch_id, rows.num_rows, stored_at_ns, lags_ms)
         _log.debug(
             "batch.flushed", batch_id=batch_id[:16], rows=rows.num_rows, frames=len(frames),
-            size_bytes=size, seconds=round(seconds, 4), lag_max_ms=max(lags_ms),
+            size_bytes=size, seconds=round(seconds, 4), lag_max_ms=max(lags_ms, default=None),
         )  # fmt: skip
 
     async def _insert(self, rows: pa.Table, batch_id: str) -> None:

@@ -27,6 +27,7 @@ from runtime.publisher import Publisher
 from runtime.service import Service
 from runtime.telemetry import span
 from schemas import subjects
+from schemas.frames import replay_of
 from schemas.units import NS_PER_MS, NS_PER_S
 from schemas.vms import VmRecord, decode_vm_record
 
@@ -177,6 +178,7 @@ def _intake(delivery: Delivery) -> Intake:
         stream=delivery.stream,
         sequence=delivery.sequence,
         redelivered=delivery.attempts > 1,
+        replay=replay_of(delivery.headers),
     )
 
 

@@ -17,19 +17,21 @@ from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
 from batcher.refusals import Refusals
 from batcher.telemetry import Instruments
-from runtime.bus import Bus
+from runtime.bus import Bus, Message
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
 from runtime.errors import FatalError, OverloadedError, PoisonError, TransientError
 from runtime.health import Health
 from runtime.publisher import Publisher
 from schemas import subjects
-from schemas.frames import HEADER_DETAIL, encode_frame
+from schemas.codec import decoder
+from schemas.frames import HEADER_DETAIL, HEADER_REPLAY, FramesStored, encode_frame
 from schemas.ids import new_id
 from tests.support.nats import bus_with_streams
 from tests.support.store import DAY_NS, Reading, enriched
 
 TICK_MS = 1_900_000_000_000
+decode_stored = decoder(FramesStored)
 
 
 @dataclass
@@ -69,11 +71,13 @@ class Batcher:
             await self.flusher.run()
             fetching.cancel()
 
-    async def publish(self, count: int) -> None:
+    async def publish(self, count: int, headers: dict[str, str] | None = None) -> None:
         publisher = Publisher(self.bus)
         for seq in range(count):
             frame = enriched([Reading(vm(), TICK_MS)], seq=seq)
-            await publisher.publish("metrics.enriched.h1", encode_frame(frame), msg_id=frame.msg_id)
+            await publisher.publish(
+                "metrics.enriched.h1", encode_frame(frame), msg_id=frame.msg_id, headers=headers
+            )
 
     async def unanswered(self) -> int:
         info = await self.bus.js.consumer_info(subjects.METRICS_ENRICHED, "batcher")
@@ -126,6 +130,25 @@ async def test_a_store_that_comes_back_gets_everything(tmp_path: Path) -> None:
         assert problems[:2] == ["away", "away"]
         assert HEALTH_PART not in b.health.problems
         assert await b.unanswered() == 0
+
+
+async def test_replayed_frames_are_stored_and_tell_no_lag(tmp_path: Path) -> None:
+    """How old they are says nothing about how fast frames are stored."""
+    async with batcher(tmp_path) as b:
+        told: list[FramesStored] = []
+
+        async def hear(message: Message) -> None:
+            told.append(decode_stored(message.data))
+
+        await b.bus.subscribe(subjects.METRICS_STORED, hear)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(b.run(), name="batcher")
+            await b.publish(3, {HEADER_REPLAY: str(new_id())})
+            await b.publish(2)
+            await until(lambda: sum(stored.frames for stored in told) == 5)
+            b.stop.set()
+        assert len(b.sink.seqs) == 5
+        assert sum(len(stored.lags_ms) for stored in told) == 2
 
 
 async def test_nothing_is_acked_and_little_is_fetched_while_the_store_is_away(
