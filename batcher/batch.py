@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from operator import attrgetter
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -44,10 +45,13 @@ Longs = npt.NDArray[np.int64]
 def token(frames: Iterable[EnrichedFrame]) -> str:
     """A batch's identity by content: the same frames, in whatever order, give the same token.
 
-    The time of collection takes part, because the same raw frame collected again may have more
-    good rows than the first time.
+    The time of collection and the VMs take part, because the same raw frame collected again, or
+    replayed in parts, may have other good rows than the first time.
     """
-    lines = [f"{f.host}:{f.run_id.int}:{f.seq}/{f.collected_at_ns}/{f.rows}" for f in frames]
+    lines = [
+        f"{f.host}:{f.run_id.int}:{f.seq}/{f.collected_at_ns}/{f.rows}/{crc32(f.vm_ids)}"
+        for f in frames
+    ]
     lines.sort()
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

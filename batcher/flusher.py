@@ -27,7 +27,7 @@ from runtime.retry import forever
 from runtime.telemetry import span
 from schemas import subjects
 from schemas.codec import encode
-from schemas.frames import EnrichedFrame, FramesStored
+from schemas.frames import EnrichedFrame, FramesStored, replay_of
 from schemas.units import NS_PER_MS, NS_PER_S
 
 _log = structlog.get_logger("decisec.flusher")
@@ -225,7 +225,11 @@ class Flusher:
         """Ack what the store has said yes to, and tell of it."""
         frames = [one.frame for one in held]
         size = sum(len(one.delivery.data) for one in held)
-        lags_ms = [(stored_at_ns - frame.sampled_at_ns) // NS_PER_MS for frame in frames]
+        lags_ms = [
+            (stored_at_ns - one.frame.sampled_at_ns) // NS_PER_MS
+            for one in held
+            if not replay_of(one.delivery.headers)
+        ]
         self._instruments.stored(rows=rows, frames=len(frames), size=size, seconds=seconds)
         self._instruments.lagged(lags_ms)
         for number, one in enumerate(held):
@@ -235,7 +239,7 @@ class Flusher:
         await self._announce(frames, batch_id, rows, stored_at_ns, lags_ms)
         _log.debug(
             "batch.flushed", batch_id=batch_id[:16], rows=rows, frames=len(frames),
-            size_bytes=size, seconds=round(seconds, 4), lag_max_ms=max(lags_ms),
+            size_bytes=size, seconds=round(seconds, 4), lag_max_ms=max(lags_ms, default=None),
         )  # fmt: skip
 
     async def _answered(self) -> None:

@@ -9,9 +9,15 @@ import pyarrow as pa
 import pytest
 
 from batcher.flusher import HEALTH_PART
+from runtime.bus import Message
 from runtime.errors import FatalError, OverloadedError, PoisonError, TransientError
-from schemas.frames import HEADER_DETAIL
+from schemas import subjects
+from schemas.codec import decoder
+from schemas.frames import HEADER_DETAIL, HEADER_REPLAY, FramesStored
+from schemas.ids import new_id
 from tests.support.flusher import batcher, until
+
+decode_stored = decoder(FramesStored)
 
 
 async def test_a_store_that_comes_back_gets_everything(tmp_path: Path) -> None:
@@ -34,6 +40,25 @@ async def test_a_store_that_comes_back_gets_everything(tmp_path: Path) -> None:
         assert problems[:2] == ["away", "away"]
         assert HEALTH_PART not in b.health.problems
         await b.left(0)
+
+
+async def test_replayed_frames_are_stored_and_tell_no_lag(tmp_path: Path) -> None:
+    """How old they are says nothing about how fast frames are stored."""
+    async with batcher(tmp_path) as b:
+        told: list[FramesStored] = []
+
+        async def hear(message: Message) -> None:
+            told.append(decode_stored(message.data))
+
+        await b.bus.subscribe(subjects.METRICS_STORED, hear)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(b.run(), name="batcher")
+            await b.publish(3, {HEADER_REPLAY: str(new_id())})
+            await b.publish(2)
+            await until(lambda: sum(stored.frames for stored in told) == 5)
+            b.stop.set()
+        assert len(b.sink.seqs) == 5
+        assert sum(len(stored.lags_ms) for stored in told) == 2
 
 
 async def test_nothing_is_acked_and_little_is_fetched_while_the_store_is_away(

@@ -84,12 +84,14 @@ class Batcher:
             await self.flusher.run()
             fetching.cancel()
 
-    async def publish(self, count: int) -> None:
+    async def publish(self, count: int, headers: dict[str, str] | None = None) -> None:
         """So many frames of one row, numbered from 0."""
         publisher = Publisher(self.bus)
         for seq in range(count):
             frame = enriched([Reading(new_id(), TICK_MS)], seq=seq)
-            await publisher.publish("metrics.enriched.h1", encode_frame(frame), msg_id=frame.msg_id)
+            await publisher.publish(
+                "metrics.enriched.h1", encode_frame(frame), msg_id=frame.msg_id, headers=headers
+            )
 
     async def unanswered(self) -> int:
         """Frames that the server waits for an answer to, or has not given out."""

@@ -156,12 +156,13 @@ def test_a_frame_without_rows_adds_none() -> None:
 
 
 def test_the_token_stands_for_the_content() -> None:
-    """Order does not matter; another frame, or the same one collected again, does."""
+    """Order does not matter; another frame, one collected again, other rows of one do."""
     one = enriched([Reading(new_id(), TICK_MS)], seq=1)
     two = enriched([Reading(new_id(), TICK_MS)], seq=2)
     again = msgspec.structs.replace(one, collected_at_ns=one.collected_at_ns + 1)
+    other = msgspec.structs.replace(one, vm_ids=new_id().bytes)
     assert token([one, two]) == token([two, one])
-    assert len({token([one]), token([two]), token([one, two]), token([again])}) == 4
+    assert len({token(f) for f in ([one], [two], [one, two], [again], [other])}) == 5
 
 
 @settings(deadline=None)
