@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from collector.app import DURABLE
 from schemas.ids import new_id
 from schemas.subjects import METRICS_ENRICHED, METRICS_RAW
 from schemas.units import TICK_MS
@@ -57,7 +56,7 @@ async def through_nats(folder: Path, seconds: float) -> dict[str, Any]:
         await stack.start("collector")
         async with Watch(stack.pids("nats-server", "collector")) as watch:
             await stream.holds(bus, METRICS_ENRICHED, frames, timeout_s=60 + seconds * 20)
-            await stream.answered(bus, METRICS_RAW, DURABLE, timeout_s=60)
+            await stream.answered(bus, METRICS_RAW, timeout_s=60)
         took_s = await stream.taken_s(bus, METRICS_ENRICHED)
     return {
         "samples": samples,

@@ -69,8 +69,8 @@ async def _count(bus: Bus, stream: str) -> int:
         return 0
 
 
-async def answered(bus: Bus, stream: str, durable: str, *, timeout_s: float) -> None:
-    """Return once a consumer has answered for every message of its stream.
+async def answered(bus: Bus, stream: str, *, timeout_s: float) -> None:
+    """Return once a stream's consumers have answered for every message of theirs.
 
     Raises:
         TimeoutError: It has not in time.
@@ -78,8 +78,8 @@ async def answered(bus: Bus, stream: str, durable: str, *, timeout_s: float) -> 
     async with asyncio.timeout(timeout_s):
         while True:
             try:
-                info = await bus.js.consumer_info(stream, durable)
-                if not info.num_pending and not info.num_ack_pending:
+                infos = await bus.js.consumers_info(stream)
+                if infos and not any(i.num_pending or i.num_ack_pending for i in infos):
                     return
             except (nats.errors.Error, nats.js.errors.Error, OSError):
                 pass  # not there yet
