@@ -34,6 +34,8 @@ _log = structlog.get_logger("decisec.flusher")
 
 HEALTH_PART = "store"
 _MAX_LAGS = 1000
+_MAX_MEASURED = 100
+"""Lags of one flush that go into the histogram; each costs as much as decoding a frame."""
 _ACKS_AT_A_TIME = 64
 """Between so many acks other tasks get their turn, the next insert above all."""
 _OVERLOAD_WAIT_S = 1.0
@@ -227,7 +229,7 @@ class Flusher:
         size = sum(len(one.delivery.data) for one in held)
         lags_ms = [(stored_at_ns - frame.sampled_at_ns) // NS_PER_MS for frame in frames]
         self._instruments.stored(rows=rows, frames=len(frames), size=size, seconds=seconds)
-        self._instruments.lagged(lags_ms)
+        self._instruments.lagged(thinned(lags_ms, _MAX_MEASURED))
         for number, one in enumerate(held):
             if number % _ACKS_AT_A_TIME == 0:
                 await asyncio.sleep(0)
