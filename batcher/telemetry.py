@@ -21,7 +21,9 @@ class Instruments:
             "decisec_batcher_flush", unit="s", description="From the batch to the store's yes"
         )
         self._lag = m.create_histogram(
-            "decisec_batcher_lag", unit="s", description="From sampling to queryable, per frame"
+            "decisec_batcher_lag",
+            unit="s",
+            description="From sampling to queryable, 100 frames of each flush",
         )
         self._retries = m.create_counter(
             "decisec_batcher_retries", description="Failed inserts, by class of error"
@@ -48,7 +50,7 @@ class Instruments:
         self._flush.record(seconds)
 
     def lagged(self, lags_ms: Iterable[int]) -> None:
-        """Lags of the frames of an insert."""
+        """Lags of frames of an insert."""
         for lag_ms in lags_ms:
             self._lag.record(lag_ms / 1000)
 
