@@ -20,7 +20,7 @@ from runtime.publisher import Publisher
 from runtime.reading import read_stream
 from runtime.streams import apply, declared
 from schemas import subjects
-from schemas.events import decode_host_event, event_type
+from schemas.events import HostSuspected, decode_host_event, event_type
 from schemas.frames import Frame, decode_enriched_frame, encode_frame
 from schemas.ids import new_id
 from schemas.vms import decode_vm_record
@@ -119,7 +119,10 @@ class Crowd:
         self._arrived.set()
 
     async def _listen(self, message: Message) -> None:
-        self.told[event_type(decode_host_event(message.data))] += 1
+        event = decode_host_event(message.data)
+        # Once they have been stopped, hosts are silent indeed.
+        if not (self._stop.is_set() and isinstance(event, HostSuspected)):
+            self.told[event_type(event)] += 1
 
 
 async def publish(publisher: Publisher, frame: Frame) -> None:
@@ -247,3 +250,17 @@ async def test_a_stream_without_partitions_is_parted_under_load(tmp_path: Path) 
                 await crowd.stop()
                 crowd.sent = [f for f in crowd.sent if f.msg_id not in done]
                 await crowd.check()
+
+
+async def test_the_number_of_partitions_changes_under_load(
+    served: tuple[NatsServer, Bus], tmp_path: Path
+) -> None:
+    """More of them, then fewer: no frame is left behind in one that there is no more."""
+    server, bus = served
+    async with crowd_of(bus) as crowd, crew(tmp_path, server.url, 2):
+        await crowd.served_anew(20)
+        for partitions in (12, 5):
+            await apply(bus, declared(partitions=partitions))
+            await crowd.served_anew(10)
+        await crowd.stop()
+        await crowd.check()

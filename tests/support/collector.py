@@ -14,7 +14,7 @@ from uuid import UUID
 import nats.errors
 import nats.js.errors
 
-from collector.crew import units_of
+from collector.crew import DURABLE, units_of
 from runtime.bus import Bus, Message
 from schemas.collectors import CollectorAlive, decode_collector_alive
 from schemas.subjects import COLLECTORS_ALIVE, METRICS_RAW, partitions_of
@@ -102,11 +102,14 @@ async def all_collected(bus: Bus, *, timeout_s: float = 60.0) -> None:
 async def unanswered(bus: Bus) -> int | None:
     """Raw frames that no collector has answered for; None while nobody can say."""
     try:
-        config = (await bus.js.stream_info(METRICS_RAW)).config
-        transform = config.subject_transform
-        durables = units_of(partitions_of((transform and transform.dest) or ""))
-        found = [await bus.js.consumer_info(METRICS_RAW, durable) for durable in durables]
+        transform = (await bus.js.stream_info(METRICS_RAW)).config.subject_transform
+        found = await bus.js.consumers_info(METRICS_RAW)
     except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError):
+        return None
+    found = [info for info in found if info.name.startswith(DURABLE)]
+    if units_of(partitions_of((transform and transform.dest) or "")).keys() - {
+        info.name for info in found
+    }:
         return None
     return sum((info.num_pending or 0) + (info.num_ack_pending or 0) for info in found)
 
