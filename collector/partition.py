@@ -22,6 +22,7 @@ from runtime.pinned import PinnedConsumer
 from runtime.publisher import Publisher
 from runtime.telemetry import span
 from schemas import subjects
+from schemas.frames import replay_of
 from schemas.units import NS_PER_S
 
 _log = structlog.get_logger("decisec.collector")
@@ -194,6 +195,7 @@ def _intake(delivery: Delivery) -> Intake:
         stream=delivery.stream,
         sequence=delivery.sequence,
         redelivered=delivery.attempts > 1,
+        replay=replay_of(delivery.headers),
     )
 
 

@@ -32,10 +32,12 @@ from collector.messages import (
     Outgoing,
     event_message,
     reject_message,
+    replay_headers,
 )
 from collector.silence import Silence, SilenceLimits
 from collector.specs import SpecIndex
 from schemas.errors import MalformedMessageError
+from schemas.events import HostEvent
 from schemas.frames import MAX_FRAME_BYTES, Frame, RejectReason, decode_frame, encode_frame
 from schemas.subjects import metrics_enriched
 from schemas.units import NS_PER_MS, NS_PER_S, TICK_MS
@@ -114,15 +116,7 @@ class Pipeline:
             return _refuse_whole(Outcome(), intake, error, rows=1)
         at = datetime.fromtimestamp(now.wall_ns / NS_PER_S, UTC)
         outcome = Outcome(
-            side=[
-                event_message(event)
-                for event in (
-                    *self.silence.heard(frame.host, now.monotonic_ns, at),
-                    *self.gaps.observe(
-                        frame.host, frame.run_id, frame.seq, redelivered=intake.redelivered, at=at
-                    ),
-                )
-            ]
+            side=[event_message(event) for event in self._observe(intake, frame, now, at)]
         )
         if frame.tick_ms * NS_PER_MS > now.wall_ns + self.rules.max_future_ns:
             skew_ms = frame.tick_ms - now.wall_ns // NS_PER_MS
@@ -167,6 +161,14 @@ class Pipeline:
                 RejectReason.INVALID_FRAME, f"tick_ms {frame.tick_ms} is no multiple of {TICK_MS}"
             )
         return frame
+
+    def _observe(self, intake: Intake, frame: Frame, now: Now, at: datetime) -> list[HostEvent]:
+        """What its coming says of the host. A replayed frame may fill a gap, and says no more."""
+        alone = intake.redelivered or bool(intake.replay)
+        gaps = self.gaps.observe(frame.host, frame.run_id, frame.seq, redelivered=alone, at=at)
+        if intake.replay:
+            return [*gaps]
+        return [*self.silence.heard(frame.host, now.monotonic_ns, at), *gaps]
 
     def _layout(self, host: _Host, frame: Frame) -> Layout:
         layouts = host.layouts
@@ -264,9 +266,17 @@ def _finish(
         outcome.side.append(
             reject_message(intake, reason, _describe(reason, frame, bad), encode_frame(bad))
         )
-    outcome.enriched = Outgoing(metrics_enriched(frame.host), payload, enriched.msg_id)
+    msg_id = enriched.msg_id
+    if intake.replay:
+        # An id of its own, lest the stream take it for the first one; with the place in the
+        # stream, since one replay may bring a frame's rows in several messages.
+        msg_id = f"{msg_id}:{intake.replay}:{intake.sequence}"
+    else:
+        outcome.lag_ns = now.wall_ns - frame.sampled_at_ns
+    outcome.enriched = Outgoing(
+        metrics_enriched(frame.host), payload, msg_id, replay_headers(intake) or None
+    )
     outcome.samples = enriched.rows
-    outcome.lag_ns = now.wall_ns - frame.sampled_at_ns
     return outcome
 
 

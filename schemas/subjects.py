@@ -6,6 +6,7 @@ import re
 from typing import NamedTuple
 from uuid import UUID
 
+from schemas.audit import AuditEntry
 from schemas.commands import COMMAND_OF, Command
 from schemas.errors import InvalidIdError, MalformedMessageError
 from schemas.events import HostEvent, VmEvent, event_type
@@ -121,6 +122,27 @@ def host_of_metrics(subject: str) -> str:
 def collector_alive(collector_id: str) -> str:
     """`collector.alive.<collector>`: core NATS, twice a second."""
     return f"collector.alive.{token(collector_id)}"
+
+
+def filters_of_host(stream: str, host_id: str) -> tuple[str, ...]:
+    """What the messages of one host have as subjects in a stream; empty where no subject tells.
+
+    A filter of stored subjects, for consumers.
+    """
+    host = token(host_id)
+    filters = {
+        METRICS_RAW: (f"metrics.raw.{host}", f"metrics.raw.*.{host}"),
+        METRICS_ENRICHED: (f"metrics.enriched.{host}",),
+        METRICS_REJECTED: (f"metrics.rejected.*.{host}",),
+        HOST_EVENTS: (f"host.evt.{host}.>",),
+        VM_COMMANDS: (f"vm.cmd.{host}.>",),
+    }
+    return filters.get(stream, ())
+
+
+def audit(entry: AuditEntry) -> str:
+    """`audit.<customer>.<action>`."""
+    return f"audit.{token(entry.customer_id)}.{token(entry.action)}"
 
 
 def usage_query(customer_id: str) -> str:

@@ -119,6 +119,22 @@ def test_every_verb_has_a_command_and_a_subject() -> None:
     assert subjects.vm_command(command) == f"vm.cmd.h1.{command.vm_id}.boot"
 
 
+@given(TOKENS)
+def test_filters_of_a_host_match_its_subjects(host: str) -> None:
+    """For each stream whose subjects name hosts; none where they do not."""
+    built = {
+        subjects.METRICS_RAW: subjects.metrics_raw(host),
+        subjects.METRICS_ENRICHED: subjects.metrics_enriched(host),
+        subjects.METRICS_REJECTED: subjects.metrics_rejected("unknown_vm", host),
+    }
+    for stream, subject in built.items():
+        assert subjects.host_of_metrics(subject) == host
+        for pattern in subjects.filters_of_host(stream, host):
+            assert subjects.host_of_metrics(pattern) == host
+            assert pattern.split(".")[:2] == subject.split(".")[:2]
+    assert subjects.filters_of_host(subjects.VM_EVENTS, host) == ()
+
+
 @pytest.mark.parametrize("trick", [t for t in TRICKS if t != ""])
 def test_no_subject_is_built_from_a_trick(trick: str) -> None:
     """A bad customer or host never reaches a subject."""
@@ -127,6 +143,8 @@ def test_no_subject_is_built_from_a_trick(trick: str) -> None:
     ):  # fmt: skip
         with pytest.raises(InvalidIdError):
             build(trick)
+    with pytest.raises(InvalidIdError):
+        subjects.filters_of_host(subjects.METRICS_RAW, trick)
 
 
 @given(st.integers(1, 1024))
