@@ -14,9 +14,11 @@ from datetime import timedelta
 import structlog
 
 from batcher.buffer import Buffer, Custody, Limits
+from batcher.feeds import Feeder
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
 from batcher.migrations import migrate, shipped
+from batcher.records import FEEDS
 from batcher.refusals import Refusals
 from batcher.retention import apply_retention
 from batcher.settings import BatcherSettings
@@ -102,6 +104,9 @@ async def main(service: Service[BatcherSettings]) -> None:
             fetching = group.create_task(intake.run(service.stop), name="intake")
             renewing = group.create_task(_renew(custody), name="renewal")
             watching = group.create_task(_watch(consumer, instruments), name="pending")
+            for feed in FEEDS:
+                feeder = Feeder(service.bus, store, feed, instruments, clock)
+                group.create_task(feeder.run(service.stop), name=f"feed-{feed.table}")
             await flusher.run()
             for task in (fetching, renewing, watching):
                 task.cancel()

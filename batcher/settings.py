@@ -29,6 +29,8 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         usage_days: How long the rollup per minute is kept; not shorter than ticks.
         usage_hour_days: How long the rollup per hour is kept; not shorter than minutes.
         usage_day_days: How long the rollup per day is kept; not shorter than hours.
+        events_days: How long events of VMs and of metering are kept.
+        audit_days: How long audit entries are kept.
         query_limit_s: Longest that a usage query may take.
     """
 
@@ -43,6 +45,8 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
     usage_days: Days = 90
     usage_hour_days: Days = 730
     usage_day_days: Days = 2555
+    events_days: Days = 730
+    audit_days: Days = 2555
     query_limit_s: Annotated[int, msgspec.Meta(ge=1, le=300)] = 10
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 from uuid import UUID
 
+from schemas.audit import AuditEntry
 from schemas.commands import COMMAND_OF, Command
 from schemas.errors import InvalidIdError, MalformedMessageError
 from schemas.events import HostEvent, VmEvent, event_type
@@ -81,6 +82,11 @@ def host_of_metrics(subject: str) -> str:
         InvalidIdError: The subject does not end in a valid host id.
     """
     return token(subject.rpartition(".")[2])
+
+
+def audit(entry: AuditEntry) -> str:
+    """`audit.<customer>.<action>`."""
+    return f"audit.{token(entry.customer_id)}.{token(entry.action)}"
 
 
 def usage_query(customer_id: str) -> str:
