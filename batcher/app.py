@@ -23,6 +23,8 @@ from batcher.refusals import Refusals
 from batcher.retention import apply_retention
 from batcher.settings import BatcherSettings
 from batcher.store import Store, keep_temporary_files_beside
+from batcher.store_door import SUBJECT as STORE_SUBJECT
+from batcher.store_door import StoreDoor
 from batcher.telemetry import Instruments
 from batcher.usage_door import QUEUE, SUBJECT, UsageDoor
 from batcher.windows import Retention
@@ -74,6 +76,8 @@ async def main(service: Service[BatcherSettings]) -> None:
             return
         door = UsageDoor(reader, retention, instruments, clock, limit_s=settings.query_limit_s)
         subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
+        store_door = StoreDoor(reader, retention, service.bus, clock)
+        await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
         custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 3)
         refusals = Refusals(Publisher(service.bus), custody, instruments)
         buffer = Buffer(
