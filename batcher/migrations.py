@@ -115,7 +115,7 @@ async def migrate(store: Store, migrations: Sequence[Migration]) -> datetime:
         FatalError: As `missing` says, or the store refuses a statement.
         TransientError: The store is away.
     """
-    await store.command(_LEDGER)
+    await store.change(_LEDGER)
     if missing(migrations, await _applied(store)):
         async with schema_lock(store):
             # Whoever held the lock before has perhaps done it all.
@@ -179,7 +179,7 @@ async def _applied(store: Store) -> list[tuple[int, str]]:
 
 async def _apply(store: Store, migration: Migration) -> None:
     for statement in migration.statements:
-        await store.command(statement)
+        await store.change(statement)
     await store.command(
         "INSERT INTO schema_migrations (version, name, sha256) "
         "VALUES ({version:UInt32}, {name:String}, {sha256:String})",

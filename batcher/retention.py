@@ -51,7 +51,7 @@ async def set_retention(store: Store, table: str, days: int) -> None:
         {"database": store.database, "table": table},
     )
     if f"TTL {expression} " not in f"{rows[0][0]} ":
-        await store.command(f"ALTER TABLE {table} MODIFY TTL {expression}")
+        await store.change(f"ALTER TABLE {table} MODIFY TTL {expression}")
         _log.info("retention.changed", table=table, days=days)
 
 

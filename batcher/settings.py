@@ -21,6 +21,7 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         store_path: Directory of an embedded store (chDB), owned by this process alone.
         store_url: `http://user@host:8123` or `https://…` of a ClickHouse server instead.
         store_password: Password for `store_url`; best given as a variable.
+        store_cluster: Keep the tables on all replicas of this cluster of the server's.
         database: Created if missing.
         flush_rows: A batch is sent once it holds this many rows,
         flush_bytes: or this many bytes of frames,
@@ -37,6 +38,7 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
     store_path: str = ""
     store_url: str = ""
     store_password: str = ""
+    store_cluster: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}$(?!\n)")] = ""
     database: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$(?!\n)")] = "decisec"
     flush_rows: Annotated[int, msgspec.Meta(ge=1, le=2_000_000)] = 200_000
     flush_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1_073_741_824)] = 67_108_864
@@ -82,6 +84,11 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
                 "DECISEC_BATCHER_STORE_URL (ClickHouse server)"
             )
         if not self.store_url:
+            if self.store_cluster:
+                raise SettingsError(
+                    "DECISEC_BATCHER_STORE_CLUSTER: an embedded store has no replicas; "
+                    "give DECISEC_BATCHER_STORE_URL"
+                )
             return
         try:
             parts = urlsplit(self.store_url)

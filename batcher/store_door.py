@@ -103,6 +103,7 @@ class StoreDoor:
             engine=str(engine[0][0]),
             embedded=store.settings.embedded,
             database=store.database,
+            cluster=store.settings.store_cluster,
             first_day=first,
             last_day=last,
             migrations=await statuses(store, shipped()),

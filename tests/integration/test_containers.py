@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from testcontainers.community.clickhouse import ClickHouseContainer
@@ -27,6 +28,29 @@ CLICKHOUSE_IMAGE = "clickhouse/clickhouse-server:25.8"
 NATS_IMAGE = "nats:2.12"
 NATS_PORT = 4222
 PASSWORD = "correct-horse-battery-staple"
+CLUSTER = """<clickhouse>
+  <keeper_server>
+    <tcp_port>9181</tcp_port>
+    <server_id>1</server_id>
+    <log_storage_path>/var/lib/clickhouse/coordination/log</log_storage_path>
+    <snapshot_storage_path>/var/lib/clickhouse/coordination/snapshots</snapshot_storage_path>
+    <raft_configuration>
+      <server><id>1</id><hostname>localhost</hostname><port>9234</port></server>
+    </raft_configuration>
+  </keeper_server>
+  <zookeeper><node><host>localhost</host><port>9181</port></node></zookeeper>
+  <macros><shard>01</shard><replica>one</replica></macros>
+  <distributed_ddl><path>/clickhouse/task_queue/ddl</path></distributed_ddl>
+  <remote_servers>
+    <main>
+      <shard>
+        <internal_replication>true</internal_replication>
+        <replica><host>localhost</host><port>9000</port></replica>
+      </shard>
+    </main>
+  </remote_servers>
+</clickhouse>
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,6 +85,28 @@ async def test_a_clickhouse_server_takes_what_the_embedded_store_takes(clickhous
 async def test_a_clickhouse_server_refuses_a_wrong_password(clickhouse_url: str) -> None:
     """Fatal, as for the stand-in, and without the password in the message."""
     await check_wrong_password(clickhouse_url)
+
+
+async def test_a_cluster_keeps_the_tables_on_its_replicas(tmp_path: Path) -> None:
+    """One replica with a Keeper of its own: the rendered schema applies, and the checks hold."""
+    config = tmp_path / "cluster.xml"
+    config.write_text(CLUSTER)
+    container = ClickHouseContainer(
+        CLICKHOUSE_IMAGE, username="batcher", password=PASSWORD, dbname="default"
+    ).with_volume_mapping(str(config), "/etc/clickhouse-server/config.d/cluster.xml", "ro")
+    with container as server:
+        url = f"http://batcher@{server.get_container_host_ip()}:{server.get_exposed_port(8123)}"
+        store = Store(BatcherSettings(store_url=url, store_password=PASSWORD, store_cluster="main"))
+        try:
+            await check_store(store)
+            rows = await store.query(
+                "SELECT name, engine FROM system.tables"
+                " WHERE database = 'decisec' AND engine LIKE '%MergeTree'"
+            )
+        finally:
+            await store.close()
+    assert {"samples", "usage_minute", "schema_migrations"} <= {row[0] for row in rows}
+    assert all(str(row[1]).startswith("Replicated") for row in rows)
 
 
 async def test_a_nats_server_takes_the_streams() -> None:
