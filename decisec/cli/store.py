@@ -40,19 +40,42 @@ def migrate(as_json: Json = False) -> None:
     """
     from schemas.store import decode_migrations_done
 
-    # The schema is the batcher's business: it runs in a process of its own, with its settings.
-    done = subprocess.run(
-        [sys.executable, "-m", "batcher.migrate"], capture_output=True, check=False
-    )
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it failed"]
-        code = Exit.USAGE if done.returncode == _EX_CONFIG else Exit.FAILED
-        raise CommandError(said[-1], code, "not_migrated")
-    found = decode_migrations_done(done.stdout)
+    out = _batcher("migrate")
+    found = decode_migrations_done(out)
     if as_json:
         show_json(found)
     else:
         show(f"{len(found.migrations)} migrations, {found.pending} pending")
+
+
+@app.command(epilog=EPILOG)
+def grant(
+    customer: Annotated[str, typer.Argument(metavar="CUSTOMER", help="Whose rows.")],
+    reads_all: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="USER",
+            help="Sees all rows as before, such as the batcher's user; repeatable.",
+            show_default="the user in DECISEC_BATCHER_STORE_URL",
+        ),
+    ] = None,
+    only_print: Annotated[
+        bool, typer.Option("--print", help="Show the statements and run none.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a role on a server that reads one customer's rows and nobody else's. Safe to repeat.
+
+    Runs by the batcher's DECISEC_* settings, as a user who may give rights. Then give the role to a
+    user of the server: GRANT decisec_reader_CUSTOMER TO somebody.
+    """
+    more = [part for user in reads_all or () for part in ("--reads-all", user)]
+    out = _batcher("grants", *more, *(["--print"] if only_print else []), "--", customer)
+    statements = [line.removesuffix(";") for line in out.decode().splitlines()]
+    if as_json:
+        show_json({"applied": not only_print, "statements": statements})
+    else:
+        sys.stdout.write(out.decode())
 
 
 @app.command(epilog=EPILOG)
@@ -137,6 +160,22 @@ def check(
         _show(found)
     if any(d.behind for one in found for d in (one.left if repair else one.differences)):
         raise typer.Exit(DIFFERS)
+
+
+def _batcher(module: str, *arguments: str) -> bytes:
+    """What a module of the batcher's says, run in a process of its own by the batcher's settings.
+
+    Raises:
+        CommandError: It failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", f"batcher.{module}", *arguments], capture_output=True, check=False
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["it failed"]
+        wrong = done.returncode in (_EX_CONFIG, Exit.USAGE)
+        raise CommandError(said[-1], Exit.USAGE if wrong else Exit.FAILED, "refused")
+    return done.stdout
 
 
 async def _status(nats_url: str, state_dir: Path) -> StoreStatus:

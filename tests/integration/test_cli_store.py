@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from batcher.grants import grants
 from batcher.migrations import shipped
 from decisec.cli.exits import Exit
 from runtime.bus import Bus
@@ -107,7 +108,7 @@ def test_without_a_batcher_it_says_so(
     shell = Shell(tmp_path, capfd, monkeypatch)
     assert shell("store", "status", "--json").code == Exit.UNREACHABLE
     refused = shell("store", "migrate", "--json")
-    assert (refused.code, refused.problem["code"]) == (Exit.USAGE, "not_migrated")
+    assert (refused.code, refused.problem["code"]) == (Exit.USAGE, "refused")
     assert "STORE_URL" in refused.problem["detail"]
 
 
@@ -120,3 +121,24 @@ def test_an_embedded_store_is_migrated_where_no_batcher_holds_it(
         done = shell("store", "migrate", "--json", DECISEC_BATCHER_STORE_PATH=str(tmp_path / "s"))
         assert done.json["pending"] == 0
         assert len(done.json["migrations"]) == len(shipped())
+
+
+def test_grants_are_shown_before_they_are_given(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a server; an embedded store has no users, and a name that is none is refused."""
+    shell = Shell(tmp_path, capfd, monkeypatch)
+    server = "http://bat%20cher@nowhere.invalid:8123"
+    shown = shell("store", "grant", "acme", "--print", "--json", DECISEC_BATCHER_STORE_URL=server)
+    assert shown.json == {
+        "applied": False,
+        "statements": grants("acme", database="decisec", reads_all=["bat cher"]),
+    }
+    for customer, settings, words in (
+        ("acme", {"DECISEC_BATCHER_STORE_PATH": str(tmp_path / "s")}, "no users"),
+        ("it's", {"DECISEC_BATCHER_STORE_URL": server}, "no valid id"),
+        ("--print", {"DECISEC_BATCHER_STORE_URL": server}, "no valid id"),
+    ):
+        refused = shell("store", "grant", "--json", "--", customer, **settings)
+        assert refused.code in (Exit.USAGE, Exit.FAILED)
+        assert words in refused.err
