@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import nats.errors
 import nats.js.errors
@@ -46,6 +47,11 @@ class Delivery:
     stream: str
     sequence: int
     attempts: int
+
+    @property
+    def recorded_at(self) -> datetime:
+        """When the stream took the message, by the server's clock: the same on each delivery."""
+        return self.raw.metadata.timestamp
 
     async def ack(self) -> None:
         """Done: never deliver it again. Lost acks lead to a redelivery."""
