@@ -91,6 +91,9 @@ HEADER_REASON = "Decisec-Reason"
 HEADER_DETAIL = "Decisec-Detail"
 HEADER_ORIGIN_STREAM = "Decisec-Origin-Stream"
 HEADER_ORIGIN_SEQUENCE = "Decisec-Origin-Sequence"
+HEADER_COMPLETE_MS = "Decisec-Complete-Ms"
+"""A claim of the frame's host, in Unix ms: each of its frames with an earlier tick was acknowledged
+by `METRICS_RAW` before this one was sent, or is lost and will never come."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Version = Annotated[int, msgspec.Meta(ge=1, le=255)]

@@ -25,6 +25,8 @@ HOSTS = "hosts"
 HOST_ORDERS = "host_orders"
 OPERATIONS = "operations"
 
+METRICS_PROGRESS = "metrics.progress."
+"""What the subjects begin with on which collectors say how far hosts have come."""
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""
 
@@ -67,6 +69,11 @@ def metrics_raw(host_id: str) -> str:
 def metrics_enriched(host_id: str) -> str:
     """`metrics.enriched.<host>`."""
     return f"metrics.enriched.{token(host_id)}"
+
+
+def metrics_progress(collector: str) -> str:
+    """`metrics.progress.<collector>`, in the stream of enriched frames."""
+    return f"{METRICS_PROGRESS}{token(collector)}"
 
 
 def metrics_rejected(reason: str, host_id: str) -> str:
