@@ -13,8 +13,10 @@ import structlog
 from opentelemetry.trace import SpanKind
 
 from collector.checks import CpuLimit
+from collector.claims import Claims, claimed_ms
 from collector.messages import Intake, Now, Outcome, Outgoing
 from collector.pipeline import Pipeline, Rules
+from collector.progress import Progress
 from collector.settings import CollectorSettings
 from collector.silence import SilenceLimits
 from collector.telemetry import Instruments
@@ -73,7 +75,9 @@ async def main(service: Service[CollectorSettings]) -> None:
         max_ack_pending=settings.max_ack_pending,
         ack_wait_s=settings.ack_wait_s,
     )
-    collector = Collector(service.bus, pipeline, SystemClock())
+    claims = Claims()
+    collector = Collector(service.bus, pipeline, SystemClock(), claims)
+    progress = Progress(Publisher(service.bus), DURABLE, claims, consumer.ack_floor)
     service.health.unready(HEALTH_PART, "the VMs' records are not read yet")
     async with asyncio.TaskGroup() as group:
         following = group.create_task(mirror.run(), name="specs")
@@ -83,9 +87,11 @@ async def main(service: Service[CollectorSettings]) -> None:
         if synced.done():
             service.health.ready(HEALTH_PART)
             watching = group.create_task(collector.watch(), name="silence")
+            telling = group.create_task(progress.run(), name="progress")
             async for batch in consumer.batches(service.stop):
                 await collector.handle(batch)
             watching.cancel()
+            telling.cancel()
         for task in (following, synced, stopped):
             task.cancel()
 
@@ -93,10 +99,11 @@ async def main(service: Service[CollectorSettings]) -> None:
 class Collector:
     """Carries out what the pipeline decides."""
 
-    def __init__(self, bus: Bus, pipeline: Pipeline, clock: Clock) -> None:
+    def __init__(self, bus: Bus, pipeline: Pipeline, clock: Clock, claims: Claims) -> None:
         self._bus = bus
         self._pipeline = pipeline
         self._clock = clock
+        self._claims = claims
         self._publisher = Publisher(bus)
         self._instruments = Instruments()
         self._busy_since_ns: int | None = None
@@ -115,6 +122,8 @@ class Collector:
             ]
             async with asyncio.TaskGroup() as group:
                 for delivery, outcome in outcomes:
+                    if outcome.claim is not None:
+                        self._claims.note(*outcome.claim, delivery.sequence)
                     group.create_task(
                         self._carry_out(delivery, outcome), name=f"frame-{delivery.sequence}"
                     )
@@ -177,6 +186,7 @@ def _intake(delivery: Delivery) -> Intake:
         stream=delivery.stream,
         sequence=delivery.sequence,
         redelivered=delivery.attempts > 1,
+        complete_ms=claimed_ms(delivery.headers),
     )
 
 

@@ -30,6 +30,7 @@ class Intake(NamedTuple):
     Attributes:
         sequence: Its place in the stream.
         redelivered: The server has delivered it before.
+        complete_ms: What its host claims with it; see `HEADER_COMPLETE_MS`.
     """
 
     subject: str
@@ -37,6 +38,7 @@ class Intake(NamedTuple):
     stream: str
     sequence: int
     redelivered: bool
+    complete_ms: int | None = None
 
 
 class Now(NamedTuple):
@@ -67,6 +69,7 @@ class Outcome:
         samples: Good rows.
         rejected: Refused rows per reason; a message without readable rows counts as one.
         lag_ns: Collected less sampled; None for a message that is refused as a whole.
+        claim: A host and what it claims of itself, where that can be believed.
     """
 
     side: list[Outgoing] = field(default_factory=list)
@@ -75,6 +78,7 @@ class Outcome:
     samples: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     lag_ns: int | None = None
+    claim: tuple[str, int] | None = None
 
 
 def event_message(event: HostEvent) -> Outgoing:
