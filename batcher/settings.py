@@ -27,6 +27,8 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         samples_days: How long single ticks are kept.
         usage_days: How long the per-minute rollup is kept.
         query_limit_s: Longest that a usage query may take.
+        complete_margin_s: `complete_until` is never later than so long ago. The clocks of hosts,
+            gateways and batchers may be so far apart, less the 5 s that a record may take.
     """
 
     store_path: str = ""
@@ -39,6 +41,7 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
     samples_days: Days = 7
     usage_days: Days = 90
     query_limit_s: Annotated[int, msgspec.Meta(ge=1, le=300)] = 10
+    complete_margin_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 15
 
     def __repr__(self) -> str:
         """Everything but the password."""

@@ -53,13 +53,22 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to a `UsageQuery`: a row per VM, and their sums."""
+    """Answer to a `UsageQuery`: a row per VM, and their sums.
+
+    Attributes:
+        complete_until: What was used before this time will not change any more: all samples are
+            in the store. None if that is not known.
+        complete: The whole window lies before that time. Asked again, its counters and samples
+            are the same.
+    """
 
     customer_id: CustomerId
     start: Timestamp
     end: Timestamp
     vms: tuple[UsageRow, ...]
     totals: dict[str, Counter]
+    complete_until: Timestamp | None = None
+    complete: bool = False
 
 
 class UsageReply(msgspec.Struct, frozen=True, kw_only=True):
