@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
@@ -36,6 +32,7 @@ from schemas.frames import (
 )
 from schemas.ids import new_id
 from schemas.vms import VmRecord, decode_vm_record
+from tests.support.collector import collector_process
 from tests.support.frames import busy_frames, record
 from tests.support.nats import NatsServer, bus_with_streams
 
@@ -47,55 +44,6 @@ ENDLESS = bytes([255] * 8)
 async def served(tmp_path: Path) -> AsyncIterator[tuple[NatsServer, Bus]]:
     async with bus_with_streams(tmp_path / "nats") as pair:
         yield pair
-
-
-class CollectorProcess:
-    """`python -m collector` with a log in `folder`."""
-
-    def __init__(self, folder: Path, nats_url: str, **settings: str) -> None:
-        self._log_path = folder / "collector.log"
-        self._environment = {
-            **os.environ,
-            "DECISEC_NATS_URL": nats_url,
-            **{f"DECISEC_COLLECTOR_{name.upper()}": value for name, value in settings.items()},
-        }
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        with self._log_path.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "collector", env=self._environment, stdout=log, stderr=log
-            )
-
-    async def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
-        if self._process is not None:
-            if self._process.returncode is None:
-                self._process.kill()
-            await self._process.wait()
-            self._process = None
-
-    async def stop(self) -> int:
-        """SIGTERM, and wait; returns the exit code."""
-        assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(20):
-            code = await self._process.wait()
-        self._process = None
-        return code
-
-
-@asynccontextmanager
-async def collector_process(
-    folder: Path, nats_url: str, **settings: str
-) -> AsyncIterator[CollectorProcess]:
-    """A started collector for the length of the block."""
-    process = CollectorProcess(folder, nats_url, **settings)
-    await process.start()
-    try:
-        yield process
-    finally:
-        await process.kill()
 
 
 async def put(bus: Bus, *records: VmRecord) -> None:
