@@ -23,6 +23,7 @@ VM_SPECS = "vm_specs"
 VM_STATUS = "vm_status"
 HOSTS = "hosts"
 HOST_ORDERS = "host_orders"
+LOST_HOSTS = "lost_hosts"
 OPERATIONS = "operations"
 
 METRICS_PROGRESS = "metrics.progress."
