@@ -63,8 +63,13 @@ def replay(
     customer: CustomerOption = None,
     vm: VmOption = None,
     speed: Annotated[
-        str, typer.Option(metavar="Nx|max", help="N times as fast as it was; max: as it goes.")
-    ] = "max",
+        str,
+        typer.Option(
+            metavar="Nx|max",
+            help="N times as fast as it was; max: as it goes.",
+            show_default="max",
+        ),
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be replayed; change nothing.")
     ] = False,
@@ -76,7 +81,7 @@ def replay(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Go on with an interrupted replay; nothing else is to be given.",
+            help="Go on with an interrupted replay; only --speed may be given anew.",
             show_default=False,
         ),
     ] = None,
@@ -91,15 +96,21 @@ def replay(
     in the audit. Interrupted, a replay leaves a checkpoint file to go on from (`--resume`). To the
     terminal, --json prints a line per sample.
     """
+    import msgspec
+
     from decisec.streams.checkpoint import Progress, read_checkpoint
     from decisec.streams.targets import GOES_BACK
 
     if resume is not None:
         if source or begin or end or host or customer or vm or again or reason or dry_run:
             raise CommandError(
-                "--resume: the checkpoint says the rest; give nothing else", Exit.USAGE, "usage"
+                "--resume: the checkpoint says the rest; give --speed at most", Exit.USAGE, "usage"
             )
         left = read_checkpoint(resume)
+        if speed:
+            left = msgspec.structs.replace(
+                left, plan=msgspec.structs.replace(left.plan, speed=_factor(speed))
+            )
         asyncio.run(
             _run(left.plan, left.progress, resume, as_json, nats_url, state_dir, resumed=True)
         )
@@ -168,7 +179,7 @@ def _check_target(stream: str, into: str, customers: list[str] | None) -> None:
 
 
 def _factor(speed: str) -> float:
-    if speed == "max":
+    if speed in ("", "max"):
         return 0.0
     try:
         factor = float(speed.removesuffix("x"))
