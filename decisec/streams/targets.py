@@ -53,6 +53,7 @@ SOURCES = {
 GOES_BACK = {COLLECTOR: METRICS_RAW, BATCHER: METRICS_ENRICHED}
 """Streams that are read, and written, for a target on the bus."""
 FILE_KINDS = (".jsonl", ".parquet")
+_GROUP_ROWS = 20_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,12 +154,10 @@ class JsonLines:
 
     async def take(self, items: Sequence[Item]) -> None:
         """Written, and handed to the kernel."""
-        lines = [
-            msgspec.json.encode(row) + b"\n"
-            for item in items
-            for row in rows_of(self._stream, item)
-        ]
-        self._file.write(b"".join(lines))
+        for item in items:
+            rows = rows_of(self._stream, item)
+            self._file.write(b"".join([msgspec.json.encode(row) + b"\n" for row in rows]))
+            await asyncio.sleep(0)  # whoever else has work may do it
         self._file.flush()
         self.written_bytes = self._file.tell()
 
@@ -197,14 +196,20 @@ class Parquet:
         self._schema = schema
 
     async def take(self, items: Sequence[Item]) -> None:
-        """A row group of them."""
+        """Row groups of them, each of bounded size."""
+        rows: list[Row] = []
+        for item in items:
+            rows += rows_of(self._stream, item)
+            if len(rows) >= _GROUP_ROWS:
+                await asyncio.to_thread(self._write, rows)
+                rows = []
+        if rows:
+            await asyncio.to_thread(self._write, rows)
+
+    def _write(self, rows: list[Row]) -> None:
         import pyarrow as pa
 
-        rows = [row for item in items for row in rows_of(self._stream, item)]
-        if rows:
-            await asyncio.to_thread(
-                lambda: self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
-            )
+        self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
 
 
 @contextmanager
