@@ -235,7 +235,7 @@ async def _run(
             if plan.target != TERMINAL:
                 tell = exits.enter_context(_bar(plan, progress))
                 if not plan.target.endswith(".parquet"):
-                    tell = exits.enter_context(_kept(checkpoint, plan, tell))
+                    tell = exits.enter_context(_kept(checkpoint, plan, progress, tell))
             else:
                 tell = _nothing
             work = Replay(connection, plan, target, progress=progress, told=tell)
@@ -299,31 +299,31 @@ def _open(
 
 @contextmanager
 def _kept(
-    path: Path, plan: Plan, tell: Callable[[Progress], None]
+    path: Path, plan: Plan, progress: Progress, tell: Callable[[Progress], None]
 ) -> Iterator[Callable[[Progress], None]]:
     """Keeps the progress in a file for the length of the block; it goes when all is done."""
     import time
 
     from decisec.streams.checkpoint import Checkpoint, write_checkpoint
 
-    saved_s = 0.0
-    last: Progress | None = None
+    def save() -> float:
+        write_checkpoint(path, Checkpoint(plan=plan, progress=progress))
+        return time.monotonic()
 
-    def told(progress: Progress) -> None:
-        nonlocal saved_s, last
-        tell(progress)
-        last = progress
+    # Before anything is done: where no checkpoint can be written, nothing is begun.
+    saved_s = save()
+
+    def told(now: Progress) -> None:
+        nonlocal saved_s
+        tell(now)
         if time.monotonic() - saved_s >= _SAVE_EVERY_S:
-            write_checkpoint(path, Checkpoint(plan=plan, progress=progress))
-            saved_s = time.monotonic()
+            saved_s = save()
 
     try:
         yield told
     except BaseException:
-        if last is not None:
-            write_checkpoint(path, Checkpoint(plan=plan, progress=last))
-        if path.exists():
-            say(f"not done; to go on: decisec replay --resume {path}")
+        save()
+        say(f"not done; to go on: decisec replay --resume {path}")
         raise
     path.unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -245,7 +246,8 @@ def rows_of(stream: str, item: Item) -> Iterator[Row]:
             yield {**where, **row}
     elif stream == METRICS_REJECTED:
         reject = msgspec.to_builtins(reject_of(item.record))
-        yield {**where, **reject, "samples": samples_in(item.record)}
+        data = b64encode(item.record.data).decode()
+        yield {**where, **reject, "samples": samples_in(item.record), "data_base64": data}
     else:
         yield {**where, **message_row(stream, item.record)}
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import time
+from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,10 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from decisec.cli.exits import Exit
+from decisec.streams.checkpoint import Checkpoint, Plan, Progress, write_checkpoint
 from runtime.bus import Bus
 from runtime.publisher import Publisher
 from runtime.reading import count_messages
 from schemas.codec import encode
+from schemas.commands import CreateVm
 from schemas.events import GapClosed, GapOpened, HostSilent, VmDeleted
 from schemas.frames import HEADER_DETAIL, HEADER_REASON, encode_frame
 from schemas.ids import new_id
@@ -28,8 +31,10 @@ from schemas.subjects import (
     host_event,
     metrics_enriched,
     metrics_rejected,
+    vm_command,
     vm_event,
 )
+from schemas.vms import VmSpec
 from tests.support.dev_stack import Program, program
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.replays import Fleet, audit_entries, put_records, send
@@ -105,6 +110,7 @@ async def test_a_replay_is_audited_and_leaves_no_checkpoint(operator: Operator) 
     assert (begun.action, begun.reason, begun.target) == (
         "replay", "lost rows", "METRICS_RAW 1-20 to collector",
     )  # fmt: skip
+    await operator.bus.js.get_last_msg("AUDIT", "audit.operator.replay")
     assert ended.outcome == "succeeded"
     assert ended.details["messages"] == "20"
     assert ended.details["act_id"] == begun.details["act_id"] == replay_id
@@ -152,6 +158,7 @@ async def test_events_and_rejects_are_replayed_into_a_file(operator: Operator) -
     assert "vm_deleted" in (await operator("replay", "events")).out
     (row,) = lines((await operator("replay", "rejected", "--json")).out)
     assert (row["reason"], row["rows"], row["samples"]) == ("not_msgpack", None, [])
+    assert b64decode(row["data_base64"]) == b"\xc1"
     assert "no frame" in (await operator("replay", "rejected")).out
 
 
@@ -364,3 +371,40 @@ async def test_events_and_rejects_are_shown_as_they_come(operator: Operator) -> 
     kinds = sorted(line.split()[2] for line in events.stdout.splitlines())
     assert kinds == ["gap_opened", "vm_deleted"]
     assert "h1 not_msgpack: no frame; first VM [bold]x" in refused.stdout
+
+
+async def test_commands_are_shown_without_secrets(operator: Operator) -> None:
+    """Of one VM; the names of its metadata are no secret."""
+    commands = [
+        CreateVm(
+            command_id=new_id(), customer_id="acme", vm_id=new_id(), host_id="h1", issued_at=NOW,
+            deadline=NOW, spec=VmSpec(image="tiny", metadata={"password": "hunter2"}),
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    wanted = ("--vm", str(commands[1].vm_id))
+    with operator.program("tail", "commands", *wanted, "--count", "1") as running:
+        await asyncio.to_thread(running.until, "following")
+        for command in commands:
+            await operator.bus.js.publish(vm_command(command), encode(command))
+        assert await asyncio.to_thread(running.wait) == Exit.OK
+    (line,) = running.stdout.splitlines()
+    assert f"CreateVm h1 acme {commands[1].vm_id}" in line
+    assert "image: tiny" in line
+    assert "hunter2" not in line
+
+
+async def test_nothing_is_begun_where_no_checkpoint_can_be_written(operator: Operator) -> None:
+    """The file is named, no frame is sent, and there is nothing to audit."""
+    await send(operator.bus, Fleet(5).frames())
+    plan = Plan(
+        replay_id=new_id(), source=METRICS_RAW, target="collector", first=1, last=10, reason="why"
+    )
+    path = operator.folder / "c.json"
+    write_checkpoint(path, Checkpoint(plan=plan, progress=Progress()))
+    path.with_name("c.json.new").mkdir()
+    done = await operator("replay", "--resume", "c.json", "--json")
+    assert done.code == Exit.FAILED
+    assert "the checkpoint c.json cannot be written" in done.problem["detail"]
+    assert await count_messages(operator.bus, METRICS_RAW) == 10
+    assert await audit_entries(operator.bus) == []

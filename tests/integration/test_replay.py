@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from decisec.live.feed import following, now_ms
 from decisec.streams.checkpoint import Plan, Progress
 from decisec.streams.reading import extent
 from decisec.streams.replay import Replay, overflow_bytes, plan
@@ -17,10 +18,18 @@ from runtime.bus import Bus
 from runtime.reading import count_messages, read_stream
 from schemas.events import GapOpened, decode_host_event
 from schemas.frames import HEADER_REPLAY, decode_frame, encode_frame
-from schemas.subjects import HOST_EVENTS, METRICS_ENRICHED, METRICS_RAW, METRICS_REJECTED
+from schemas.ids import new_id
+from schemas.subjects import (
+    HOST_EVENTS,
+    METRICS_ENRICHED,
+    METRICS_RAW,
+    METRICS_REJECTED,
+    metrics_enriched,
+)
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.replays import Fleet, billed, put_records, send, stored_frames
 from tests.support.stack import metering_stack
+from tests.support.store import Reading, enriched
 
 SOURCE = {COLLECTOR: METRICS_RAW, BATCHER: METRICS_ENRICHED}
 
@@ -247,3 +256,17 @@ async def test_a_replay_that_has_no_room_is_told(served: tuple[NatsServer, Bus])
     config = (await bus.js.stream_info(METRICS_RAW)).config
     await bus.js.update_stream(config.evolve(max_bytes=holds.size_bytes + 1000))
     assert await overflow_bytes(bus, wanted) == pytest.approx(holds.size_bytes - 1000, rel=0.01)
+
+
+async def test_looking_on_shows_no_replay(served: tuple[NatsServer, Bus]) -> None:
+    """`top` shows what VMs do now: what a replay brings was once."""
+    _, bus = served
+    past, now = (enriched([Reading(new_id(), 1000)]) for _ in range(2))
+    async with following(bus) as live:
+        headers = {HEADER_REPLAY: str(new_id())}
+        await bus.js.publish(metrics_enriched("h1"), encode_frame(past), headers=headers)
+        await bus.js.publish(metrics_enriched("h1"), encode_frame(now))
+        async with asyncio.timeout(10):
+            while not (rates := live.rates(now_ms())):
+                await asyncio.sleep(0.01)
+        assert [vm.vm_id.bytes for vm in rates] == [now.vm_ids]
