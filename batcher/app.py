@@ -16,13 +16,14 @@ import structlog
 from batcher.buffer import Buffer, Custody, Limits
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
-from batcher.migrations import migrate, set_retention, shipped
+from batcher.migrations import migrate, shipped
 from batcher.refusals import Refusals
+from batcher.retention import apply_retention
 from batcher.settings import BatcherSettings
 from batcher.store import Store, keep_temporary_files_beside
 from batcher.telemetry import Instruments
-from batcher.usage import Retention
 from batcher.usage_door import QUEUE, SUBJECT, UsageDoor
+from batcher.windows import Retention
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
 from runtime.errors import TransientError
@@ -118,17 +119,12 @@ async def _prepare(
         async for attempt in policy:
             with attempt:
                 born = await migrate(store, shipped())
-                await set_retention(store, "samples", settings.samples_days)
-                await set_retention(store, "usage_minute", settings.usage_days)
+                retention = await apply_retention(store, settings, born)
     except TransientError as error:
         _log.warning("store.never_opened", error=str(error))
         return None
     health.ready(HEALTH_PART)
-    return Retention(
-        born=born,
-        ticks=timedelta(days=settings.samples_days),
-        minutes=timedelta(days=settings.usage_days),
-    )
+    return retention
 
 
 async def _renew(custody: Custody) -> None:

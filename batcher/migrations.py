@@ -132,24 +132,3 @@ async def migrate(store: Store, migrations: Sequence[Migration]) -> datetime:
         "SELECT toUnixTimestamp64Milli(min(applied_at)) FROM schema_migrations"
     )
     return datetime.fromtimestamp(int(rows[0][0]) / 1000, UTC)
-
-
-async def set_retention(store: Store, table: str, days: int) -> None:
-    """Make rows of `table` expire `days` days after they were collected; no-op if they do.
-
-    Raises:
-        FatalError, TransientError: As `Store.command` does.
-    """
-    # The rollup knows only the day of collection: one more keeps the last day whole.
-    expression = {
-        "samples": f"toDateTime(collected_at) + toIntervalDay({int(days)})",
-        "usage_minute": f"toDateTime(collected_on, 'UTC') + toIntervalDay({int(days) + 1})",
-    }[table]
-    rows = await store.query(
-        "SELECT engine_full FROM system.tables "
-        "WHERE database = {database:String} AND name = {table:String}",
-        {"database": store.database, "table": table},
-    )
-    if f"TTL {expression} " not in f"{rows[0][0]} ":
-        await store.command(f"ALTER TABLE {table} MODIFY TTL {expression}")
-        _log.info("retention.changed", table=table, days=days)

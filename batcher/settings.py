@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -25,7 +26,9 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         flush_bytes: or this many bytes of frames,
         flush_age_ms: or once its first frame has waited this long, in ms.
         samples_days: How long single ticks are kept.
-        usage_days: How long the per-minute rollup is kept.
+        usage_days: How long the rollup per minute is kept; not shorter than ticks.
+        usage_hour_days: How long the rollup per hour is kept; not shorter than minutes.
+        usage_day_days: How long the rollup per day is kept; not shorter than hours.
         query_limit_s: Longest that a usage query may take.
     """
 
@@ -38,6 +41,8 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
     flush_age_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 200
     samples_days: Days = 7
     usage_days: Days = 90
+    usage_hour_days: Days = 730
+    usage_day_days: Days = 2555
     query_limit_s: Annotated[int, msgspec.Meta(ge=1, le=300)] = 10
 
     def __repr__(self) -> str:
@@ -57,8 +62,16 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         """Refuse what no single field's type can.
 
         Raises:
-            SettingsError: Not exactly one store is named, or its address cannot be used.
+            SettingsError: Not exactly one store is named, its address cannot be used, or something
+                coarse is kept for a shorter time than what it is made of.
         """
+        kept = ("samples_days", "usage_days", "usage_hour_days", "usage_day_days")
+        for finer, coarser in pairwise(kept):
+            if getattr(self, finer) > getattr(self, coarser):
+                raise SettingsError(
+                    f"DECISEC_BATCHER_{coarser.upper()} is less than "
+                    f"DECISEC_BATCHER_{finer.upper()}: coarser figures are kept at least as long"
+                )
         if bool(self.store_path) == bool(self.store_url):
             raise SettingsError(
                 "set exactly one of DECISEC_BATCHER_STORE_PATH (embedded) and "

@@ -32,6 +32,10 @@ class Instruments:
         self._pending = m.create_gauge(
             "decisec_batcher_pending", description="Frames in the stream and not yet stored"
         )
+        self._in_hand = m.create_gauge(
+            "decisec_batcher_batches_in_hand",
+            description="Batches taken for the store that it has not said yes to; two at most",
+        )
         self._usage = m.create_histogram(
             "decisec_batcher_usage_query", unit="s", description="Time to answer a usage query"
         )
@@ -59,6 +63,10 @@ class Instruments:
     def pending(self, frames: int) -> None:
         """How many frames wait."""
         self._pending.set(frames)
+
+    def in_hand(self, batches: int) -> None:
+        """How many batches are being built or inserted."""
+        self._in_hand.set(batches)
 
     def answered(self, seconds: float, outcome: str) -> None:
         """A usage query was answered."""

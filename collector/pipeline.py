@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
@@ -39,7 +39,7 @@ from collector.specs import SpecIndex
 from schemas.errors import MalformedMessageError
 from schemas.events import HostEvent
 from schemas.frames import MAX_FRAME_BYTES, Frame, RejectReason, decode_frame, encode_frame
-from schemas.subjects import metrics_enriched, metrics_raw
+from schemas.subjects import metrics_enriched
 from schemas.units import NS_PER_MS, NS_PER_S, TICK_MS
 
 _MAX_LAYOUTS = 8
@@ -50,6 +50,10 @@ Refused = Mapping[RejectReason, Sequence[int] | Rows]
 
 _CPU = CpuLimit(overhead_threads=2, tolerance_ns=250 * NS_PER_MS)
 _SILENCE = SilenceLimits(1 * NS_PER_S, 10 * NS_PER_S, 3600 * NS_PER_S)
+
+
+def _everyone(_host_id: str) -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,17 +84,28 @@ class _Host:
 class Pipeline:
     """Decides about frames, in stream order. Not thread-safe.
 
+    Args:
+        rules: What to go by.
+        specs: Shared with others; its own if None.
+        tells_of: Whether the silence of a host is this pipeline's to tell.
+
     Attributes:
         specs: The records that enrichment goes by; whoever owns the pipeline feeds them.
         gaps: What is missing.
         silence: Who is quiet.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        specs: SpecIndex | None = None,
+        *,
+        tells_of: Callable[[str], bool] = _everyone,
+    ) -> None:
         self.rules = rules
-        self.specs = SpecIndex(rules.unknown_wait_ns)
+        self.specs = SpecIndex(rules.unknown_wait_ns) if specs is None else specs
         self.gaps = Gaps()
-        self.silence = Silence(rules.silence)
+        self.silence = Silence(rules.silence, tells_of)
         self._hosts: dict[str, _Host] = {}
 
     def process(self, intake: Intake, now: Now) -> Outcome:
@@ -137,7 +152,7 @@ class Pipeline:
                 f"{len(intake.data)} bytes; a frame has at most {MAX_FRAME_BYTES}",
             )
         frame = decode_frame(intake.data)
-        if intake.subject != metrics_raw(frame.host):
+        if intake.subject.rpartition(".")[2] != frame.host:
             raise MalformedMessageError(
                 RejectReason.WRONG_HOST, f"a frame of {frame.host} on {intake.subject}"
             )

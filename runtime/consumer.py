@@ -48,7 +48,7 @@ class Delivery:
 
     async def ack(self) -> None:
         """Done: never deliver it again. Lost acks lead to a redelivery."""
-        await _answer(self.raw.ack())
+        await answered(self.raw.ack())
 
     async def ack_sync(self, timeout_s: float = 2.0) -> None:
         """Done, and wait until the server knows.
@@ -56,19 +56,19 @@ class Delivery:
         Raises:
             TransientError: The server did not confirm in time.
         """
-        await _answer(self.raw.ack_sync(timeout=timeout_s))
+        await answered(self.raw.ack_sync(timeout=timeout_s))
 
     async def nak(self, delay_s: float = 0.0) -> None:
         """Not done: deliver it again after `delay_s`."""
-        await _answer(self.raw.nak(delay=delay_s or None))
+        await answered(self.raw.nak(delay=delay_s or None))
 
     async def in_progress(self) -> None:
         """Still at work: start the ack wait anew."""
-        await _answer(self.raw.in_progress())
+        await answered(self.raw.in_progress())
 
     async def term(self) -> None:
         """Never deliver it again, although it was not done; log why before."""
-        await _answer(self.raw.term())
+        await answered(self.raw.term())
 
 
 class Consumer:
@@ -184,15 +184,15 @@ class Consumer:
             if self._bus.connected:
                 await subscription.unsubscribe()
                 for message in self._arrived:
-                    if not _status(message):
-                        await _answer(message.nak())
+                    if not status_of(message):
+                        await answered(message.nak())
             self._arrived.clear()
 
     async def _hand_out(self, inbox: str, stop: asyncio.Event) -> AsyncIterator[list[Delivery]]:
         epoch = self._bus.epoch
         self._open = 0
         silences = 0
-        async with _stop_wakes(stop, self._wakeup):
+        async with stop_wakes(stop, self._wakeup):
             while not stop.is_set():
                 if epoch != self._bus.epoch:
                     epoch, self._open = self._bus.epoch, 0
@@ -243,10 +243,10 @@ class Consumer:
         batch: list[Delivery] = []
         while self._arrived and len(batch) < self._max_batch:
             message = self._arrived.popleft()
-            status = _status(message)
+            status = status_of(message)
             if not status:
                 self._open = max(0, self._open - 1)
-                batch.append(_delivery(message))
+                batch.append(delivery_of(message))
             elif status != _STATUS_HEARTBEAT:
                 # The pull request ended: expired, consumer gone, leader moved, no responders.
                 left = (message.headers or {}).get("Nats-Pending-Messages")
@@ -254,7 +254,7 @@ class Consumer:
         return batch
 
 
-class _stop_wakes:  # noqa: N801 - reads as a statement: `async with _stop_wakes(...)`
+class stop_wakes:  # noqa: N801 - reads as a statement: `async with stop_wakes(...)`
     """Sets an event when `stop` is set, for the length of the block."""
 
     def __init__(self, stop: asyncio.Event, event: asyncio.Event) -> None:
@@ -275,13 +275,15 @@ class _stop_wakes:  # noqa: N801 - reads as a statement: `async with _stop_wakes
         self._event.set()
 
 
-def _status(message: Msg) -> str:
+def status_of(message: Msg) -> str:
+    """The status code of a message that is none of a stream's; empty for one that is."""
     if message.data or not message.headers:
         return ""
     return message.headers.get("Status", "")
 
 
-def _delivery(message: Msg) -> Delivery:
+def delivery_of(message: Msg) -> Delivery:
+    """The library's message as ours."""
     metadata = message.metadata
     return Delivery(
         raw=message,
@@ -294,7 +296,12 @@ def _delivery(message: Msg) -> Delivery:
     )
 
 
-async def _answer(answer: object) -> None:
+async def answered(answer: object) -> None:
+    """Await the library's answer to a delivery.
+
+    Raises:
+        TransientError: It could not be sent.
+    """
     try:
         await answer  # type: ignore[misc]
     except (nats.errors.Error, OSError, TimeoutError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 from uuid import UUID
 
@@ -10,6 +11,8 @@ from schemas.commands import COMMAND_OF, Command
 from schemas.errors import InvalidIdError, MalformedMessageError
 from schemas.events import HostEvent, VmEvent, event_type
 from schemas.ids import parse_uuid, token
+
+_PARTITIONS = re.compile(r"\{\{partition\((\d+),")
 
 VM_COMMANDS = "VM_COMMANDS"
 VM_EVENTS = "VM_EVENTS"
@@ -25,6 +28,9 @@ VM_STATUS = "vm_status"
 HOSTS = "hosts"
 HOST_ORDERS = "host_orders"
 OPERATIONS = "operations"
+
+COLLECTORS_ALIVE = "collector.alive.*"
+"""Filter for the heartbeats of all collectors: core NATS, not kept."""
 
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""
@@ -65,6 +71,35 @@ def metrics_raw(host_id: str) -> str:
     return f"metrics.raw.{token(host_id)}"
 
 
+def metrics_raw_of(partition: int) -> str:
+    """Filter for the stored frames of one partition: `metrics.raw.<partition>.*`."""
+    return f"metrics.raw.{partition}.*"
+
+
+METRICS_RAW_UNPARTED = "metrics.raw.*"
+"""What agents publish on, and filter for the frames stored while the stream had no partitions."""
+
+
+def parted(subject: str, partitions: int) -> str:
+    """How a stream stores `a.b.*`: as `a.b.<partition>.*`, in the words of nats-server."""
+    stem = subject.removesuffix("*")
+    return f"{stem}{{{{partition({partitions},1)}}}}.{{{{wildcard(1)}}}}"
+
+
+def partitions_of(destination: str) -> int:
+    """How many partitions a stream's transform makes, 0 if it makes none; undoes `parted`."""
+    found = _PARTITIONS.search(destination)
+    return int(found[1]) if found else 0
+
+
+def partition_of(host_id: str, partitions: int) -> int:
+    """The partition that nats-server stores a host's frames in: FNV-1a of the token, 32 bits."""
+    value = 0x811C9DC5
+    for byte in host_id.encode():
+        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return value % partitions
+
+
 def metrics_enriched(host_id: str) -> str:
     """`metrics.enriched.<host>`."""
     return f"metrics.enriched.{token(host_id)}"
@@ -76,12 +111,17 @@ def metrics_rejected(reason: str, host_id: str) -> str:
 
 
 def host_of_metrics(subject: str) -> str:
-    """The host in `metrics.raw.<host>` or `metrics.enriched.<host>`.
+    """The host in `metrics.raw.<host>`, as published or stored, or `metrics.enriched.<host>`.
 
     Raises:
         InvalidIdError: The subject does not end in a valid host id.
     """
     return token(subject.rpartition(".")[2])
+
+
+def collector_alive(collector_id: str) -> str:
+    """`collector.alive.<collector>`: core NATS, twice a second."""
+    return f"collector.alive.{token(collector_id)}"
 
 
 def filters_of_host(stream: str, host_id: str) -> tuple[str, ...]:
@@ -91,7 +131,7 @@ def filters_of_host(stream: str, host_id: str) -> tuple[str, ...]:
     """
     host = token(host_id)
     filters = {
-        METRICS_RAW: (f"metrics.raw.{host}",),
+        METRICS_RAW: (f"metrics.raw.{host}", f"metrics.raw.*.{host}"),
         METRICS_ENRICHED: (f"metrics.enriched.{host}",),
         METRICS_REJECTED: (f"metrics.rejected.*.{host}",),
         HOST_EVENTS: (f"host.evt.{host}.>",),

@@ -18,7 +18,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What was used in `[start, end)`. The customer is the subject's, never the message's.
 
     Attributes:
-        start: Inclusive; down to the tick within raw retention, else a whole minute.
+        start: Inclusive; down to the tick while ticks are kept, then a whole minute, hour or day.
         end: Exclusive, likewise.
         vm_ids: Only these VMs; empty means all.
     """
@@ -33,7 +33,7 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         incarnations: How many had samples in the window.
-        samples: Ticks stored in the window.
+        samples: Ticks stored in the window, as far as they can be counted: see `samples_since`.
         settled: The newest incarnation seen has its final sample in the store.
         simulated: Any of it came from the simulator.
     """
@@ -53,13 +53,19 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to a `UsageQuery`: a row per VM, and their sums."""
+    """Answer to a `UsageQuery`: a row per VM, and their sums.
+
+    Attributes:
+        samples_since: `samples` are counted from here on only, because which ticks there were
+            before is no longer kept; None if they are those of the whole window.
+    """
 
     customer_id: CustomerId
     start: Timestamp
     end: Timestamp
     vms: tuple[UsageRow, ...]
     totals: dict[str, Counter]
+    samples_since: Timestamp | None = None
 
 
 class UsageReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,7 +12,6 @@ from rich.progress import Progress
 
 from runtime.buckets import Bucket
 from runtime.bus import Bus
-from runtime.publisher import Publisher
 from schemas.ids import new_id
 from schemas.subjects import VM_SPECS, vm_key
 from schemas.vms import VmRecord, decode_vm_record
@@ -22,7 +21,6 @@ from tests.load.flood.sending import Sending
 from tests.load.flood.verdict import STANDSTILL_S, Auditor, Lags
 
 _WRITERS = 128
-_IN_FLIGHT = 512
 
 
 async def flood(
@@ -77,8 +75,7 @@ async def _send(
     standstill_s: float,
 ) -> dict[str, Any]:
     bar = progress.add_task("sent", total=plan.samples)
-    publisher = Publisher(bus, max_in_flight=_IN_FLIGHT)
-    sending = Sending(publisher, plan, lambda rows: progress.advance(bar, rows))
+    sending = Sending(bus, plan, lambda rows: progress.advance(bar, rows))
     began_s = time.monotonic()
     await sending.run(hosts)
     sent_s = time.monotonic() - began_s

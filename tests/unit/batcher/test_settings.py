@@ -27,6 +27,13 @@ def test_an_unusable_store_is_refused(settings: dict[str, str], words: str) -> N
     assert "secret" not in str(caught.value)
 
 
+def test_coarser_figures_are_kept_at_least_as_long_as_finer_ones() -> None:
+    """Hours that expire before the minutes they are made of would leave a hole in the answers."""
+    wrong = BatcherSettings(store_path="/x", usage_days=365, usage_hour_days=364)
+    with pytest.raises(SettingsError, match=r"USAGE_HOUR_DAYS is less than .*USAGE_DAYS"):
+        wrong.check()
+
+
 def test_the_password_is_not_shown() -> None:
     """Neither `repr` nor `str` of the settings holds it."""
     settings = BatcherSettings(store_url="http://u@db:8123", store_password="hunter2")

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas import audit, commands, consoles, events, hosts, usage, vms
+from schemas import audit, collectors, commands, consoles, events, hosts, usage, vms
 from schemas.codec import encode
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.ids import new_id
@@ -47,6 +47,10 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
             commands.BootVm, commands.DeleteVm, commands.PauseVm, commands.ResumeVm,
             commands.RebootVm,
         )
+    ),
+    (
+        collectors.decode_collector_alive,
+        collectors.CollectorAlive(collector_id=new_id(), units=("collector-0",), leaving=True),
     ),
     (
         audit.decode_audit_entry,
