@@ -140,6 +140,11 @@ def filters_of_host(stream: str, host_id: str) -> tuple[str, ...]:
     return filters.get(stream, ())
 
 
+def filters_of_frames(stream: str) -> tuple[str, ...]:
+    """What the frames of all hosts have as subjects, in a stream that holds other things as well."""
+    return ("metrics.enriched.>",) if stream == METRICS_ENRICHED else ()
+
+
 def audit(entry: AuditEntry) -> str:
     """`audit.<customer>.<action>`."""
     return f"audit.{token(entry.customer_id)}.{token(entry.action)}"
