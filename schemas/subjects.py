@@ -141,7 +141,7 @@ def filters_of_host(stream: str, host_id: str) -> tuple[str, ...]:
 
 
 def filters_of_frames(stream: str) -> tuple[str, ...]:
-    """What the frames of all hosts have as subjects, in a stream that holds other things as well."""
+    """The subjects of all frames, in a stream that may hold other things as well; empty for all."""
     return ("metrics.enriched.>",) if stream == METRICS_ENRICHED else ()
 
 
