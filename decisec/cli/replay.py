@@ -257,6 +257,7 @@ async def _run(
                             "cursor": str(progress.cursor),
                             "messages": str(progress.messages),
                             "samples": str(progress.samples),
+                            "gone": str(progress.gone),
                         }
             else:
                 await work.run()
@@ -267,6 +268,8 @@ async def _run(
     else:
         show(f"replayed {plan.words()}:")
         _show_counts(progress)
+    if progress.gone:
+        raise typer.Exit(Exit.FAILED)
 
 
 def _nothing(_progress: Progress) -> None:
@@ -372,6 +375,7 @@ def _show_counts(progress: Progress) -> None:
         "replays": progress.replays,
         "undecodable": progress.undecodable,
         "not selected": progress.other,
+        "discarded by the stream before they were read": progress.gone,
     }
     if any(left_out.values()):
         words = ", ".join(f"{number} {what}" for what, number in left_out.items() if number)

@@ -210,6 +210,31 @@ async def test_replays_leave_out_rubbish_and_replays(served: tuple[NatsServer, B
     assert claims == {HEADER_REPLAY}
 
 
+class Purging(Nowhere):
+    """The stream discards its oldest messages while this takes the first ones."""
+
+    def __init__(self, bus: Bus, first_left: int) -> None:
+        self._bus = bus
+        self._first_left = first_left
+
+    async def take(self, items: object) -> None:
+        await self._bus.js.purge_stream(METRICS_RAW, seq=self._first_left)
+
+
+@pytest.mark.parametrize(("first_left", "gone"), [(301, 172), (100, 0), (401, 272)])
+async def test_what_is_discarded_before_it_is_read_is_told(
+    served: tuple[NatsServer, Bus], first_left: int, gone: int
+) -> None:
+    """A slow replay of the oldest messages, in a stream that is full; 128 are read at once."""
+    _, bus = served
+    await send(bus, Fleet(200).frames())
+    wanted = await plan(
+        bus, source=METRICS_RAW, target=COLLECTOR, begin=None, end=None, selection=Selection()
+    )
+    done = await Replay(bus, wanted, Purging(bus, first_left)).run()
+    assert (done.messages, done.gone) == (400 - gone, gone)
+
+
 class Stopwatch:
     """A clock that jumps to whatever moment is waited for."""
 
