@@ -23,7 +23,7 @@ from decisec.cli.acts import (
 )
 from decisec.cli.connection import DEFAULT_STATE, NatsUrl, StateDirectory, bus
 from decisec.cli.exits import EPILOG, CommandError, Exit
-from decisec.cli.output import Json, show, show_json, show_line
+from decisec.cli.output import Json, show_json, show_line, show_text
 from decisec.cli.replay_progress import (
     kept_progress,
     no_progress,
@@ -209,7 +209,7 @@ async def _dry_run(
     if as_json:
         show_json({"plan": plan, "would": progress, "discards_bytes": discarded})
         return
-    show(f"would replay {plan.words()}:")
+    show_text(f"would replay {plan.words()}:")
     show_counts(progress)
     warn_of_overflow(discarded, plan)
 
@@ -269,7 +269,7 @@ async def _run(
     if as_json:
         show_json({"plan": plan, "done": progress})
     else:
-        show(f"replayed {plan.words()}:")
+        show_text(f"replayed {plan.words()}:")
         show_counts(progress)
     if progress.gone:
         raise typer.Exit(Exit.FAILED)
@@ -302,4 +302,4 @@ def _open(
 def _print_row(row: dict[str, Any]) -> None:
     from decisec.cli.stream_lines import line
 
-    show(line(row))
+    show_text(line(row))

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decisec.cli.output import console, say, show
+from decisec.cli.output import console, say, show_text
 
 if TYPE_CHECKING:
     from decisec.streams.checkpoint import Plan, Progress
@@ -86,12 +86,14 @@ def show_counts(progress: Progress) -> None:
     """Say what went to the target, and what was left out."""
     from decisec.live.quantities import size
 
-    show(f"  {progress.messages} messages, {progress.samples} samples, {size(progress.size_bytes)}")
+    show_text(
+        f"  {progress.messages} messages, {progress.samples} samples, {size(progress.size_bytes)}"
+    )
     hosts = sorted(progress.hosts.items())
     shown = ", ".join(f"{host} {messages}" for host, messages in hosts[:20])
     if shown:
         more = f", and {len(hosts) - 20} more" if len(hosts) > 20 else ""
-        show(f"  hosts: {shown}{more}")
+        show_text(f"  hosts: {shown}{more}")
     left_out = {
         "replays": progress.replays,
         "undecodable": progress.undecodable,
@@ -100,7 +102,7 @@ def show_counts(progress: Progress) -> None:
     }
     if any(left_out.values()):
         words = ", ".join(f"{number} {what}" for what, number in left_out.items() if number)
-        show(f"  left out: {words}")
+        show_text(f"  left out: {words}")
 
 
 def warn_of_overflow(discarded: int, plan: Plan) -> None:

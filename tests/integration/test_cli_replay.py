@@ -122,7 +122,7 @@ async def test_events_and_rejects_are_replayed_into_a_file(operator: Operator) -
     (row,) = lines((await operator("replay", "rejected", "--json")).out)
     assert (row["reason"], row["rows"], row["samples"]) == ("not_msgpack", None, [])
     assert b64decode(row["data_base64"]) == b"\xc1"
-    assert "no frame" in (await operator("replay", "rejected")).out
+    assert "no frame; first VM [bold]x [/]" in (await operator("replay", "rejected")).out
 
 
 @pytest.mark.parametrize(
@@ -198,6 +198,26 @@ async def test_an_interrupted_replay_is_resumed(operator: Operator) -> None:
     assert [e.outcome for e in entries] == ["under_way", "interrupted", "under_way", "succeeded"]
     assert {e.details["replay_id"] for e in entries} == {done.json["plan"]["replay_id"]}
     assert [p.name for p in operator.folder.iterdir()] == ["x.jsonl"]
+
+
+@pytest.mark.chaos
+async def test_a_replay_that_is_killed_is_resumed(operator: Operator) -> None:
+    """It had no time to say anything: its checkpoint is there, and every frame is sent once."""
+    await send(operator.bus, Fleet(100).frames())
+    arguments = ("--from", "1", "--reason", "why", "--speed", "0.01x")
+    with operator.program("replay", "raw", "--into", "collector", *arguments) as running:
+        async with asyncio.timeout(30):
+            while await count_messages(operator.bus, METRICS_RAW) < 210:
+                await asyncio.sleep(0.02)
+        running.signal(signal.SIGKILL)
+        assert await asyncio.to_thread(running.wait) == -signal.SIGKILL
+    (checkpoint,) = operator.folder.glob("decisec-replay-*.json")
+    done = await operator("replay", "--resume", checkpoint.name, "--speed", "max")
+    assert done.code == 0, done
+    assert await count_messages(operator.bus, METRICS_RAW) == 400
+    entries = await audit_entries(operator.bus)
+    assert [e.outcome for e in entries] == ["under_way", "under_way", "succeeded"]
+    assert list(operator.folder.iterdir()) == []
 
 
 async def test_nothing_is_begun_where_no_checkpoint_can_be_written(operator: Operator) -> None:

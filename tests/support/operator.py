@@ -56,5 +56,5 @@ async def refuse(bus: Bus, reason: str, data: bytes, host: str = "h1") -> None:
     """Set a message aside, as the collector does; its detail is no markup."""
     await Publisher(bus).publish(
         metrics_rejected(reason, host), data, msg_id=str(new_id()),
-        headers={HEADER_REASON: reason, HEADER_DETAIL: "first VM [bold]x"},
+        headers={HEADER_REASON: reason, HEADER_DETAIL: "first VM [bold]x [/]"},
     )  # fmt: skip
