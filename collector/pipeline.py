@@ -137,8 +137,9 @@ class Pipeline:
                 outcome.wait = True
                 return outcome
             layout.settled = True
-        if intake.complete_ms is not None and intake.complete_ms <= frame.tick_ms:
-            outcome.claim = (frame.host, intake.complete_ms)
+        claimed_ms = None if intake.replay else intake.complete_ms
+        if claimed_ms is not None and claimed_ms <= frame.tick_ms:
+            outcome.claim = (frame.host, claimed_ms)
         refused, good = self._check(host, layout, frame)
         return _finish(outcome, intake, frame, layout, refused, good, now)
 
