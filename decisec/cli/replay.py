@@ -279,13 +279,13 @@ def _open(
     exits: ExitStack, plan: Plan, progress: Progress, connection: Bus, as_json: bool, *,
     resumed: bool,
 ) -> Target:  # fmt: skip
+    from decisec.streams.columns import parquet
     from decisec.streams.targets import (
         GOES_BACK,
         TERMINAL,
         BackOntoTheBus,
         Printed,
         json_lines,
-        parquet,
     )
 
     if plan.target in GOES_BACK:
@@ -294,7 +294,7 @@ def _open(
         return Printed(plan.source, show_line if as_json else _print_row)
     path = Path(plan.target)
     if path.suffix == ".parquet":
-        return exits.enter_context(parquet(path, plan.source))
+        return exits.enter_context(parquet(path))
     kept = progress.written_bytes if resumed else None
     return exits.enter_context(json_lines(path, plan.source, kept))
 

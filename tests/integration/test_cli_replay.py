@@ -97,6 +97,8 @@ async def test_samples_go_into_files_and_to_the_terminal(operator: Operator) -> 
     assert len(written) == 10
     table = pq.read_table(operator.folder / "a.parquet").to_pylist()
     assert [{k: v for k, v in row.items() if v is not None} for row in table] == written
+    none = await operator("replay", "raw", "--customer", "nobody", "--into", "none.parquet")
+    assert none.code == 0, none
     shown = await operator(*command, "--json")
     assert lines(shown.out) == written
     people = (await operator(*command)).out.splitlines()
