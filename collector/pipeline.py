@@ -46,6 +46,9 @@ from schemas.units import NS_PER_MS, NS_PER_S, TICK_MS
 _MAX_LAYOUTS = 8
 """Kept per host: a host of many VMs splits its tick over several frames."""
 
+_MAX_UNHEARD = 256
+"""Hosts remembered of which only replayed frames have come."""
+
 Refused = Mapping[RejectReason, Sequence[int] | Rows]
 
 
@@ -134,8 +137,9 @@ class Pipeline:
                 outcome.wait = True
                 return outcome
             layout.settled = True
-        if intake.complete_ms is not None and intake.complete_ms <= frame.tick_ms:
-            outcome.claim = (frame.host, intake.complete_ms)
+        claimed_ms = None if intake.replay else intake.complete_ms
+        if claimed_ms is not None and claimed_ms <= frame.tick_ms:
+            outcome.claim = (frame.host, claimed_ms)
         refused, good = self._check(host, layout, frame)
         return _finish(outcome, intake, frame, layout, refused, good, now)
 
@@ -144,9 +148,16 @@ class Pipeline:
         at = datetime.fromtimestamp(now.wall_ns / NS_PER_S, UTC)
         events = [event_message(event) for event in self.silence.watch(now.monotonic_ns, at)]
         for host_id in self.silence.forget(now.monotonic_ns):
-            self._hosts.pop(host_id, None)
-            self.gaps.forget(host_id)
+            self._forget(host_id)
+        if len(self._hosts) > self.silence.hosts + _MAX_UNHEARD:
+            # They came by replays only, and their silence says nothing.
+            for host_id in [h for h in self._hosts if not self.silence.knows(h)]:
+                self._forget(host_id)
         return events
+
+    def _forget(self, host_id: str) -> None:
+        self._hosts.pop(host_id, None)
+        self.gaps.forget(host_id)
 
     def _read(self, intake: Intake, now: Now) -> Frame:
         if len(intake.data) > MAX_FRAME_BYTES:
