@@ -32,6 +32,7 @@ from tests.load.metering import baseline, batching, collecting, figures, live
 REPORT = Path(".decisec/bench/metering.json")
 _SHORT_OUTAGE_S = 30.0
 _LIVE_RATE = 20_000
+_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +203,7 @@ def main(words: list[str] | None = None) -> int:
             console=Console(stderr=True),
         )
     )
-    Console().print(figures.table(details))
+    Console(width=_WIDTH).print(figures.table(details))
     sys.stdout.write(f"{arguments.out}\n")
     return 1 if any(map(_bad, details.values())) else 0
 
