@@ -14,13 +14,17 @@ from datetime import timedelta
 import structlog
 
 from batcher.buffer import Buffer, Custody, Limits
+from batcher.feeds import Feeder
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
 from batcher.migrations import migrate, shipped
+from batcher.records import FEEDS
 from batcher.refusals import Refusals
 from batcher.retention import apply_retention
 from batcher.settings import BatcherSettings
 from batcher.store import Store, keep_temporary_files_beside
+from batcher.store_door import SUBJECT as STORE_SUBJECT
+from batcher.store_door import StoreDoor
 from batcher.telemetry import Instruments
 from batcher.usage_door import QUEUE, SUBJECT, UsageDoor
 from batcher.windows import Retention
@@ -72,6 +76,8 @@ async def main(service: Service[BatcherSettings]) -> None:
             return
         door = UsageDoor(reader, retention, instruments, clock, limit_s=settings.query_limit_s)
         subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
+        store_door = StoreDoor(reader, retention, service.bus, clock)
+        await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
         custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 3)
         refusals = Refusals(Publisher(service.bus), custody, instruments)
         buffer = Buffer(
@@ -102,6 +108,9 @@ async def main(service: Service[BatcherSettings]) -> None:
             fetching = group.create_task(intake.run(service.stop), name="intake")
             renewing = group.create_task(_renew(custody), name="renewal")
             watching = group.create_task(_watch(consumer, instruments), name="pending")
+            for feed in FEEDS:
+                feeder = Feeder(service.bus, store, feed, instruments, clock)
+                group.create_task(feeder.run(service.stop), name=f"feed-{feed.table}")
             await flusher.run()
             for task in (fetching, renewing, watching):
                 task.cancel()

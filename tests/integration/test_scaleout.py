@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
-from collector.crew import DURABLE, units_of
+from collector.crew import DURABLE
 from runtime.buckets import Bucket
 from runtime.bus import Bus, Message
 from runtime.consumer import Consumer
@@ -21,19 +20,17 @@ from runtime.publisher import Publisher
 from runtime.reading import read_stream
 from runtime.streams import apply, declared
 from schemas import subjects
-from schemas.collectors import CollectorAlive, decode_collector_alive
-from schemas.events import decode_host_event, event_type
+from schemas.events import HostSuspected, decode_host_event, event_type
 from schemas.frames import Frame, decode_enriched_frame, encode_frame
 from schemas.ids import new_id
 from schemas.vms import decode_vm_record
-from tests.support.collector import CollectorProcess, all_collected, collector_process
+from tests.support.collector import CollectorProcess, all_collected, collector_process, roll_of
 from tests.support.frames import busy_frames, record
 from tests.support.nats import NatsServer, bus_with_streams, nats_server
 
 pytestmark = pytest.mark.chaos
 
 HOSTS = tuple(f"host-{number}" for number in range(16))
-UNITS = set(units_of(8))
 TICK_S = 0.1
 SETTINGS = {"suspect_after_s": "2"}
 """Shorter than a takeover, longer than what a busy machine delays this test's own frames."""
@@ -122,7 +119,10 @@ class Crowd:
         self._arrived.set()
 
     async def _listen(self, message: Message) -> None:
-        self.told[event_type(decode_host_event(message.data))] += 1
+        event = decode_host_event(message.data)
+        # Once they have been stopped, hosts are silent indeed.
+        if not (self._stop.is_set() and isinstance(event, HostSuspected)):
+            self.told[event_type(event)] += 1
 
 
 async def publish(publisher: Publisher, frame: Frame) -> None:
@@ -168,45 +168,6 @@ async def former_collector(bus: Bus, crowd: Crowd) -> set[str]:
             stop.set()
     assert len(done) < len(crowd.sent)
     return done
-
-
-class Roll:
-    """What each collector says it works at."""
-
-    def __init__(self) -> None:
-        self.units: dict[UUID, set[str]] = {}
-        self._news = asyncio.Event()
-
-    async def hear(self, message: Message) -> None:
-        alive: CollectorAlive = decode_collector_alive(message.data)
-        if alive.leaving:
-            self.units.pop(alive.collector_id, None)
-        else:
-            self.units[alive.collector_id] = set(alive.units)
-        self._news.set()
-
-    async def spread_over(self, collectors: int) -> None:
-        """Return once so many share all units evenly, none held by two of them."""
-        async with asyncio.timeout(20):
-            while not self._even(collectors):
-                self._news.clear()
-                await self._news.wait()
-
-    def _even(self, collectors: int) -> bool:
-        held = list(self.units.values())
-        sizes = [len(units) for units in held]
-        return (
-            len(held) == collectors
-            and sum(sizes) == len(UNITS)
-            and set().union(*held) == UNITS
-            and max(sizes) - min(sizes) <= 1
-        )
-
-
-async def roll_of(bus: Bus) -> Roll:
-    roll = Roll()
-    await bus.subscribe(subjects.COLLECTORS_ALIVE, roll.hear)
-    return roll
 
 
 async def test_collectors_come_and_go_in_order(
@@ -289,3 +250,17 @@ async def test_a_stream_without_partitions_is_parted_under_load(tmp_path: Path) 
                 await crowd.stop()
                 crowd.sent = [f for f in crowd.sent if f.msg_id not in done]
                 await crowd.check()
+
+
+async def test_the_number_of_partitions_changes_under_load(
+    served: tuple[NatsServer, Bus], tmp_path: Path
+) -> None:
+    """More of them, then fewer: no frame is left behind in one that there is no more."""
+    server, bus = served
+    async with crowd_of(bus) as crowd, crew(tmp_path, server.url, 2):
+        await crowd.served_anew(20)
+        for partitions in (12, 5):
+            await apply(bus, declared(partitions=partitions))
+            await crowd.served_anew(10)
+        await crowd.stop()
+        await crowd.check()

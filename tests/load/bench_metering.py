@@ -71,7 +71,7 @@ async def _through_nats(run: Run, _: Progress) -> dict[str, Any]:
 
 
 async def _batcher(run: Run, _: Progress) -> dict[str, Any]:
-    return await batching.batcher(run.folder, run.seconds)
+    return await batching.batcher(run.seconds)
 
 
 async def _baseline(run: Run, _: Progress) -> dict[str, Any]:

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tests.load.bench_batcher import backlog, bare, frames
+from tests.load.bench_batcher import frames, measure_batcher
 from tests.support.store import embedded_store, insert
 
 _VMS = 1000
-_FRAMES_PER_S = 600
-"""About what two CPUs store in a second."""
+_ROWS_PER_S = 500_000
+_MOST_ROWS = 2_000_000
+_REPEATED_S = 10.0
+"""A phase this long does everything three times, and takes the medians."""
 _INSERTED = 200
 _SIZED = ("samples", "usage_minute")
 
 
-async def batcher(folder: Path, seconds: float) -> dict[str, Any]:
-    """A backlog through a batcher process, and the same rows by bare inserts, right afterwards."""
+async def batcher(seconds: float) -> dict[str, Any]:
+    """A backlog through a batcher process, and the same rows by bare inserts, by turns."""
     # Two flushes at least: the first one does not count.
-    count = max(300, round(seconds * _FRAMES_PER_S))
-    for name in ("backlog", "bare"):
-        (folder / name).mkdir(parents=True)
-    ours = await backlog(folder / "backlog", _VMS, count)
-    plain = await bare(folder / "bare", _VMS, count)
-    rows_per_s, bare_per_s = ours["rows_per_s"], plain["insert_rows_per_s"]
-    return {
-        "rows": ours["rows"],
-        "rows_per_s": rows_per_s,
-        "bare_insert_rows_per_s": bare_per_s,
-        "ratio": round(rows_per_s / bare_per_s, 3),
-        "backlog": ours,
-        "bare": plain,
-    }
+    rows = min(_MOST_ROWS, max(500 * _VMS, round(seconds * _ROWS_PER_S)))
+    rounds = 3 if seconds >= _REPEATED_S else 1
+    found = await measure_batcher(vms_per_frame=_VMS, rows=rows, rounds=rounds)
+    return {**asdict(found), "rounds": rounds}
 
 
 async def size(folder: Path, seconds: float) -> dict[str, Any]:
