@@ -72,9 +72,13 @@ class Publisher:
         """
         full = inject({**(headers or {}), Header.MSG_ID: msg_id})
         async with self._slots:
-            async for attempt in publishing(limit_s):
-                with attempt:
-                    stored = await self._once(subject, payload, full)
+            try:
+                # Nearly every publish is stored at once, and a policy costs more than a publish.
+                stored = await self._once(subject, payload, full)
+            except TransientError:
+                async for attempt in publishing(limit_s):
+                    with attempt:
+                        stored = await self._once(subject, payload, full)
         self._published.add(1, {"stream": stored.stream})
         return stored
 
