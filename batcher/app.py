@@ -37,7 +37,8 @@ _log = structlog.get_logger("decisec.batcher")
 DURABLE = "batcher"
 _ACK_WAIT_S = 6.0
 """After a crash the next batcher gets the frames again this late; who lives renews in time."""
-_MAX_ACK_PENDING = 20_000
+_MAX_ACK_PENDING = 50_000
+"""Four batches of small frames are in hand at once, in each of several batchers."""
 _FETCH = 256
 _RENEW_EVERY_S = 1.0
 _PENDING_EVERY_S = 2.0
@@ -95,6 +96,7 @@ async def main(service: Service[BatcherSettings]) -> None:
             clock=clock,
             keep_ns=int(retention.ticks / timedelta(microseconds=1)) * 1000,
             stop=service.stop,
+            encode=store.encode,
         )
         async with asyncio.TaskGroup() as group:
             intake = Intake(consumer, buffer, custody, refusals)

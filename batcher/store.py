@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -38,6 +39,15 @@ _INSERT_SETTINGS: Mapping[str, Any] = {
 }
 _CONNECT_S = 5
 _ANSWER_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A table as the engine reads it."""
+
+    columns: Sequence[str]
+    num_rows: int
+    block: memoryview
 
 
 class Store:
@@ -75,7 +85,20 @@ class Store:
         """Run a statement without a result. Raises as `query` does."""
         await self._run(lambda client: client.command(sql, parameters=dict(parameters or {})))
 
-    async def insert(self, table: str, rows: pa.Table, *, token: str) -> None:
+    def encode(self, rows: pa.Table) -> pa.Table | Encoded:
+        """Do ahead, in any thread, what of an insert needs no engine.
+
+        Only for an embedded store: its one thread then copies nothing. A client of a server
+        encodes with the compression that it agreed on.
+        """
+        if not self.settings.embedded:
+            return rows
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, rows.schema) as writer:
+            writer.write_table(rows)
+        return Encoded(rows.schema.names, rows.num_rows, memoryview(sink.getvalue()))
+
+    async def insert(self, table: str, rows: pa.Table | Encoded, *, token: str) -> None:
         """Insert a whole Arrow table at once; returns when the engine has it.
 
         Args:
@@ -87,7 +110,16 @@ class Store:
             As `query` does. The rows may have been stored all the same: insert again.
         """
         settings = {**_INSERT_SETTINGS, "insert_deduplication_token": token}
-        await self._run(lambda client: client.insert_arrow(table, rows, settings=settings))
+
+        def call(client: Client) -> None:
+            if isinstance(rows, Encoded):
+                # It takes any bytes, whatever its annotation says; `bytes` would be a copy.
+                block: Any = rows.block
+                client.raw_insert(table, rows.columns, block, settings, "Arrow")
+            else:
+                client.insert_arrow(table, rows, settings=settings)
+
+        await self._run(call)
 
     async def close(self) -> None:
         """Let go of the engine once what is under way is done; later calls fail."""
