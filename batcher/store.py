@@ -93,10 +93,12 @@ class Store:
         """
         if not self.settings.embedded:
             return rows
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, rows.schema) as writer:
-            writer.write_table(rows)
-        return Encoded(rows.schema.names, rows.num_rows, memoryview(sink.getvalue()))
+        # A buffer that grows would copy what is in it again and again: count first.
+        counted = pa.MockOutputStream()
+        _write(rows, counted)
+        block = pa.allocate_buffer(counted.size())
+        _write(rows, pa.FixedSizeBufferWriter(block))
+        return Encoded(rows.schema.names, rows.num_rows, memoryview(block))
 
     async def insert(self, table: str, rows: pa.Table | Encoded, *, token: str) -> None:
         """Insert a whole Arrow table at once; returns when the engine has it.
@@ -185,6 +187,11 @@ class Store:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def _write(rows: pa.Table, sink: pa.NativeFile) -> None:
+    with pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows)
 
 
 def keep_temporary_files_beside(store_path: str) -> None:
