@@ -16,6 +16,7 @@ import structlog
 from batcher.buffer import Buffer, Custody, Limits
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
+from batcher.memory import spare_the_collector
 from batcher.migrations import migrate, set_retention, shipped
 from batcher.refusals import Refusals
 from batcher.settings import BatcherSettings
@@ -98,6 +99,7 @@ async def main(service: Service[BatcherSettings]) -> None:
             stop=service.stop,
             encode=store.encode,
         )
+        spare_the_collector()
         async with asyncio.TaskGroup() as group:
             intake = Intake(consumer, buffer, custody, refusals)
             fetching = group.create_task(intake.run(service.stop), name="intake")
