@@ -114,6 +114,24 @@ async def test_a_single_value_that_differs_is_found(
         await filled.command("OPTIMIZE TABLE usage_minute FINAL")
 
 
+async def test_ticks_that_came_days_later_are_compared_with_their_own_day(
+    store: Store, consistency: Consistency
+) -> None:
+    """Whatever day they were collected on, the one before by a clock that is behind included."""
+    reading = Reading(new_id(), BASE_MS, counters=dict.fromkeys(METERS, 3), customer="late")
+    for days in (-1, 0, 1, 2):
+        collected_ms = BASE_MS + days * 86_400_000 + (86_399_000 if days < 0 else 0)
+        await insert(store, [enriched([reading], collected_at_ns=collected_ms * 10**6)])
+    await store.command(
+        "ALTER TABLE usage_minute DELETE WHERE customer_id = 'late' SETTINGS mutations_sync = 2"
+    )
+    found = await consistency.repair(DAY)
+    late = [d for d in found.differences if d.customer_id == "late"]
+    assert [(d.level, d.behind) for d in late] == [(Level.MINUTE, 1)]
+    rows = await store.query("SELECT count() FROM usage_minute WHERE customer_id = 'late'")
+    assert (found.left, rows[0][0]) == ((), 4)
+
+
 def test_days_whose_ticks_may_have_expired_are_not_checked() -> None:
     """The day that is half expired is left out."""
     now = datetime(2030, 6, 20, 12, tzinfo=UTC)
