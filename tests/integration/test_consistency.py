@@ -90,6 +90,26 @@ async def test_what_is_missing_is_found_and_made_good_again_and_again(
     assert [(d.customer_id, d.behind) for d in following.differences] == [("acme", 1)] * 3
 
 
+async def test_a_customer_with_many_vms_is_compared_in_parts(
+    store: Store, consistency: Consistency
+) -> None:
+    """45 VMs are three parts: what each lacks is found, added up and made good."""
+    vms = [new_id() for _ in range(45)]
+    frame = enriched([Reading(vm, BASE_MS, 1, 0, {"cpu_ns": 9}, "many") for vm in vms])
+    await insert(store, [frame])
+    lost = ", ".join(f"'{vm}'" for vm in sorted(vms)[::9])
+    await store.command(
+        f"ALTER TABLE usage_minute DELETE WHERE vm_id IN ({lost}) SETTINGS mutations_sync = 2"
+    )
+    found = await consistency.repair(DAY)
+    many = [d for d in found.differences if d.customer_id == "many"]
+    assert [(d.level, d.behind, d.ahead) for d in many] == [(Level.MINUTE, 5, 0)]
+    assert "many" in found.repaired
+    assert found.left == ()
+    left = (await consistency.check(DAY)).differences
+    assert "many" not in {d.customer_id for d in left}
+
+
 @pytest.mark.parametrize("column", ["cpu_ns", "flags", "ticks_0", "last_tick_ms"])
 async def test_a_single_value_that_differs_is_found(
     filled: Store, consistency: Consistency, column: str
