@@ -18,6 +18,7 @@ from batcher.feeds import Feeder
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
 from batcher.migrations import migrate, shipped
+from batcher.progress import ProgressKeeper
 from batcher.records import FEEDS
 from batcher.refusals import Refusals
 from batcher.retention import apply_retention
@@ -27,7 +28,9 @@ from batcher.store_door import SUBJECT as STORE_SUBJECT
 from batcher.store_door import StoreDoor
 from batcher.telemetry import Instruments
 from batcher.usage_door import QUEUE, SUBJECT, UsageDoor
+from batcher.watermark import Watermark, decode_placed
 from batcher.windows import Retention
+from runtime.buckets import Bucket
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
 from runtime.errors import TransientError
@@ -36,6 +39,7 @@ from runtime.publisher import Publisher
 from runtime.retry import forever
 from runtime.service import Service
 from schemas import subjects
+from schemas.hosts import decode_host_loss
 
 _log = structlog.get_logger("decisec.batcher")
 
@@ -74,7 +78,16 @@ async def main(service: Service[BatcherSettings]) -> None:
         retention = await _prepare(store, settings, service.health, service.stop)
         if retention is None:
             return
-        door = UsageDoor(reader, retention, instruments, clock, limit_s=settings.query_limit_s)
+        watermark = Watermark(
+            reader,
+            Bucket(service.bus, subjects.VM_SPECS, decode_placed),
+            Bucket(service.bus, subjects.LOST_HOSTS, decode_host_loss),
+            clock,
+            margin_ms=settings.complete_margin_s * 1000,
+        )
+        door = UsageDoor(
+            reader, watermark, retention, instruments, clock, limit_s=settings.query_limit_s
+        )
         subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
         store_door = StoreDoor(reader, retention, service.bus, clock)
         await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
@@ -104,15 +117,18 @@ async def main(service: Service[BatcherSettings]) -> None:
             stop=service.stop,
         )
         async with asyncio.TaskGroup() as group:
-            intake = Intake(consumer, buffer, custody, refusals)
+            progress = ProgressKeeper(store, custody, refusals, consumer.ack_floor)
+            intake = Intake(consumer, buffer, custody, refusals, progress)
             fetching = group.create_task(intake.run(service.stop), name="intake")
             renewing = group.create_task(_renew(custody), name="renewal")
             watching = group.create_task(_watch(consumer, instruments), name="pending")
             for feed in FEEDS:
                 feeder = Feeder(service.bus, store, feed, instruments, clock)
                 group.create_task(feeder.run(service.stop), name=f"feed-{feed.table}")
+            noting = group.create_task(progress.run(), name="progress")
+            following = group.create_task(watermark.run(), name="watermark")
             await flusher.run()
-            for task in (fetching, renewing, watching):
+            for task in (fetching, renewing, watching, noting, following):
                 task.cancel()
         if service.bus.connected:
             await subscription.unsubscribe()

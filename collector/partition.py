@@ -10,13 +10,14 @@ from typing import NamedTuple
 import structlog
 from opentelemetry.trace import SpanKind
 
+from collector.claims import Claims, claimed_ms
 from collector.messages import Intake, Now, Outcome, Outgoing
 from collector.pipeline import Pipeline, Rules
 from collector.specs import SpecIndex
 from collector.telemetry import Instruments
 from runtime.bus import Bus
 from runtime.clock import Clock
-from runtime.consumer import Delivery
+from runtime.consumer import Delivery, floor_of, info_of
 from runtime.errors import PoisonError, TransientError
 from runtime.pinned import PinnedConsumer
 from runtime.publisher import Publisher
@@ -72,6 +73,7 @@ class Partition:
 
     Attributes:
         unit: Which one.
+        claims: What its hosts claim of themselves.
         pipeline: What is known of its hosts. Once others may have worked at the unit this is a
             new one: what it knew would make false gaps of the frames that they had.
     """
@@ -79,6 +81,7 @@ class Partition:
     def __init__(self, unit: Unit, tools: Tools) -> None:
         self.unit = unit
         self.pipeline = self._fresh(tools, unit)
+        self.claims = Claims()
         self._tools = tools
         self._clock = tools.clock
         self._instruments = tools.instruments
@@ -99,6 +102,14 @@ class Partition:
         """Whether frames come here, and to no other collector."""
         return self._consumer.pinned
 
+    async def ack_floor(self) -> int:
+        """The place in `METRICS_RAW` up to which all frames of this unit are answered.
+
+        Raises:
+            TransientError: The server did not say.
+        """
+        return floor_of(await info_of(self._tools.bus, subjects.METRICS_RAW, self.unit.durable))
+
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then finish the batch in hand and return."""
         async with asyncio.TaskGroup() as group:
@@ -112,6 +123,7 @@ class Partition:
     def _take_over(self) -> None:
         self._tenure = self._consumer.tenure
         self.pipeline = self._fresh(self._tools, self.unit)
+        self.claims = Claims()
         self._instruments.taken_over()
         _log.info("partition.taken_over", consumer=self.unit.durable)
 
@@ -133,6 +145,8 @@ class Partition:
             ]
             async with asyncio.TaskGroup() as group:
                 for delivery, outcome in outcomes:
+                    if outcome.claim is not None:
+                        self.claims.note(*outcome.claim, delivery.sequence)
                     group.create_task(
                         self._carry_out(delivery, outcome), name=f"frame-{delivery.sequence}"
                     )
@@ -196,6 +210,7 @@ def _intake(delivery: Delivery) -> Intake:
         sequence=delivery.sequence,
         redelivered=delivery.attempts > 1,
         replay=replay_of(delivery.headers),
+        complete_ms=claimed_ms(delivery.headers),
     )
 
 

@@ -27,10 +27,14 @@ VM_SPECS = "vm_specs"
 VM_STATUS = "vm_status"
 HOSTS = "hosts"
 HOST_ORDERS = "host_orders"
+LOST_HOSTS = "lost_hosts"
 OPERATIONS = "operations"
 
 COLLECTORS_ALIVE = "collector.alive.*"
 """Filter for the heartbeats of all collectors: core NATS, not kept."""
+
+METRICS_PROGRESS = "metrics.progress."
+"""What the subjects begin with on which collectors say how far hosts have come."""
 
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""
@@ -79,6 +83,9 @@ def metrics_raw_of(partition: int) -> str:
 METRICS_RAW_UNPARTED = "metrics.raw.*"
 """What agents publish on, and filter for the frames stored while the stream had no partitions."""
 
+METRICS_RAW_PARTED = "metrics.raw.*.*"
+"""Filter for the stored frames of all partitions."""
+
 
 def parted(subject: str, partitions: int) -> str:
     """How a stream stores `a.b.*`: as `a.b.<partition>.*`, in the words of nats-server."""
@@ -103,6 +110,11 @@ def partition_of(host_id: str, partitions: int) -> int:
 def metrics_enriched(host_id: str) -> str:
     """`metrics.enriched.<host>`."""
     return f"metrics.enriched.{token(host_id)}"
+
+
+def metrics_progress(collector: str) -> str:
+    """`metrics.progress.<collector>`, in the stream of enriched frames."""
+    return f"{METRICS_PROGRESS}{token(collector)}"
 
 
 def metrics_rejected(reason: str, host_id: str) -> str:

@@ -9,7 +9,7 @@ import msgspec
 
 from schemas.codec import decoder
 from schemas.errors import ErrorInfo
-from schemas.ids import CustomerId, VmId
+from schemas.ids import CustomerId, HostId, VmId
 from schemas.units import Counter
 from schemas.vms import Timestamp
 
@@ -58,6 +58,12 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         samples_since: `samples` are counted from here on only, because which ticks there were
             before is no longer kept; None if they are those of the whole window.
+        complete_until: What was used before this time will not change any more: all samples are
+            in the store. None if that is not known.
+        complete: The whole window lies before that time. Asked again, its counters and samples
+            are the same.
+        lost_hosts: Hosts that the operator has declared lost, and for which that time did not wait:
+            should their samples come all the same, they count.
     """
 
     customer_id: CustomerId
@@ -66,6 +72,9 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     vms: tuple[UsageRow, ...]
     totals: dict[str, Counter]
     samples_since: Timestamp | None = None
+    complete_until: Timestamp | None = None
+    complete: bool = False
+    lost_hosts: tuple[HostId, ...] = ()
 
 
 class UsageReply(msgspec.Struct, frozen=True, kw_only=True):

