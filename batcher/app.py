@@ -14,17 +14,22 @@ from datetime import timedelta
 import structlog
 
 from batcher.buffer import Buffer, Custody, Limits
+from batcher.feeds import Feeder
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
-from batcher.migrations import migrate, set_retention, shipped
+from batcher.migrations import migrate, shipped
 from batcher.progress import ProgressKeeper
+from batcher.records import FEEDS
 from batcher.refusals import Refusals
+from batcher.retention import apply_retention
 from batcher.settings import BatcherSettings
 from batcher.store import Store, keep_temporary_files_beside
+from batcher.store_door import SUBJECT as STORE_SUBJECT
+from batcher.store_door import StoreDoor
 from batcher.telemetry import Instruments
-from batcher.usage import Retention
 from batcher.usage_door import QUEUE, SUBJECT, UsageDoor
 from batcher.watermark import Watermark, decode_placed
+from batcher.windows import Retention
 from runtime.buckets import Bucket
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
@@ -84,6 +89,8 @@ async def main(service: Service[BatcherSettings]) -> None:
             reader, watermark, retention, instruments, clock, limit_s=settings.query_limit_s
         )
         subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
+        store_door = StoreDoor(reader, retention, service.bus, clock)
+        await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
         custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 3)
         refusals = Refusals(Publisher(service.bus), custody, instruments)
         buffer = Buffer(
@@ -115,6 +122,9 @@ async def main(service: Service[BatcherSettings]) -> None:
             fetching = group.create_task(intake.run(service.stop), name="intake")
             renewing = group.create_task(_renew(custody), name="renewal")
             watching = group.create_task(_watch(consumer, instruments), name="pending")
+            for feed in FEEDS:
+                feeder = Feeder(service.bus, store, feed, instruments, clock)
+                group.create_task(feeder.run(service.stop), name=f"feed-{feed.table}")
             noting = group.create_task(progress.run(), name="progress")
             following = group.create_task(watermark.run(), name="watermark")
             await flusher.run()
@@ -134,17 +144,12 @@ async def _prepare(
         async for attempt in policy:
             with attempt:
                 born = await migrate(store, shipped())
-                await set_retention(store, "samples", settings.samples_days)
-                await set_retention(store, "usage_minute", settings.usage_days)
+                retention = await apply_retention(store, settings, born)
     except TransientError as error:
         _log.warning("store.never_opened", error=str(error))
         return None
     health.ready(HEALTH_PART)
-    return Retention(
-        born=born,
-        ticks=timedelta(days=settings.samples_days),
-        minutes=timedelta(days=settings.usage_days),
-    )
+    return retention
 
 
 async def _renew(custody: Custody) -> None:

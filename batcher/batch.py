@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
+from operator import attrgetter
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batcher.layout import Placed, place
 from runtime.errors import PoisonError
 from schemas.frames import COLUMNS, ENRICHMENT_COLUMNS, EnrichedFrame
 from schemas.units import NS_PER_MS, TICK_MS
 
-_DTYPES = {column.name: column.dtype for column in COLUMNS + ENRICHMENT_COLUMNS}
 _SIGNED = (
     "mem_bytes",
     "uptime_ms",
@@ -35,17 +36,24 @@ _TYPES: dict[str, pa.DataType] = {
 _AHEAD_NS = 3_600 * 1_000 * NS_PER_MS
 """How far ahead of this machine's clock a collector's may be."""
 
+_DTYPES = {column.name: column.dtype for column in COLUMNS + ENRICHMENT_COLUMNS}
+_columns: Callable[[EnrichedFrame], tuple[bytes, ...]] = attrgetter(*_DTYPES)
+
+Longs = npt.NDArray[np.int64]
+
 
 def token(frames: Iterable[EnrichedFrame]) -> str:
     """A batch's identity by content: the same frames, in whatever order, give the same token.
 
-    The time of collection takes part, because the same raw frame collected again may have more
-    good rows than the first time.
+    The time of collection and the VMs take part, because the same raw frame collected again, or
+    replayed in parts, may have other good rows than the first time.
     """
-    digest = hashlib.sha256()
-    for line in sorted(f"{f.msg_id}/{f.collected_at_ns}/{f.rows}\n" for f in frames):
-        digest.update(line.encode())
-    return digest.hexdigest()
+    lines = [
+        f"{f.host}:{f.run_id.int}:{f.seq}/{f.collected_at_ns}/{f.rows}/{crc32(f.vm_ids)}"
+        for f in frames
+    ]
+    lines.sort()
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def table(frames: Sequence[EnrichedFrame], *, now_ns: int, keep_ns: int) -> pa.Table:
@@ -60,66 +68,56 @@ def table(frames: Sequence[EnrichedFrame], *, now_ns: int, keep_ns: int) -> pa.T
         PoisonError: A frame holds what the store cannot: a counter beyond 2^63-1, an index beside
             its dictionary, a tick between two deciseconds, an impossible time of collection.
     """
-    rows = np.array([frame.rows for frame in frames], dtype="<i8")
-    collected = _scalars(frames, lambda f: f.collected_at_ns)
-    tick = _scalars(frames, lambda f: f.tick_ms)
+    collected = _longs([f.collected_at_ns for f in frames])
+    tick = _longs([f.tick_ms for f in frames])
     _refuse("tick_between", "tick_ms is not a multiple of 100", tick % TICK_MS != 0)
     _refuse(
         "collected_when",
         "collected_at_ns lies in the future or before all that is kept",
         (collected > now_ns + _AHEAD_NS) | (collected < now_ns - keep_ns),
     )
-    customers, customer_names = _names(frames, "customers", "customer_index")
-    pools, pool_names = _names(frames, "pools", "pool_index")
-    plans, plan_names = _names(frames, "price_plans", "price_plan_index")
-    hosts, host_names = _codes([frame.host for frame in frames])
-    regions, region_names = _codes([frame.region for frame in frames])
-    ids = _bytes(frames, "vm_ids")
-    ticks = np.repeat(tick, rows)
-    order = _order(customers, np.frombuffer(ids, ">u8").reshape(-1, 2), ticks)
+    joined = dict(
+        zip(_DTYPES, map(b"".join, zip(*map(_columns, frames), strict=True)), strict=True)
+    )
+    values = {name: np.frombuffer(joined[name], dtype) for name, dtype in _DTYPES.items()}
+    rows = _longs([f.rows for f in frames])
+    customers, customer_names = _names(frames, "customers", values["customer_index"], rows)
+    pools, pool_names = _names(frames, "pools", values["pool_index"], rows)
+    plans, plan_names = _names(frames, "price_plans", values["price_plan_index"], rows)
+    ids = np.frombuffer(joined["vm_ids"], "<u8").reshape(-1, 2)
+    placed = place(frames, tick, customers, ids)
 
     def numbers(name: str) -> pa.Array[Any]:
-        values = np.frombuffer(_bytes(frames, name), _DTYPES[name])
+        column = values[name]
         if name in _SIGNED:
-            values = values.view("<i8")
-            _refuse("counter_overflow", f"{name} exceeds 2^63-1", values < 0)
-        return _array(values[order], _TYPES[values.dtype.str])
+            column = column.view("<i8")
+            _refuse("counter_overflow", f"{name} exceeds 2^63-1", column < 0)
+        return _array(np.take(column, placed.order), _TYPES[column.dtype.str])
 
-    def repeated(values: npt.NDArray[np.int64], kind: pa.DataType) -> pa.Array[Any]:
-        return _array(np.repeat(values, rows)[order], kind)
+    def repeated(of_frames: npt.NDArray[Any], kind: pa.DataType) -> pa.Array[Any]:
+        return _array(np.take(of_frames, placed.frame, axis=0), kind)
 
-    def words(codes: npt.NDArray[np.int32], names: Sequence[str]) -> pa.Array[Any]:
-        return pa.DictionaryArray.from_arrays(_array(codes[order], pa.int32()), _strings(names))
-
-    runs = np.repeat(np.array([f.run_id.bytes for f in frames], dtype="V16"), rows)[order]
-    columns: dict[str, pa.Array[Any]] = {
-        "customer_id": words(customers, customer_names),
-        "vm_id": _array(np.frombuffer(ids, "V16")[order], pa.binary(16)),
-        "incarnation": numbers("incarnations"),
-        "tick_ms": _array(ticks[order], pa.int64()),
-        "run_id": _array(runs, pa.binary(16)),
-        "seq": repeated(_scalars(frames, lambda f: f.seq), pa.int64()),
-        "host": words(np.repeat(hosts, rows), host_names),
-        "sampled_at_ns": repeated(_scalars(frames, lambda f: f.sampled_at_ns), pa.int64()),
-        "collected_at": repeated(collected, pa.timestamp("ns", "UTC")),
-        "state": numbers("states"),
-        "flags": numbers("flags"),
-        **{name: numbers(name) for name in _SIGNED},
-        "pool": words(pools, pool_names),
-        "region": words(np.repeat(regions, rows), region_names),
-        "price_plan": words(plans, plan_names),
-        "vcpus": numbers("vcpus"),
-        "memory_mib": numbers("memory_mib"),
-    }
-    return pa.table(columns)
-
-
-def _order(
-    customers: npt.NDArray[np.int32], ids: npt.NDArray[np.uint64], ticks: npt.NDArray[np.int64]
-) -> npt.NDArray[np.intp]:
-    # ClickHouse compares UUIDs by their second half first. Rows in its order skip its own sort,
-    # which doubles the speed of an insert; another order would be slower, not wrong.
-    return np.lexsort((ticks, ids[:, 0], ids[:, 1], customers))
+    return pa.table(
+        {
+            "customer_id": _words(np.take(customers, placed.order), customer_names),
+            "vm_id": _array(np.take(ids, placed.order, axis=0), pa.binary(16)),
+            "incarnation": numbers("incarnations"),
+            "tick_ms": repeated(tick, pa.int64()),
+            "run_id": repeated(_ids([f.run_id.bytes for f in frames]), pa.binary(16)),
+            "seq": repeated(_longs([f.seq for f in frames]), pa.int64()),
+            "host": _spread([f.host for f in frames], placed),
+            "sampled_at_ns": repeated(_longs([f.sampled_at_ns for f in frames]), pa.int64()),
+            "collected_at": repeated(collected, pa.timestamp("ns", "UTC")),
+            "state": numbers("states"),
+            "flags": numbers("flags"),
+            **{name: numbers(name) for name in _SIGNED},
+            "pool": _words(np.take(pools, placed.order), pool_names),
+            "region": _spread([f.region for f in frames], placed),
+            "price_plan": _words(np.take(plans, placed.order), plan_names),
+            "vcpus": numbers("vcpus"),
+            "memory_mib": numbers("memory_mib"),
+        }
+    )
 
 
 def _refuse(reason: str, detail: str, bad: npt.NDArray[np.bool_]) -> None:
@@ -127,19 +125,21 @@ def _refuse(reason: str, detail: str, bad: npt.NDArray[np.bool_]) -> None:
         raise PoisonError(reason, detail)
 
 
-def _bytes(frames: Sequence[EnrichedFrame], name: str) -> bytes:
-    return b"".join([getattr(frame, name) for frame in frames])
+def _longs(values: Sequence[int]) -> Longs:
+    return np.array(values, dtype="<i8")
 
 
-def _scalars(
-    frames: Sequence[EnrichedFrame], get: Callable[[EnrichedFrame], int]
-) -> npt.NDArray[np.int64]:
-    return np.array([get(frame) for frame in frames], dtype="<i8")
+def _ids(values: Sequence[bytes]) -> npt.NDArray[np.uint64]:
+    return np.frombuffer(b"".join(values), "<u8").reshape(-1, 2)
 
 
 def _array(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array[Any]:
     # `pa.array` would do, but imports pandas, which costs the first flush more than a second.
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values.tobytes())])
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values.data)])
+
+
+def _words(codes: npt.NDArray[np.int32], names: Sequence[str]) -> pa.Array[Any]:
+    return pa.DictionaryArray.from_arrays(_array(codes, pa.int32()), _strings(names))
 
 
 def _strings(values: Sequence[str]) -> pa.Array[Any]:
@@ -150,23 +150,37 @@ def _strings(values: Sequence[str]) -> pa.Array[Any]:
     )
 
 
-def _codes(values: Sequence[str]) -> tuple[npt.NDArray[np.int32], list[str]]:
+def _spread(values: Sequence[str], placed: Placed) -> pa.Array[Any]:
+    """One word per frame, for each of its rows."""
     names = sorted(set(values))
     code = {name: number for number, name in enumerate(names)}
-    return np.array([code[value] for value in values], dtype="<i4"), names
+    codes = np.array([code[value] for value in values], dtype="<i4")
+    return _words(np.take(codes, placed.frame), names)
 
 
 def _names(
-    frames: Sequence[EnrichedFrame], dictionary: str, index: str
+    frames: Sequence[EnrichedFrame], dictionary: str, at: npt.NDArray[np.uint16], rows: Longs
 ) -> tuple[npt.NDArray[np.int32], list[str]]:
-    """Codes of all rows in one sorted dictionary, from each frame's own."""
-    names = sorted(set(chain.from_iterable(getattr(frame, dictionary) for frame in frames)))
+    """Codes of all rows in one sorted dictionary, from each frame's own.
+
+    Frames mostly share their dictionaries: each different one is looked at once, and its codes
+    lie in `codes` from its place in `begins` on.
+    """
+    own = [getattr(frame, dictionary) for frame in frames]
+    begins: dict[tuple[str, ...], int] = {}
+    size = 0
+    for words in set(own):
+        begins[words] = size
+        size += len(words)
+    names = sorted({name for words in begins for name in words})
     code = {name: number for number, name in enumerate(names)}
-    parts = []
-    for frame in frames:
-        own = np.array([code[name] for name in getattr(frame, dictionary)], dtype="<i4")
-        at = np.frombuffer(getattr(frame, index), _DTYPES[index])
-        if at.size and int(at.max()) >= own.size:
-            raise PoisonError("index_outside", f"{index} points beside {dictionary}")
-        parts.append(own[at])
-    return (np.concatenate(parts) if parts else np.empty(0, "<i4")), names
+    codes = np.array([code[name] for words in begins for name in words], dtype="<i4")
+    if len(begins) > 1:
+        begin = np.repeat(_longs([begins[words] for words in own]), rows)
+        end = np.repeat(_longs([begins[words] + len(words) for words in own]), rows)
+        place_of = begin + at
+    else:
+        place_of, end = at.astype("<i8"), np.array([size])
+    if (place_of >= end).any():
+        raise PoisonError("index_outside", f"an index points beside {dictionary}")
+    return codes[place_of], names

@@ -1,9 +1,14 @@
-"""Batches into the store: insert, then say so, then ack. Bad frames are bisected out."""
+"""Batches into the store: insert, then say so, then ack. Bad frames are bisected out.
+
+Four batches are under way at most, each at another stage: one is answered for, one inserted, one
+built, one collected in the buffer. So the store's time is spent inserting, and memory is bounded.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import pyarrow as pa
@@ -22,13 +27,17 @@ from runtime.retry import forever
 from runtime.telemetry import span
 from schemas import subjects
 from schemas.codec import encode
-from schemas.frames import EnrichedFrame, FramesStored
+from schemas.frames import EnrichedFrame, FramesStored, replay_of
 from schemas.units import NS_PER_MS, NS_PER_S
 
 _log = structlog.get_logger("decisec.flusher")
 
 HEALTH_PART = "store"
 _MAX_LAGS = 1000
+_MAX_MEASURED = 100
+"""Lags of one flush that go into the histogram; each costs as much as decoding a frame."""
+_ACKS_AT_A_TIME = 64
+"""Between so many acks other tasks get their turn, the next insert above all."""
 _OVERLOAD_WAIT_S = 1.0
 """An overloaded store gets at least this much peace before the next try."""
 
@@ -38,6 +47,22 @@ class Sink(Protocol):
 
     async def insert(self, table: str, rows: pa.Table, *, token: str) -> None:
         """As `Store.insert`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Frames that were taken together, ready for the store.
+
+    Attributes:
+        rows: What to insert, or why there is no table of these frames.
+        batch_id: Their identity by content.
+        began_ns: When they were taken, on the monotonic clock.
+    """
+
+    held: Sequence[Held]
+    rows: pa.Table | PoisonError
+    batch_id: str
+    began_ns: int
 
 
 class Flusher:
@@ -73,6 +98,13 @@ class Flusher:
         self._clock = clock
         self._keep_ns = keep_ns
         self._stop = stop
+        self._in_hand = 0
+        self._answering: asyncio.Task[None] | None = None
+
+    @property
+    def in_hand(self) -> int:
+        """Batches taken from the buffer and not stored yet: two at most."""
+        return self._in_hand
 
     async def run(self) -> None:
         """Flush batch after batch; returns once the buffer is closed and empty.
@@ -80,15 +112,45 @@ class Flusher:
         Raises:
             FatalError: The store refuses this user, or its tables are not the expected ones.
         """
-        while batch := await self._buffer.take():
-            try:
-                await self.flush(batch)
-            except TransientError as error:
-                # Only after `stop`: until then a transient error is retried.
-                _log.warning("batch.abandoned", frames=len(self._custody), error=str(error))
-                return
+        ahead = asyncio.create_task(self._ahead(), name="flusher-ahead")
+        try:
+            while batch := await ahead:
+                ahead = asyncio.create_task(self._ahead(), name="flusher-ahead")
+                await self._store(batch)
+                self._count(-1)
+        except TransientError as error:
+            # Only after `stop`: until then a transient error is retried.
+            await self._answered()
+            _log.warning("batch.abandoned", frames=len(self._custody), error=str(error))
+        finally:
+            ahead.cancel()
+            await asyncio.wait({ahead})
+            await self._answered()
+            self._count(-self._in_hand)
 
-    async def flush(self, batch: Sequence[Held]) -> None:
+    async def _ahead(self) -> Batch | None:
+        """The next batch, built; None once the buffer is closed and empty."""
+        held = await self._buffer.take()
+        if not held:
+            return None
+        self._count(1)
+        return await self._built(held)
+
+    async def _built(self, held: Sequence[Held]) -> Batch:
+        began_ns = self._clock.monotonic_ns()
+        with span("build metrics.enriched.{host}", attributes={"frames": len(held)}):
+            return await asyncio.to_thread(self._build, held, began_ns)
+
+    def _build(self, held: Sequence[Held], began_ns: int) -> Batch:
+        frames = [one.frame for one in held]
+        rows: pa.Table | PoisonError
+        try:
+            rows = table(frames, now_ns=self._clock.wall_ns(), keep_ns=self._keep_ns)
+        except PoisonError as error:
+            rows = error
+        return Batch(held, rows, token(frames), began_ns)
+
+    async def _store(self, batch: Batch) -> None:
         """Store a batch, whole or in halves until only frames that cannot be stored are left.
 
         Raises:
@@ -98,41 +160,41 @@ class Flusher:
         parts = [batch]
         while parts:
             part = parts.pop()
+            held = part.held
             try:
-                await self._store_part(part)
+                rows = await self._insert_in_turn(part)
             except PoisonError as error:
-                if len(part) == 1:
-                    await self._refusals.refuse(part[0].delivery, error.reason, str(error))
+                if len(held) == 1:
+                    await self._refusals.refuse(held[0].delivery, error.reason, str(error))
                     continue
-                _log.warning("batch.split", frames=len(part), reason=error.reason, error=str(error))
-                middle = len(part) // 2
-                parts += [part[middle:], part[:middle]]
-
-    async def _store_part(self, part: Sequence[Held]) -> None:
-        frames = [held.frame for held in part]
-        began_ns = self._clock.monotonic_ns()
-        with span("store metrics.enriched.{host}", attributes={"frames": len(frames)}):
-            rows = await asyncio.to_thread(
-                table, frames, now_ns=self._clock.wall_ns(), keep_ns=self._keep_ns
+                _log.warning("batch.split", frames=len(held), reason=error.reason, error=str(error))
+                middle = len(held) // 2
+                parts += [await self._built(held[middle:]), await self._built(held[:middle])]
+                continue
+            stored_at_ns = self._clock.wall_ns()
+            seconds = (self._clock.monotonic_ns() - part.began_ns) / NS_PER_S
+            await self._answered()
+            # Its rows are let go of: only the answers remain, beside the next insert.
+            self._answering = asyncio.create_task(
+                self._answer(held, part.batch_id, rows, stored_at_ns, seconds),
+                name="flusher-answers",
             )
-            batch_id = token(frames)
-            if rows.num_rows:
+
+    async def _insert_in_turn(self, batch: Batch) -> int:
+        """One batch at a time, in the order in which they were taken; returns its rows.
+
+        Raises:
+            PoisonError: It cannot be stored as it is.
+            TransientError, FatalError: As `_store`.
+        """
+        if isinstance(batch.rows, PoisonError):
+            raise batch.rows
+        if batch.rows.num_rows:
+            with span("store metrics.enriched.{host}", attributes={"frames": len(batch.held)}):
                 async for attempt in self._patience():
                     with attempt:
-                        await self._insert(rows, batch_id)
-        stored_at_ns = self._clock.wall_ns()
-        seconds = (self._clock.monotonic_ns() - began_ns) / NS_PER_S
-        size = sum(len(held.delivery.data) for held in part)
-        lags_ms = [(stored_at_ns - frame.sampled_at_ns) // NS_PER_MS for frame in frames]
-        self._instruments.stored(rows=rows.num_rows, frames=len(frames), size=size, seconds=seconds)
-        self._instruments.lagged(lags_ms)
-        for held in part:
-            await self._custody.ack(held.delivery)
-        await self._announce(frames, batch_id, rows.num_rows, stored_at_ns, lags_ms)
-        _log.debug(
-            "batch.flushed", batch_id=batch_id[:16], rows=rows.num_rows, frames=len(frames),
-            size_bytes=size, seconds=round(seconds, 4), lag_max_ms=max(lags_ms),
-        )  # fmt: skip
+                        await self._insert(batch.rows, batch.batch_id)
+        return batch.rows.num_rows
 
     async def _insert(self, rows: pa.Table, batch_id: str) -> None:
         try:
@@ -153,6 +215,44 @@ class Flusher:
             return max(least, backoff(state))
 
         return policy.copy(wait=wait, stop=lambda _: self._stop.is_set())
+
+    async def _answer(
+        self,
+        held: Sequence[Held],
+        batch_id: str,
+        rows: int,
+        stored_at_ns: int,
+        seconds: float,
+    ) -> None:
+        """Ack what the store has said yes to, and tell of it."""
+        frames = [one.frame for one in held]
+        size = sum(len(one.delivery.data) for one in held)
+        lags_ms = [
+            (stored_at_ns - one.frame.sampled_at_ns) // NS_PER_MS
+            for one in held
+            if not replay_of(one.delivery.headers)
+        ]
+        self._instruments.stored(rows=rows, frames=len(frames), size=size, seconds=seconds)
+        self._instruments.lagged(thinned(lags_ms, _MAX_MEASURED))
+        for number, one in enumerate(held):
+            if number % _ACKS_AT_A_TIME == 0:
+                await asyncio.sleep(0)
+            await self._custody.ack(one.delivery)
+        await self._announce(frames, batch_id, rows, stored_at_ns, lags_ms)
+        _log.debug(
+            "batch.flushed", batch_id=batch_id[:16], rows=rows, frames=len(frames),
+            size_bytes=size, seconds=round(seconds, 4), lag_max_ms=max(lags_ms, default=None),
+        )  # fmt: skip
+
+    async def _answered(self) -> None:
+        """Return once all that was stored so far has its answers."""
+        answering, self._answering = self._answering, None
+        if answering is not None:
+            await answering
+
+    def _count(self, change: int) -> None:
+        self._in_hand += change
+        self._instruments.in_hand(self._in_hand)
 
     async def _announce(
         self,

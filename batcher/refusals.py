@@ -16,7 +16,9 @@ from schemas.frames import (
     HEADER_ORIGIN_SEQUENCE,
     HEADER_ORIGIN_STREAM,
     HEADER_REASON,
+    HEADER_REPLAY,
     RejectReason,
+    replay_of,
 )
 
 _log = structlog.get_logger("decisec.refusals")
@@ -42,6 +44,7 @@ class Refusals:
             host = subjects.host_of_metrics(delivery.subject)
         except InvalidIdError:
             host = _UNKNOWN_HOST
+        replay = replay_of(delivery.headers)
         try:
             await self._publisher.publish(
                 subjects.metrics_rejected(RejectReason.STORE_REFUSED, host),
@@ -52,6 +55,7 @@ class Refusals:
                     HEADER_DETAIL: header_text(f"{reason}: {detail}"),
                     HEADER_ORIGIN_STREAM: delivery.stream,
                     HEADER_ORIGIN_SEQUENCE: str(delivery.sequence),
+                    **({HEADER_REPLAY: replay} if replay else {}),
                 },
             )
         except (TransientError, PoisonError) as error:

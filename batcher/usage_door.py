@@ -9,8 +9,9 @@ import structlog
 
 from batcher.store import Store
 from batcher.telemetry import Instruments
-from batcher.usage import RefusedQueryError, Retention, check, report
+from batcher.usage import report
 from batcher.watermark import Watermark
+from batcher.windows import RefusedQueryError, Retention, check
 from runtime.bus import Message
 from runtime.clock import Clock
 from runtime.errors import FatalError, OverloadedError, TransientError

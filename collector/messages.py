@@ -14,6 +14,7 @@ from schemas.frames import (
     HEADER_ORIGIN_SEQUENCE,
     HEADER_ORIGIN_STREAM,
     HEADER_REASON,
+    HEADER_REPLAY,
 )
 from schemas.subjects import host_event, host_of_metrics, metrics_rejected
 
@@ -30,6 +31,7 @@ class Intake(NamedTuple):
     Attributes:
         sequence: Its place in the stream.
         redelivered: The server has delivered it before.
+        replay: The operator's replay that it came by; empty if it came from its host.
         complete_ms: What its host claims with it; see `HEADER_COMPLETE_MS`.
     """
 
@@ -38,6 +40,7 @@ class Intake(NamedTuple):
     stream: str
     sequence: int
     redelivered: bool
+    replay: str = ""
     complete_ms: int | None = None
 
 
@@ -68,7 +71,7 @@ class Outcome:
         wait: Nothing is decided yet: deliver the message again in a moment.
         samples: Good rows.
         rejected: Refused rows per reason; a message without readable rows counts as one.
-        lag_ns: Collected less sampled; None for a message that is refused as a whole.
+        lag_ns: Collected less sampled; None for a message that is refused as a whole, or replayed.
         claim: A host and what it claims of itself, where that can be believed.
     """
 
@@ -84,6 +87,11 @@ class Outcome:
 def event_message(event: HostEvent) -> Outgoing:
     """An event on `host.evt.<host>.<type>`."""
     return Outgoing(host_event(event), encode(event), str(event.event_id))
+
+
+def replay_headers(intake: Intake) -> dict[str, str]:
+    """What follows from a replayed message says so; of what else its headers claim, nothing."""
+    return {HEADER_REPLAY: intake.replay} if intake.replay else {}
 
 
 def reject_message(intake: Intake, reason: str, detail: str, payload: bytes) -> Outgoing:
@@ -108,6 +116,7 @@ def reject_message(intake: Intake, reason: str, detail: str, payload: bytes) -> 
             HEADER_DETAIL: _one_line(detail),
             HEADER_ORIGIN_STREAM: intake.stream,
             HEADER_ORIGIN_SEQUENCE: str(intake.sequence),
+            **replay_headers(intake),
         },
     )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
@@ -32,12 +32,14 @@ from collector.messages import (
     Outgoing,
     event_message,
     reject_message,
+    replay_headers,
 )
 from collector.silence import Silence, SilenceLimits
 from collector.specs import SpecIndex
 from schemas.errors import MalformedMessageError
+from schemas.events import HostEvent
 from schemas.frames import MAX_FRAME_BYTES, Frame, RejectReason, decode_frame, encode_frame
-from schemas.subjects import metrics_enriched, metrics_raw
+from schemas.subjects import metrics_enriched
 from schemas.units import NS_PER_MS, NS_PER_S, TICK_MS
 
 _MAX_LAYOUTS = 8
@@ -48,6 +50,10 @@ Refused = Mapping[RejectReason, Sequence[int] | Rows]
 
 _CPU = CpuLimit(overhead_threads=2, tolerance_ns=250 * NS_PER_MS)
 _SILENCE = SilenceLimits(1 * NS_PER_S, 10 * NS_PER_S, 3600 * NS_PER_S)
+
+
+def _everyone(_host_id: str) -> bool:
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +84,28 @@ class _Host:
 class Pipeline:
     """Decides about frames, in stream order. Not thread-safe.
 
+    Args:
+        rules: What to go by.
+        specs: Shared with others; its own if None.
+        tells_of: Whether the silence of a host is this pipeline's to tell.
+
     Attributes:
         specs: The records that enrichment goes by; whoever owns the pipeline feeds them.
         gaps: What is missing.
         silence: Who is quiet.
     """
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        specs: SpecIndex | None = None,
+        *,
+        tells_of: Callable[[str], bool] = _everyone,
+    ) -> None:
         self.rules = rules
-        self.specs = SpecIndex(rules.unknown_wait_ns)
+        self.specs = SpecIndex(rules.unknown_wait_ns) if specs is None else specs
         self.gaps = Gaps()
-        self.silence = Silence(rules.silence)
+        self.silence = Silence(rules.silence, tells_of)
         self._hosts: dict[str, _Host] = {}
 
     def process(self, intake: Intake, now: Now) -> Outcome:
@@ -99,15 +116,7 @@ class Pipeline:
             return _refuse_whole(Outcome(), intake, error, rows=1)
         at = datetime.fromtimestamp(now.wall_ns / NS_PER_S, UTC)
         outcome = Outcome(
-            side=[
-                event_message(event)
-                for event in (
-                    *self.silence.heard(frame.host, now.monotonic_ns, at),
-                    *self.gaps.observe(
-                        frame.host, frame.run_id, frame.seq, redelivered=intake.redelivered, at=at
-                    ),
-                )
-            ]
+            side=[event_message(event) for event in self._observe(intake, frame, now, at)]
         )
         if frame.tick_ms * NS_PER_MS > now.wall_ns + self.rules.max_future_ns:
             skew_ms = frame.tick_ms - now.wall_ns // NS_PER_MS
@@ -145,7 +154,7 @@ class Pipeline:
                 f"{len(intake.data)} bytes; a frame has at most {MAX_FRAME_BYTES}",
             )
         frame = decode_frame(intake.data)
-        if intake.subject != metrics_raw(frame.host):
+        if intake.subject.rpartition(".")[2] != frame.host:
             raise MalformedMessageError(
                 RejectReason.WRONG_HOST, f"a frame of {frame.host} on {intake.subject}"
             )
@@ -154,6 +163,14 @@ class Pipeline:
                 RejectReason.INVALID_FRAME, f"tick_ms {frame.tick_ms} is no multiple of {TICK_MS}"
             )
         return frame
+
+    def _observe(self, intake: Intake, frame: Frame, now: Now, at: datetime) -> list[HostEvent]:
+        """What its coming says of the host. A replayed frame may fill a gap, and says no more."""
+        alone = intake.redelivered or bool(intake.replay)
+        gaps = self.gaps.observe(frame.host, frame.run_id, frame.seq, redelivered=alone, at=at)
+        if intake.replay:
+            return [*gaps]
+        return [*self.silence.heard(frame.host, now.monotonic_ns, at), *gaps]
 
     def _layout(self, host: _Host, frame: Frame) -> Layout:
         layouts = host.layouts
@@ -251,9 +268,17 @@ def _finish(
         outcome.side.append(
             reject_message(intake, reason, _describe(reason, frame, bad), encode_frame(bad))
         )
-    outcome.enriched = Outgoing(metrics_enriched(frame.host), payload, enriched.msg_id)
+    msg_id = enriched.msg_id
+    if intake.replay:
+        # An id of its own, lest the stream take it for the first one; with the place in the
+        # stream, since one replay may bring a frame's rows in several messages.
+        msg_id = f"{msg_id}:{intake.replay}:{intake.sequence}"
+    else:
+        outcome.lag_ns = now.wall_ns - frame.sampled_at_ns
+    outcome.enriched = Outgoing(
+        metrics_enriched(frame.host), payload, msg_id, replay_headers(intake) or None
+    )
     outcome.samples = enriched.rows
-    outcome.lag_ns = now.wall_ns - frame.sampled_at_ns
     return outcome
 
 

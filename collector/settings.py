@@ -27,8 +27,9 @@ class CollectorSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknow
         late_tolerance_s: How long, in ticks, the last counters of an incarnation that is sampled
             no more are kept.
         max_batch: Frames handled at once at most.
-        max_ack_pending: Frames delivered and not yet acknowledged at most.
-        ack_wait_s: A frame without an answer for this long is delivered again.
+        max_ack_pending: Frames of a partition delivered and not yet acknowledged at most.
+        ack_wait_s: What a collector had and did not acknowledge comes to the next one this long
+            after it was killed. A living one's are renewed.
     """
 
     max_future_s: _Limit = 5.0
@@ -41,4 +42,4 @@ class CollectorSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknow
     late_tolerance_s: _Limit = 600.0
     max_batch: _Count = 128
     max_ack_pending: _Count = 1024
-    ack_wait_s: Annotated[float, msgspec.Meta(ge=1, le=600)] = 10.0
+    ack_wait_s: Annotated[float, msgspec.Meta(ge=1, le=600)] = 3.0

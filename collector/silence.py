@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import IntEnum
@@ -34,10 +35,19 @@ class _Host:
 
 
 class Silence:
-    """What is to be said of each host at a given moment. Time is passed in, monotonic, in ns."""
+    """What is to be said of each host at a given moment. Time is passed in, monotonic, in ns.
 
-    def __init__(self, limits: SilenceLimits) -> None:
+    Args:
+        limits: When to say it.
+        tells_of: Whether a host's silence is to be told here at all: a host whose frames go
+            elsewhere since the stream was parted anew is not silent.
+    """
+
+    def __init__(
+        self, limits: SilenceLimits, tells_of: Callable[[str], bool] = lambda _: True
+    ) -> None:
         self._limits = limits
+        self._tells_of = tells_of
         self._hosts: dict[str, _Host] = {}
 
     @property
@@ -69,7 +79,9 @@ class Silence:
         events: list[HostSuspected | HostSilent] = []
         for host_id, host in self._hosts.items():
             quiet_ns = now_ns - host.heard_ns
-            if host.level < _Level.SUSPECTED and quiet_ns >= self._limits.suspect_ns:
+            if quiet_ns < self._limits.suspect_ns or not self._tells_of(host_id):
+                continue
+            if host.level < _Level.SUSPECTED:
                 host.level = _Level.SUSPECTED
                 event_id = _event_id(host_id, "host_suspected", host.since)
                 events.append(HostSuspected(event_id=event_id, at=at, host_id=host_id))

@@ -38,6 +38,16 @@ class Instruments:
             "decisec_collector_seq_missing", description="Skipped frames that have not come since"
         )
         self._hosts = m.create_gauge("decisec_collector_hosts", description="Hosts heard of")
+        self._partitions = m.create_gauge(
+            "decisec_collector_partitions", description="Partitions whose frames come here"
+        )
+        self._members = m.create_gauge(
+            "decisec_collector_members", description="Collectors that share the work, this included"
+        )
+        self._taken_over = m.create_counter(
+            "decisec_collector_takeovers",
+            description="Partitions whose frames began to come here, or came again after another's",
+        )
 
     def passed(self, outcome: Outcome) -> None:
         """A frame was decided about, and all that follows from it is stored."""
@@ -61,7 +71,13 @@ class Instruments:
         """A batch is done."""
         self._batch.record(seconds)
 
-    def state(self, *, missing: int, hosts: int) -> None:
-        """What is missing, and of how many hosts."""
+    def taken_over(self) -> None:
+        """The frames of a partition come here from now on."""
+        self._taken_over.add(1)
+
+    def state(self, *, missing: int, hosts: int, partitions: int, members: int) -> None:
+        """What is missing, and of how many hosts; the share of the work, and among how many."""
         self._missing.set(missing)
         self._hosts.set(hosts)
+        self._partitions.set(partitions)
+        self._members.set(members)

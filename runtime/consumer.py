@@ -11,6 +11,7 @@ import json
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import nats.errors
 import nats.js.errors
@@ -27,6 +28,7 @@ _log = structlog.get_logger("decisec.consumer")
 _HEARTBEAT_S = 1.0
 _EXPIRES_S = 30.0
 _STATUS_HEARTBEAT = "100"
+_REPLY_TOKENS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,14 @@ class Delivery:
     sequence: int
     attempts: int
 
+    @property
+    def recorded_at(self) -> datetime:
+        """When the stream took the message, by the server's clock: the same on each delivery."""
+        return self.raw.metadata.timestamp
+
     async def ack(self) -> None:
         """Done: never deliver it again. Lost acks lead to a redelivery."""
-        await _answer(self.raw.ack())
+        await answered(self.raw.ack())
 
     async def ack_sync(self, timeout_s: float = 2.0) -> None:
         """Done, and wait until the server knows.
@@ -56,19 +63,19 @@ class Delivery:
         Raises:
             TransientError: The server did not confirm in time.
         """
-        await _answer(self.raw.ack_sync(timeout=timeout_s))
+        await answered(self.raw.ack_sync(timeout=timeout_s))
 
     async def nak(self, delay_s: float = 0.0) -> None:
         """Not done: deliver it again after `delay_s`."""
-        await _answer(self.raw.nak(delay=delay_s or None))
+        await answered(self.raw.nak(delay=delay_s or None))
 
     async def in_progress(self) -> None:
         """Still at work: start the ack wait anew."""
-        await _answer(self.raw.in_progress())
+        await answered(self.raw.in_progress())
 
     async def term(self) -> None:
         """Never deliver it again, although it was not done; log why before."""
-        await _answer(self.raw.term())
+        await answered(self.raw.term())
 
 
 class Consumer:
@@ -146,7 +153,7 @@ class Consumer:
         Raises:
             TransientError: The server did not say.
         """
-        info = await self._info()
+        info = await info_of(self._bus, self.stream, self.durable)
         return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
     async def ack_floor(self) -> int:
@@ -155,15 +162,7 @@ class Consumer:
         Raises:
             TransientError: The server did not say.
         """
-        floor = (await self._info()).ack_floor
-        return floor.stream_seq if floor else 0
-
-    async def _info(self) -> ConsumerInfo:
-        try:
-            info: ConsumerInfo = await self._bus.js.consumer_info(self.stream, self.durable)
-        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
-            raise TransientError(f"no word about consumer {self.durable}: {error}") from error
-        return info
+        return floor_of(await info_of(self._bus, self.stream, self.durable))
 
     async def holds(self, subject: str) -> bool:
         """Whether the stream has a message with this subject, wildcards allowed.
@@ -197,15 +196,15 @@ class Consumer:
             if self._bus.connected:
                 await subscription.unsubscribe()
                 for message in self._arrived:
-                    if not _status(message):
-                        await _answer(message.nak())
+                    if not status_of(message):
+                        await answered(message.nak())
             self._arrived.clear()
 
     async def _hand_out(self, inbox: str, stop: asyncio.Event) -> AsyncIterator[list[Delivery]]:
         epoch = self._bus.epoch
         self._open = 0
         silences = 0
-        async with _stop_wakes(stop, self._wakeup):
+        async with stop_wakes(stop, self._wakeup):
             while not stop.is_set():
                 if epoch != self._bus.epoch:
                     epoch, self._open = self._bus.epoch, 0
@@ -256,10 +255,10 @@ class Consumer:
         batch: list[Delivery] = []
         while self._arrived and len(batch) < self._max_batch:
             message = self._arrived.popleft()
-            status = _status(message)
+            status = status_of(message)
             if not status:
                 self._open = max(0, self._open - 1)
-                batch.append(_delivery(message))
+                batch.append(delivery_of(message))
             elif status != _STATUS_HEARTBEAT:
                 # The pull request ended: expired, consumer gone, leader moved, no responders.
                 left = (message.headers or {}).get("Nats-Pending-Messages")
@@ -267,7 +266,7 @@ class Consumer:
         return batch
 
 
-class _stop_wakes:  # noqa: N801 - reads as a statement: `async with _stop_wakes(...)`
+class stop_wakes:  # noqa: N801 - reads as a statement: `async with stop_wakes(...)`
     """Sets an event when `stop` is set, for the length of the block."""
 
     def __init__(self, stop: asyncio.Event, event: asyncio.Event) -> None:
@@ -288,26 +287,65 @@ class _stop_wakes:  # noqa: N801 - reads as a statement: `async with _stop_wakes
         self._event.set()
 
 
-def _status(message: Msg) -> str:
+async def info_of(bus: Bus, stream: str, durable: str) -> ConsumerInfo:
+    """What the server knows of a consumer.
+
+    Raises:
+        TransientError: It did not say, or there is none.
+    """
+    try:
+        info: ConsumerInfo = await bus.js.consumer_info(stream, durable)
+    except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+        raise TransientError(f"no word about consumer {durable}: {error}") from error
+    return info
+
+
+def floor_of(info: ConsumerInfo) -> int:
+    """The place in the stream up to which every message of a consumer is answered."""
+    return info.ack_floor.stream_seq if info.ack_floor else 0
+
+
+def status_of(message: Msg) -> str:
+    """The status code of a message that is none of a stream's; empty for one that is."""
     if message.data or not message.headers:
         return ""
     return message.headers.get("Status", "")
 
 
-def _delivery(message: Msg) -> Delivery:
-    metadata = message.metadata
+def delivery_of(message: Msg) -> Delivery:
+    """The library's message as ours."""
+    stream, sequence, attempts = _origin(message)
     return Delivery(
         raw=message,
         subject=message.subject,
         data=message.data,
         headers=message.headers or {},
-        stream=metadata.stream,
-        sequence=metadata.sequence.stream,
-        attempts=metadata.num_delivered,
+        stream=stream,
+        sequence=sequence,
+        attempts=attempts,
     )
 
 
-async def _answer(answer: object) -> None:
+def _origin(message: Msg) -> tuple[str, int, int]:
+    """Stream, sequence and number of deliveries, out of the reply subject.
+
+    `$JS.ACK.<stream>.<consumer>.<deliveries>.<sequence>.<consumer sequence>.<time>.<pending>`;
+    nats-py reads all of it, dates too, which takes five times as long. What looks otherwise
+    (with a domain) it may read itself.
+    """
+    tokens = message.reply.split(".")
+    if len(tokens) == _REPLY_TOKENS:
+        return tokens[2], int(tokens[5]), int(tokens[4])
+    metadata = message.metadata
+    return metadata.stream, metadata.sequence.stream, metadata.num_delivered
+
+
+async def answered(answer: object) -> None:
+    """Await the library's answer to a delivery.
+
+    Raises:
+        TransientError: It could not be sent.
+    """
     try:
         await answer  # type: ignore[misc]
     except (nats.errors.Error, OSError, TimeoutError) as error:

@@ -44,6 +44,17 @@ def publishing(limit_s: float = 30.0) -> AsyncRetrying:
     )
 
 
+def reading(limit_s: float = 30.0) -> AsyncRetrying:
+    """For a read that somebody waits for: 50 ms to 2 s apart, at most `limit_s` in all."""
+    return AsyncRetrying(
+        retry=retry_if_exception_type(TransientError),
+        wait=wait_random_exponential(multiplier=0.05, max=2.0),
+        stop=stop_after_delay(limit_s),
+        before_sleep=_report("reading"),
+        reraise=True,
+    )
+
+
 def forever(name: str, max_wait_s: float = 5.0) -> AsyncRetrying:
     """For work that must be done and may wait: retried until it succeeds or is cancelled."""
     return AsyncRetrying(

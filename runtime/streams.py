@@ -17,17 +17,27 @@ from nats.js.api import (
     StorageType,
     StoreCompression,
     StreamConfig,
+    SubjectTransform,
 )
 from nats.js.client import JetStreamContext
 
 from runtime.bus import Bus
 from runtime.errors import FatalError, TransientError
+from schemas.subjects import parted
 
+MAX_PARTITIONS = 1024
+"""Each costs a consumer on the server and two requests a second."""
+
+Replicas = Annotated[int, msgspec.Meta(ge=1, le=5)]
 _Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
 class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One stream; ages in seconds, sizes in bytes, 0 for no limit."""
+    """One stream; ages in seconds, sizes in bytes, 0 for no limit.
+
+    Attributes:
+        partitions: The one subject `a.b.*` is stored as `a.b.<partition>.*`; 0 leaves it as it is.
+    """
 
     name: str
     description: str
@@ -38,7 +48,8 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     max_bytes: _Size
     duplicate_window_s: _Size
     compression: bool = False
-    replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
+    replicas: Replicas = 1
+    partitions: Annotated[int, msgspec.Meta(ge=0, le=MAX_PARTITIONS)] = 0
 
 
 class BucketDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -48,7 +59,7 @@ class BucketDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     description: str
     ttl_s: _Size = 0
     max_bytes: _Size = 0
-    replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
+    replicas: Replicas = 1
 
 
 class Declaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,6 +89,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 _COMPARED = (
     "description",
     "subjects",
+    "subject_transform",
     "retention",
     "discard",
     "max_age",
@@ -87,18 +99,36 @@ _COMPARED = (
     "num_replicas",
 )
 
+_COMPARED_OF_BUCKETS = ("description", "max_age", "max_bytes", "num_replicas")
 
-def declared() -> Declaration:
+
+def declared(*, replicas: int = 0, partitions: int = 0) -> Declaration:
     """The declaration that ships with decisec.
+
+    Args:
+        replicas: Copies of each stream and bucket in a cluster of servers; 0 as declared.
+        partitions: Into so many parts the raw metrics are divided; 0 as declared.
 
     Raises:
         FatalError: The file is damaged.
     """
     text = resources.files("infra").joinpath("nats").joinpath("streams.toml").read_text()
     try:
-        return msgspec.convert(tomllib.loads(text), Declaration)
+        shipped = msgspec.convert(tomllib.loads(text), Declaration)
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise FatalError(f"infra/nats/streams.toml: {error}") from error
+    replace = msgspec.structs.replace
+    return Declaration(
+        stream=tuple(
+            replace(
+                s,
+                replicas=replicas or s.replicas,
+                partitions=(partitions or s.partitions) if s.partitions else 0,
+            )
+            for s in shipped.stream
+        ),
+        bucket=tuple(replace(b, replicas=replicas or b.replicas) for b in shipped.bucket),
+    )
 
 
 async def compare(bus: Bus, declaration: Declaration) -> list[Difference]:
@@ -153,6 +183,7 @@ def _stream_config(s: StreamDeclaration) -> StreamConfig:
         name=s.name,
         description=s.description,
         subjects=list(s.subjects),
+        subject_transform=_transform(s),
         retention=RetentionPolicy(s.retention),
         discard=DiscardPolicy(s.discard),
         max_age=s.max_age_s,
@@ -163,6 +194,13 @@ def _stream_config(s: StreamDeclaration) -> StreamConfig:
         num_replicas=s.replicas,
         allow_direct=True,
     )
+
+
+def _transform(s: StreamDeclaration) -> SubjectTransform | None:
+    if not s.partitions:
+        return None
+    (subject,) = s.subjects
+    return SubjectTransform(subject, parted(subject, s.partitions))
 
 
 def _bucket_config(b: BucketDeclaration) -> KeyValueConfig:
@@ -216,7 +254,7 @@ def _difference(
 ) -> Difference:
     if actual is None:
         return Difference(kind=kind, name=name, drift=Drift.MISSING)
-    compared = _COMPARED if kind == "stream" else ("description", "max_age", "max_bytes")
+    compared = _COMPARED if kind == "stream" else _COMPARED_OF_BUCKETS
     fields = {
         field: (_show(getattr(wanted, field)), _show(getattr(actual, field)))
         for field in compared
@@ -231,6 +269,8 @@ def _show(value: object) -> str:
     match value:
         case Enum():
             return str(value.value)
+        case SubjectTransform():
+            return str(value.dest)
         case float() | int():
             return f"{value:.0f}"
         case _:

@@ -7,14 +7,14 @@ reads a new frame and the reverse; `version` changes only when that stops being 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from enum import IntFlag, StrEnum
 from typing import Annotated, NamedTuple, TypeVar
 
 import msgspec
 
-from schemas.errors import MalformedMessageError
-from schemas.ids import CustomerId, HostId, PoolId, PricePlanId, RegionId, RunId
+from schemas.errors import InvalidIdError, MalformedMessageError
+from schemas.ids import CustomerId, HostId, PoolId, PricePlanId, RegionId, RunId, token
 
 FRAME_VERSION = 1
 MAX_FRAME_BYTES = 512 * 1024
@@ -91,6 +91,9 @@ HEADER_REASON = "Decisec-Reason"
 HEADER_DETAIL = "Decisec-Detail"
 HEADER_ORIGIN_STREAM = "Decisec-Origin-Stream"
 HEADER_ORIGIN_SEQUENCE = "Decisec-Origin-Sequence"
+HEADER_REPLAY = "Decisec-Replay"
+"""On a frame that an operator sent once more: the id of the replay. Such a frame counts like any
+other, but says nothing about its host now: neither that it lives, nor how late its frames are."""
 HEADER_COMPLETE_MS = "Decisec-Complete-Ms"
 """A claim of the frame's host, in Unix ms: each of its frames with an earlier tick was acknowledged
 by `METRICS_RAW` before this one was sent, or is lost and will never come."""
@@ -208,8 +211,8 @@ class FramesStored(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         stored_at_ns: When the store had confirmed the insert, Unix ns.
-        lags_ms: `stored_at_ns` less `sampled_at_ns` of each frame in the flush; evenly thinned
-            to at most 1000.
+        lags_ms: `stored_at_ns` less `sampled_at_ns` of each frame in the flush that came from its
+            host, replays left out; evenly thinned to at most 1000.
         ticks_ms: Newest tick per host in the flush.
     """
 
@@ -219,6 +222,15 @@ class FramesStored(msgspec.Struct, frozen=True, kw_only=True):
     stored_at_ns: _Count
     lags_ms: tuple[int, ...] = ()
     ticks_ms: dict[HostId, _Count] = msgspec.field(default_factory=dict)
+
+
+def replay_of(headers: Mapping[str, str]) -> str:
+    """The replay that a frame came by; empty for one that came from its host."""
+    replay_id = headers.get(HEADER_REPLAY, "")
+    try:
+        return token(replay_id) if replay_id else ""
+    except InvalidIdError:
+        return ""
 
 
 _encoder = msgspec.msgpack.Encoder()

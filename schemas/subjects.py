@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 from uuid import UUID
 
+from schemas.audit import AuditEntry
 from schemas.commands import COMMAND_OF, Command
 from schemas.errors import InvalidIdError, MalformedMessageError
 from schemas.events import HostEvent, VmEvent, event_type
 from schemas.ids import parse_uuid, token
+
+_PARTITIONS = re.compile(r"\{\{partition\((\d+),")
 
 VM_COMMANDS = "VM_COMMANDS"
 VM_EVENTS = "VM_EVENTS"
@@ -26,8 +30,12 @@ HOST_ORDERS = "host_orders"
 LOST_HOSTS = "lost_hosts"
 OPERATIONS = "operations"
 
+COLLECTORS_ALIVE = "collector.alive.*"
+"""Filter for the heartbeats of all collectors: core NATS, not kept."""
+
 METRICS_PROGRESS = "metrics.progress."
 """What the subjects begin with on which collectors say how far hosts have come."""
+
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""
 
@@ -67,6 +75,38 @@ def metrics_raw(host_id: str) -> str:
     return f"metrics.raw.{token(host_id)}"
 
 
+def metrics_raw_of(partition: int) -> str:
+    """Filter for the stored frames of one partition: `metrics.raw.<partition>.*`."""
+    return f"metrics.raw.{partition}.*"
+
+
+METRICS_RAW_UNPARTED = "metrics.raw.*"
+"""What agents publish on, and filter for the frames stored while the stream had no partitions."""
+
+METRICS_RAW_PARTED = "metrics.raw.*.*"
+"""Filter for the stored frames of all partitions."""
+
+
+def parted(subject: str, partitions: int) -> str:
+    """How a stream stores `a.b.*`: as `a.b.<partition>.*`, in the words of nats-server."""
+    stem = subject.removesuffix("*")
+    return f"{stem}{{{{partition({partitions},1)}}}}.{{{{wildcard(1)}}}}"
+
+
+def partitions_of(destination: str) -> int:
+    """How many partitions a stream's transform makes, 0 if it makes none; undoes `parted`."""
+    found = _PARTITIONS.search(destination)
+    return int(found[1]) if found else 0
+
+
+def partition_of(host_id: str, partitions: int) -> int:
+    """The partition that nats-server stores a host's frames in: FNV-1a of the token, 32 bits."""
+    value = 0x811C9DC5
+    for byte in host_id.encode():
+        value = (value ^ byte) * 0x01000193 & 0xFFFFFFFF
+    return value % partitions
+
+
 def metrics_enriched(host_id: str) -> str:
     """`metrics.enriched.<host>`."""
     return f"metrics.enriched.{token(host_id)}"
@@ -83,12 +123,38 @@ def metrics_rejected(reason: str, host_id: str) -> str:
 
 
 def host_of_metrics(subject: str) -> str:
-    """The host in `metrics.raw.<host>` or `metrics.enriched.<host>`.
+    """The host in `metrics.raw.<host>`, as published or stored, or `metrics.enriched.<host>`.
 
     Raises:
         InvalidIdError: The subject does not end in a valid host id.
     """
     return token(subject.rpartition(".")[2])
+
+
+def collector_alive(collector_id: str) -> str:
+    """`collector.alive.<collector>`: core NATS, twice a second."""
+    return f"collector.alive.{token(collector_id)}"
+
+
+def filters_of_host(stream: str, host_id: str) -> tuple[str, ...]:
+    """What the messages of one host have as subjects in a stream; empty where no subject tells.
+
+    A filter of stored subjects, for consumers.
+    """
+    host = token(host_id)
+    filters = {
+        METRICS_RAW: (f"metrics.raw.{host}", f"metrics.raw.*.{host}"),
+        METRICS_ENRICHED: (f"metrics.enriched.{host}",),
+        METRICS_REJECTED: (f"metrics.rejected.*.{host}",),
+        HOST_EVENTS: (f"host.evt.{host}.>",),
+        VM_COMMANDS: (f"vm.cmd.{host}.>",),
+    }
+    return filters.get(stream, ())
+
+
+def audit(entry: AuditEntry) -> str:
+    """`audit.<customer>.<action>`."""
+    return f"audit.{token(entry.customer_id)}.{token(entry.action)}"
 
 
 def usage_query(customer_id: str) -> str:
@@ -111,6 +177,11 @@ def customer_of(subject: str) -> str:
     if len(parts) < 3:
         raise InvalidIdError(f"{subject[:80]!r} names no customer")
     return token(parts[2])
+
+
+def store_ask(verb: str) -> str:
+    """`store.ask.<verb>`: core NATS, asked of the batcher by operators."""
+    return f"store.ask.{token(verb)}"
 
 
 class CommandAddress(NamedTuple):

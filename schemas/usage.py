@@ -18,7 +18,7 @@ class UsageQuery(msgspec.Struct, frozen=True, kw_only=True):
     """What was used in `[start, end)`. The customer is the subject's, never the message's.
 
     Attributes:
-        start: Inclusive; down to the tick within raw retention, else a whole minute.
+        start: Inclusive; down to the tick while ticks are kept, then a whole minute, hour or day.
         end: Exclusive, likewise.
         vm_ids: Only these VMs; empty means all.
     """
@@ -33,7 +33,7 @@ class UsageRow(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         incarnations: How many had samples in the window.
-        samples: Ticks stored in the window.
+        samples: Ticks stored in the window, as far as they can be counted: see `samples_since`.
         settled: The newest incarnation seen has its final sample in the store.
         simulated: Any of it came from the simulator.
     """
@@ -56,6 +56,8 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to a `UsageQuery`: a row per VM, and their sums.
 
     Attributes:
+        samples_since: `samples` are counted from here on only, because which ticks there were
+            before is no longer kept; None if they are those of the whole window.
         complete_until: What was used before this time will not change any more: all samples are
             in the store. None if that is not known.
         complete: The whole window lies before that time. Asked again, its counters and samples
@@ -69,6 +71,7 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     end: Timestamp
     vms: tuple[UsageRow, ...]
     totals: dict[str, Counter]
+    samples_since: Timestamp | None = None
     complete_until: Timestamp | None = None
     complete: bool = False
     lost_hosts: tuple[HostId, ...] = ()

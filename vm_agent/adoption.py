@@ -210,12 +210,19 @@ class Adoption:
         self._incarnations.stopped_unseen(vm, final, reason)
         await self._fleet.commit(vm)
         self._metering.settle(vm.record, vm.record.unsettled[-1])
+        said = driver.last_words(vmm)
         try:
             await driver.destroy(vmm)
         except DriverError as error:
             _log.error("vmm.clean_up_failed", vm_id=str(vm.vm_id), error=str(error))
         await self._clear(vm)
-        _log.warning("vmm.ended_unseen", vm_id=str(vm.vm_id), incarnation=vmm.incarnation)
+        _log.warning(
+            "vmm.ended_unseen",
+            vm_id=str(vm.vm_id),
+            incarnation=vmm.incarnation,
+            reason=reason,
+            said=said,
+        )
 
     def _reason(self, driver: Driver, vmm: Vmm) -> ExitReason:
         try:

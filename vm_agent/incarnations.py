@@ -41,6 +41,8 @@ _LAST_READ_S = 2.0
 _STARTS_AT_ONCE = 16
 """A VMM must be ready within seconds of its start; a thousand that start together would not be."""
 _SUDDEN = frozenset({ExitReason.KILLED, ExitReason.CRASHED, ExitReason.UNKNOWN})
+_UNREMARKABLE = frozenset({ExitReason.REQUESTED, ExitReason.GUEST_SHUTDOWN, ExitReason.KILLED})
+"""A VMM that ends for one of these has nothing to tell of it."""
 _CLOCK_TICK_NS = NS_PER_S // os.sysconf("SC_CLK_TCK")
 
 
@@ -182,10 +184,15 @@ class Incarnations:
         self._stop(vm, final, reason, error)
         await self._fleet.commit(vm)
         live.meter.finish(final)
+        said = "" if reason in _UNREMARKABLE else live.driver.last_words(live.vmm)
         await self._clean_up(live, vm.record.nic)
         vm.stage(nic=None)
         _log.info(
-            "vmm.ended", vm_id=str(vm.vm_id), incarnation=vm.record.incarnation, reason=reason
+            "vmm.ended",
+            vm_id=str(vm.vm_id),
+            incarnation=vm.record.incarnation,
+            reason=reason,
+            **({"said": said} if said else {}),
         )
 
     async def adopt(self, vm: Vm, live: Live) -> None:

@@ -9,7 +9,22 @@ from importlib import metadata
 
 import typer
 
-from decisec.cli import dev, flood, hosts, images, logs, services, streams, usage, vm
+from decisec.cli import (
+    dev,
+    flood,
+    gaps,
+    hosts,
+    images,
+    logs,
+    rejected,
+    replay,
+    services,
+    store,
+    streams,
+    tail,
+    usage,
+    vm,
+)
 from decisec.cli.exits import EPILOG, CommandError, Exit, Failure, failure_of
 from decisec.cli.output import Json, show_json, tell
 
@@ -26,10 +41,15 @@ app.add_typer(vm.app, name="vm")
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
 app.add_typer(streams.app, name="streams")
+app.add_typer(tail.app, name="tail")
+app.add_typer(rejected.app, name="rejected")
+app.add_typer(store.app, name="store")
 dev.register(app)
 services.register(app)
 flood.register(app)
 usage.register(app)
+replay.register(app)
+gaps.register(app)
 
 
 @app.command()

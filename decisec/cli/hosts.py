@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from decisec.cli.acts import operator
 from decisec.cli.connection import DEFAULT_STATE, NatsUrl, StateDirectory, bus
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, say, show, show_json
@@ -209,7 +210,7 @@ def lost(
                     Exit.FAILED,
                     "host_heard",
                 )
-            return [await hosts.declare_lost(host, reason=reason, requested_by=_operator())]
+            return [await hosts.declare_lost(host, reason=reason, requested_by=operator())]
 
     found = asyncio.run(act())
     if as_json:
@@ -258,7 +259,7 @@ async def _give(
     if not (before.known or repeated or force):
         raise _unknown(host_id)
     order, changed = await hosts.order(
-        host_id, draining=draining, reason=reason, requested_by=_operator()
+        host_id, draining=draining, reason=reason, requested_by=operator()
     )
     seen = await hosts.until(
         host_id, lambda now: now.obeys(order) or not now.heard, within_s=_TAKEN_WITHIN_S
@@ -328,16 +329,3 @@ def _check_reason(reason: str) -> None:
         raise CommandError(
             f"--reason: one line of at most {MAX_REASON} characters", Exit.USAGE, "usage"
         )
-
-
-def _operator() -> str:
-    """Who says to order it: a name for people, no proof."""
-    import getpass
-    import os
-    import socket
-
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        name = f"uid {os.getuid()}"
-    return f"{name}@{socket.gethostname()}"[:255]

@@ -1,6 +1,7 @@
 """Where output goes: results to stdout, everything else to stderr.
 
 With `--json` stdout holds exactly one JSON document, and an error is a JSON problem on stderr.
+Commands that follow something print a document per line instead.
 """
 
 from __future__ import annotations
@@ -48,6 +49,12 @@ def show_json(document: Any) -> None:
     """Print a result for programs."""
     sys.stdout.flush()
     sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def show_line(document: Any) -> None:
+    """Print one of many results for programs: a line each, since they come as time goes on."""
+    sys.stdout.buffer.write(msgspec.json.encode(document) + b"\n")
     sys.stdout.buffer.flush()
 
 

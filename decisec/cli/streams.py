@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,9 +13,24 @@ from decisec.cli.exits import EPILOG
 from decisec.cli.output import Json, show, show_json
 
 if TYPE_CHECKING:
-    from runtime.streams import Difference
+    from runtime.streams import Declaration, Difference
 
 app = typer.Typer(help="Streams and buckets on the bus.", no_args_is_help=True, epilog=EPILOG)
+
+Replicas = Annotated[
+    int,
+    typer.Option(
+        min=0, max=5, envvar="DECISEC_STREAMS_REPLICAS", show_default="as declared, 1",
+        help="Copies of each stream and bucket in a cluster of NATS servers.",
+    ),
+]  # fmt: skip
+Partitions = Annotated[
+    int,
+    typer.Option(
+        min=0, max=1024, envvar="DECISEC_STREAMS_PARTITIONS", show_default="as declared, 8",
+        help="Parts of the raw metrics; at most as many collectors work.",
+    ),
+]  # fmt: skip
 
 DRIFT = 1
 """Exit code of `diff` when the server differs, as diff(1) has it."""
@@ -23,12 +38,18 @@ DRIFT = 1
 
 @app.command(epilog=EPILOG)
 def apply(
-    as_json: Json = False, nats_url: NatsUrl = "", state_dir: StateDirectory = DEFAULT_STATE
+    replicas: Replicas = 0,
+    partitions: Partitions = 0,
+    as_json: Json = False,
+    nats_url: NatsUrl = "",
+    state_dir: StateDirectory = DEFAULT_STATE,
 ) -> None:
     """Make the server agree with the declaration; messages stay. Safe to repeat."""
+    from runtime import streams
     from runtime.streams import Drift
 
-    found = asyncio.run(_compare(nats_url, state_dir, change=True))
+    wanted = streams.declared(replicas=replicas, partitions=partitions)
+    found = asyncio.run(_compare(nats_url, state_dir, wanted, change=True))
     changed = [d for d in found if d.drift is not Drift.SAME]
     if as_json:
         show_json({"changed": changed, "unchanged": len(found) - len(changed)})
@@ -41,12 +62,18 @@ def apply(
 
 @app.command(epilog=EPILOG)
 def diff(
-    as_json: Json = False, nats_url: NatsUrl = "", state_dir: StateDirectory = DEFAULT_STATE
+    replicas: Replicas = 0,
+    partitions: Partitions = 0,
+    as_json: Json = False,
+    nats_url: NatsUrl = "",
+    state_dir: StateDirectory = DEFAULT_STATE,
 ) -> None:
     """Show where the server differs from the declaration; exit code 1 if it does."""
+    from runtime import streams
     from runtime.streams import Drift
 
-    found = asyncio.run(_compare(nats_url, state_dir, change=False))
+    wanted = streams.declared(replicas=replicas, partitions=partitions)
+    found = asyncio.run(_compare(nats_url, state_dir, wanted, change=False))
     drifted = [d for d in found if d.drift is not Drift.SAME]
     if as_json:
         show_json({"differences": drifted})
@@ -91,12 +118,14 @@ def info(
     show(table)
 
 
-async def _compare(nats_url: str, state_dir: Path, *, change: bool) -> list[Difference]:
+async def _compare(
+    nats_url: str, state_dir: Path, wanted: Declaration, *, change: bool
+) -> list[Difference]:
     from runtime import streams
 
     async with bus(nats_url, state_dir) as connection:
         act = streams.apply if change else streams.compare
-        return await act(connection, streams.declared())
+        return await act(connection, wanted)
 
 
 async def _info(nats_url: str, state_dir: Path) -> list[dict[str, Any]]:

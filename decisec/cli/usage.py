@@ -104,9 +104,11 @@ def usage_table(report: UsageReport, names: dict[UUID, str]) -> Any:
     from decisec.live.quantities import cpu_seconds, gib_seconds, seconds, size
 
     simulated = any(row.simulated for row in report.vms)
+    counted = report.samples_since
     table = Table(
         title=f"Usage of {report.customer_id}" + (" [bold red](simulated)[/]" if simulated else ""),
-        caption=f"{report.start.isoformat()} to {report.end.isoformat()}, {completeness(report)}",
+        caption=f"{report.start.isoformat()} to {report.end.isoformat()}, {completeness(report)}"
+        + (f"; samples counted from {counted.isoformat()} on" if counted else ""),
         show_footer=True,
     )
     totals = report.totals

@@ -12,7 +12,7 @@ from decisec.live.rates import Live
 from runtime.bus import Bus, Message
 from schemas.codec import decoder
 from schemas.errors import MalformedMessageError
-from schemas.frames import FramesStored, decode_enriched_frame
+from schemas.frames import FramesStored, decode_enriched_frame, replay_of
 from schemas.subjects import METRICS_STORED
 
 _log = structlog.get_logger("decisec.live")
@@ -35,6 +35,8 @@ async def following(bus: Bus, customers: frozenset[str] | None = None) -> AsyncI
     live = Live(customers)
 
     async def on_frame(message: Message) -> None:
+        if replay_of(message.headers):
+            return  # what was, not what is
         try:
             live.take(decode_enriched_frame(message.data), now_ms())
         except MalformedMessageError as error:

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from uuid import UUID
 
-from schemas.frames import COLUMNS, EnrichedFrame, Frame, SampleFlag
+from schemas.frames import COLUMNS, ENRICHMENT_COLUMNS, EnrichedFrame, Frame, SampleFlag
 from schemas.vms import METERS, STATE_NUMBERS, VmState
 
 _STATES = {number: state for state, number in STATE_NUMBERS.items()}
 _FORMATS = {"<u1": "B", "<u2": "H", "<u4": "I", "<u8": "Q"}
-_DTYPES = {column.name: column.dtype for column in COLUMNS}
+_DTYPES = {column.name: column.dtype for column in COLUMNS + ENRICHMENT_COLUMNS}
 
 
 class Sample(NamedTuple):

@@ -2,7 +2,7 @@
 
 Once at each named step of the work, once at each of the start after a death, and at random.
 
-Writes what it came to, and exits 1 if anything was lost or has leaked.
+Writes what it came to. If anything was lost or has leaked it exits 1, and keeps the agent's log.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import sys
 import tempfile
 import time
@@ -25,14 +26,14 @@ _RANDOM_DEATHS = 30
 """At least so many, however many steps have a name."""
 
 
-async def _besiege(lab: Lab, driver: str, kills: int, seed: int) -> Toll:
+async def _besiege(lab: Lab, driver: str, kills: int, seed: int, log: Path) -> Toll:
     with tempfile.TemporaryDirectory(prefix="decisec-chaos-") as folder:
         async with siege(Path(folder), lab, driver, seed=seed) as made:
             await made.settle_in(_WRITERS)
             steps = await made.list_steps()
             starts = await made.list_start_steps()
             began = time.monotonic()
-            told = 0
+            told, finished = 0, False
             named = len(steps) + 2 * len(starts)
             by_chance = max(_RANDOM_DEATHS, kills - named)
             deaths = [
@@ -40,18 +41,25 @@ async def _besiege(lab: Lab, driver: str, kills: int, seed: int) -> Toll:
                 *(partial(made.die_again, step) for step in starts),
                 *(partial(made.die, None) for _ in range(by_chance)),
             ]
-            for die in deaths:
-                await die()
-                problems = made.toll.problems
-                sys.stderr.write(
-                    f"\r{made.toll.kills} of {named + by_chance} kills, "
-                    f"{len(problems)} problems, {time.monotonic() - began:.0f} s "
-                )
-                for problem in problems[told:]:
-                    sys.stderr.write(f"\n{problem}\n")
-                told = len(problems)
-            sys.stderr.write("\n")
-            await made.conclude()
+            try:
+                for die in deaths:
+                    await die()
+                    problems = made.toll.problems
+                    sys.stderr.write(
+                        f"\r{made.toll.kills} of {named + by_chance} kills, "
+                        f"{len(problems)} problems, {time.monotonic() - began:.0f} s "
+                    )
+                    for problem in problems[told:]:
+                        sys.stderr.write(f"\n{problem}\n")
+                    told = len(problems)
+                sys.stderr.write("\n")
+                await made.conclude()
+                finished = True
+            finally:
+                if made.toll.problems or not finished:
+                    # What it was about is in there, and the folder goes.
+                    log.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(Path(folder) / "agent.log", log)
             return made.toll
 
 
@@ -65,7 +73,9 @@ def main() -> int:
     given = parser.parse_args()
     with open_lab() as lab:
         driver = given.driver if lab.probes[given.driver].works else "simulator"
-        toll = asyncio.run(_besiege(lab, driver, given.kills, given.seed))
+        toll = asyncio.run(
+            _besiege(lab, driver, given.kills, given.seed, given.out.with_suffix(".log"))
+        )
     report = {"driver": driver, "seed": given.seed, **toll.report()}
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(report, indent=2) + "\n")

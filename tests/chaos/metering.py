@@ -1,10 +1,10 @@
 """`python -m tests.chaos.metering`: what is metered survives whatever is done to the pipeline.
 
 Two floods, one after the other, with what goes wrong in networks mixed in. Under the first one
-nats-server, collector and batcher (with its embedded store) are killed by turns, and a stream is
-full for a while. Under the second one the store is behind ClickHouse's HTTP interface and answers
-with errors, late, half, or not at all. At the end each sample must be stored once and each VM be
-billed to the unit; else the exit code is 1.
+nats-server, collector and batcher (with its embedded store) are killed by turns, a stream is full
+for a while, and a host sends again all that it has sent. Under the second one the store is behind
+ClickHouse's HTTP interface and answers with errors, late, half, or not at all. At the end each
+sample must be stored once and each VM be billed to the unit; else the exit code is 1.
 """
 
 from __future__ import annotations
@@ -25,9 +25,14 @@ from typing import Any
 from rich.progress import Progress
 
 from runtime.bus import Bus
+from runtime.publisher import Publisher
+from runtime.reading import read_stream
 from runtime.streams import apply, declared
 from runtime.telemetry import configure_logging
-from schemas.subjects import METRICS_ENRICHED
+from schemas.errors import MalformedMessageError
+from schemas.frames import decode_frame
+from schemas.ids import new_id
+from schemas.subjects import METRICS_ENRICHED, METRICS_RAW, host_of_metrics, metrics_raw
 from tests.load.flood.flood import flood
 from tests.load.flood.plan import Plan
 from tests.support.clickhouse_door import Door, clickhouse_door
@@ -35,7 +40,7 @@ from tests.support.stack import KillableStack, metering_stack
 
 REPORT = Path(".decisec/chaos/metering.json")
 PASSWORD = "correct horse: battery/staple"
-PLAN = Plan(duplicates=0.02, reorder=0.02, late=0.01, malformed=0.01, skew_s=3600)
+PLAN = Plan(duplicates=0.02, reorder=0.02, late=0.01, malformed=0.01, skew_s=3600, step_s=3600)
 
 _TOO_MANY_PARTS, _MEMORY_LIMIT, _SERVER_ERROR, _NO_DISK = 252, 241, 999, 243
 _DOOR_FAULTS: tuple[tuple[str, Sequence[int | str]], ...] = (
@@ -107,6 +112,37 @@ def filling(bus: Bus) -> Act:
     return act
 
 
+def resending(bus: Bus, chance: random.Random) -> Act:
+    """All that one host has sent so far comes once more, under ids that no stream has seen."""
+
+    async def act() -> None:
+        info = await bus.js.stream_info(METRICS_RAW, subjects_filter="metrics.raw.>")
+        subject = chance.choice(sorted(info.state.subjects or {}))
+        publisher = Publisher(bus)
+        sent = await read_stream(bus, METRICS_RAW, subject)
+        async with asyncio.TaskGroup() as group:
+            for message in sent:
+                if _is_frame(message.data):
+                    group.create_task(
+                        publisher.publish(
+                            metrics_raw(host_of_metrics(subject)),
+                            message.data,
+                            msg_id=f"again:{new_id()}",
+                        ),
+                        name="frame-again",
+                    )
+
+    return act
+
+
+def _is_frame(data: bytes) -> bool:
+    try:
+        decode_frame(data)
+    except MalformedMessageError:
+        return False
+    return True
+
+
 def failing(door: Door, faults: Sequence[int | str]) -> Act:
     """The next inserts go wrong; returns once they have."""
 
@@ -136,6 +172,7 @@ async def kill_parts(
         names = ("nats-server", "collector", "batcher")
         acts = {f"{name} killed": killing(stack, name) for name in names}
         acts["stream full"] = filling(bus)
+        acts["old frames sent again"] = resending(bus, random.Random(seed))  # noqa: S311
         besieger = Besieger(acts, pause_s=pause_s, seed=seed)
         report = await _besieged(stack, plan, besieger)
     return {**report, "faults": dict(besieger.done)}

@@ -18,6 +18,7 @@ from tests.support.hypervisors import Rig, processes_in
 from vm_agent.consoles import ConsoleLog
 from vm_agent.drivers.abc import Ability, DeviceCounters, Driver, DriverError, Vmm, VmmState
 from vm_agent.drivers.paths import short_address
+from vm_agent.drivers.process_driver import ProcessDriver
 from vm_agent.kernel import LinuxProcesses
 from vm_agent.process import cpu_ns, is_alive
 
@@ -191,11 +192,15 @@ async def test_a_guest_that_stops_without_an_agent_is_settled_by_the_next_one(be
 
 
 async def test_a_vmm_that_a_stranger_killed_is_gone(bench: Rig) -> None:
-    """Inspect says so, and counters still answers."""
+    """Inspect says so, counters still answers, and its last words can be read."""
     vmm = await bench.booted()
     seen = await bench.driver.counters(vmm)
+    assert isinstance(bench.driver, ProcessDriver)
+    with bench.driver._log_of(Path(vmm.run_dir)).open("a") as log:
+        log.write("\nit panicked\n")
     os.kill(vmm.pid, signal.SIGKILL)
     await bench.exits(vmm)
+    assert bench.driver.last_words(vmm).endswith("it panicked")
     assert await bench.driver.inspect(vmm) is VmmState.GONE
     assert await bench.driver.counters(vmm) == seen
     assert bench.driver.exit_reason(vmm, -9) is ExitReason.KILLED

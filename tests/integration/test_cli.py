@@ -217,6 +217,9 @@ def test_streams_are_as_declared(shell: Shell) -> None:
     assert shell("streams", "diff").out == "the server is as declared\n"
     assert shell("streams", "diff", "--json").json == {"differences": []}
     assert shell("streams", "apply", "--json").json["changed"] == []
+    other = shell("streams", "diff", "--partitions", "16")
+    assert other.code == 1
+    assert other.out.startswith("stream METRICS_RAW: different\n")
     streams = {
         stream["name"]: stream for stream in shell("streams", "info", "--json").json["streams"]
     }

@@ -32,11 +32,10 @@ from schemas.frames import (
 )
 from schemas.ids import new_id
 from schemas.vms import VmRecord, decode_vm_record
-from tests.support.collector import collector_process
+from tests.support.collector import all_collected, collector_process
 from tests.support.frames import busy_frames, record
 from tests.support.nats import NatsServer, bus_with_streams
 
-DURABLE = "collector"
 ENDLESS = bytes([255] * 8)
 
 
@@ -78,20 +77,6 @@ async def reach(bus: Bus, stream: str, messages: int) -> None:
     async with asyncio.timeout(60):
         while await stored(bus, stream) < messages:
             await asyncio.sleep(0.02)
-
-
-async def answered(bus: Bus) -> None:
-    """Return once the collector has answered for every raw frame."""
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                info = await bus.js.consumer_info(subjects.METRICS_RAW, DURABLE)
-            except (nats.errors.Error, nats.js.errors.Error, OSError):
-                await asyncio.sleep(0.1)
-                continue
-            if not info.num_pending and not info.num_ack_pending:
-                return
-            await asyncio.sleep(0.05)
 
 
 def rows_of(vm_ids: bytes) -> list[UUID]:
@@ -156,7 +141,7 @@ async def test_every_frame_comes_out_once_although_the_collector_is_killed(
                 assert not feeding.done()
                 await collector.kill()
                 await collector.start()
-        await answered(bus)
+        await all_collected(bus)
         assert await collector.stop() == 0
     await check_nothing_is_lost(bus, frames)
 
@@ -180,7 +165,7 @@ async def test_every_frame_comes_out_once_although_nats_is_killed(
                 await server.kill()
                 await server.start()
                 await bus.reconnected_after(epoch)
-        await answered(bus)
+        await all_collected(bus)
         assert await collector.stop() == 0
     await check_nothing_is_lost(bus, frames)
 
@@ -199,7 +184,7 @@ async def test_what_is_bad_is_set_aside_and_the_rest_goes_on(
         await publisher.publish("metrics.raw.h2", encode_frame(first), msg_id="wrong-host")
         await publish(publisher, first)
         await publish(publisher, second)
-        await answered(bus)
+        await all_collected(bus)
         assert await collector.stop() == 0
     rejected = await read_stream(bus, subjects.METRICS_REJECTED)
     seen = Counter((m.subject, m.headers[HEADER_REASON]) for m in rejected)
@@ -223,12 +208,13 @@ async def test_a_record_that_comes_after_its_first_frame_is_waited_for(
     server, bus = served
     vm_id = new_id()
     (frame,) = busy_frames([vm_id], 1, start_ms=recent_ms(1), host="h1")
+    durable = f"collector-{subjects.partition_of('h1', 8)}"
     async with collector_process(tmp_path, server.url, unknown_wait_s="30") as collector:
         await publish(Publisher(bus), frame)
         async with asyncio.timeout(20):
             while True:
                 try:
-                    info = await bus.js.consumer_info(subjects.METRICS_RAW, DURABLE)
+                    info = await bus.js.consumer_info(subjects.METRICS_RAW, durable)
                 except nats.js.errors.NotFoundError:
                     await asyncio.sleep(0.05)
                     continue
@@ -236,7 +222,7 @@ async def test_a_record_that_comes_after_its_first_frame_is_waited_for(
                     break
                 await asyncio.sleep(0.05)
         await put(bus, record(vm_id, host="h1"))
-        await answered(bus)
+        await all_collected(bus)
         assert await collector.stop() == 0
     assert await stored(bus, subjects.METRICS_REJECTED) == 0
     (message,) = await read_stream(bus, subjects.METRICS_ENRICHED)

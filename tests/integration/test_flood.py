@@ -11,11 +11,11 @@ import pytest
 from rich.progress import Progress
 
 from runtime.bus import Bus
-from runtime.publisher import Publisher, Stored
 from tests.load.flood.__main__ import main
 from tests.load.flood.flood import flood
 from tests.load.flood.host import FloodHost
 from tests.load.flood.plan import Plan
+from tests.load.flood.posting import Letter, Post
 from tests.support.stack import metering_stack
 
 PLAN = Plan(hosts=3, vms=5, seconds=2.0)
@@ -43,6 +43,7 @@ async def test_whatever_goes_wrong_on_the_way_the_bill_is_right(bus: Bus) -> Non
         late=0.02,
         malformed=0.1,
         skew_s=600,
+        step_s=3600,
         burst=True,
     )
     report = await run(bus, plan)
@@ -59,20 +60,19 @@ async def test_it_says_so_if_something_is_lost_or_misbilled(
     bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A frame that nobody stores is missing; a VM with another bill than its counters shows."""
-    publish = Publisher.publish
+    send = Post.send
 
-    async def forgetful(publisher: Publisher, subject: str, payload: bytes, **more: Any) -> Stored:
-        if more["msg_id"].endswith(":7") and subject.endswith("-0"):
-            return Stored("METRICS_RAW", 0, duplicate=False)
-        return await publish(publisher, subject, payload, **more)
+    async def forgetful(post: Post, letter: Letter) -> None:
+        if not (letter.msg_id.endswith(":7") and letter.subject.endswith("-0")):
+            await send(post, letter)
 
-    monkeypatch.setattr(Publisher, "publish", forgetful)
+    monkeypatch.setattr(Post, "send", forgetful)
     lost = await run(bus, PLAN, standstill_s=3.0)
     assert not lost["conserved"]
     assert (lost["missing"], lost["invented"], lost["misbilled"]) == (PLAN.vms, 0, 0)
     assert f"{PLAN.ticks - 1} of {PLAN.ticks} samples" in lost["problems"][0]
 
-    monkeypatch.setattr(Publisher, "publish", publish)
+    monkeypatch.setattr(Post, "send", send)
     truth = FloodHost.truth
 
     def one_byte_more(host: FloodHost) -> dict[Any, dict[str, int]]:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import UUID
 
+import msgspec
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from batcher.store import Store
-from batcher.usage import RefusedQueryError, Retention, Window, check, report
+from batcher.usage import report
+from batcher.windows import RefusedQueryError, Retention, Window, check
 from runtime.errors import PoisonError
 from schemas.frames import EnrichedFrame, SampleFlag
 from schemas.ids import new_id
-from schemas.usage import UsageQuery, UsageReport, UsageRow
+from schemas.usage import UsageQuery
 from schemas.vms import METERS
 from tests.support.store import Reading, embedded_store, enriched, insert
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LIMIT_S = 30
+from tests.support.usage import EPOCH, LIMIT_S, ask, at, base_ms, expected, fresh_customer
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -32,61 +32,6 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store
     folder: Path = tmp_path_factory.mktemp("usage")
     async with embedded_store(folder / "store") as opened:
         yield opened
-
-
-def base_ms() -> int:
-    """A whole minute, an hour ago."""
-    now_ms = int(datetime.now(UTC).timestamp()) * 1000
-    return now_ms // 60_000 * 60_000 - 3_600_000
-
-
-def at(ms: int) -> datetime:
-    return EPOCH + timedelta(milliseconds=ms)
-
-
-async def ask(
-    store: Store, customer: str, start_ms: int, end_ms: int, vm_ids: tuple[UUID, ...] = ()
-) -> UsageReport:
-    query = UsageQuery(start=at(start_ms), end=at(end_ms), vm_ids=vm_ids)
-    window = Window.between(query.start, query.end)
-    return await report(store, customer, query, window, limit_s=LIMIT_S)
-
-
-def fresh_customer() -> str:
-    return f"c-{new_id().hex}"
-
-
-# ── the model: usage by its definition ────────────────────────────────────────────────────────
-
-
-def expected(readings: Iterable[Reading], start: int, end: int) -> dict[UUID, UsageRow]:
-    lives: dict[tuple[UUID, int], list[Reading]] = defaultdict(list)
-    for reading in readings:
-        lives[reading.vm_id, reading.incarnation].append(reading)
-    inside: dict[UUID, list[int]] = defaultdict(list)
-    used: dict[UUID, dict[str, int]] = defaultdict(lambda: dict.fromkeys(METERS, 0))
-    ticks: dict[UUID, int] = defaultdict(int)
-    for (vm_id, incarnation), life in lives.items():
-        seen = {r.tick_ms for r in life if start <= r.tick_ms < end}
-        if not seen:
-            continue
-        inside[vm_id].append(incarnation)
-        ticks[vm_id] += len(seen)
-        for meter in METERS:
-            before = [max((r.counters[meter] for r in life if r.tick_ms < t), default=0)
-                      for t in (start, end)]  # fmt: skip
-            used[vm_id][meter] += before[1] - before[0]
-    return {
-        vm_id: UsageRow(
-            vm_id=vm_id,
-            incarnations=len(numbers),
-            samples=ticks[vm_id],
-            settled=any(r.flags & SampleFlag.FINAL for r in lives[vm_id, max(numbers)]),
-            simulated=False,
-            **used[vm_id],
-        )
-        for vm_id, numbers in inside.items()
-    }
 
 
 # ── lives of VMs, and what happens to their frames ────────────────────────────────────────────
@@ -193,6 +138,88 @@ async def test_usage_is_what_its_definition_says(store: Store, story: Story) -> 
         assert samples[0] == samples[1] + samples[2]
 
 
+# ── each level by itself ──────────────────────────────────────────────────────────────────────
+
+MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
+
+
+@dataclass(frozen=True)
+class LongStory:
+    """Batches out of the last days, and windows of whole minutes, hours and days."""
+
+    kept: Sequence[Reading]
+    batches: Sequence[Sequence[EnrichedFrame]]
+    windows: dict[int, tuple[int, int]]
+
+
+@st.composite
+def long_stories(draw: st.DrawFn) -> LongStory:
+    customer, run_id = fresh_customer(), new_id()
+    base = base_ms() // DAY * DAY - 6 * DAY
+    gaps = st.one_of(
+        st.integers(1, 4), st.integers(500, 700), st.integers(30_000, 40_000),
+        st.integers(100_000, 1_000_000),
+    )  # fmt: skip
+    readings: list[Reading] = []
+    for _ in range(draw(st.integers(1, 2))):
+        vm_id, tick = new_id(), base + 100 * draw(st.integers(0, 900_000))
+        for incarnation in range(1, draw(st.integers(1, 2)) + 1):
+            value = 0
+            for _ in range(draw(st.integers(1, 6))):
+                readings.append(
+                    Reading(vm_id, tick, incarnation, 0, dict.fromkeys(METERS, value), customer)
+                )
+                tick += 100 * draw(gaps)
+                value += draw(st.integers(0, 2**40))
+    order = draw(st.permutations(readings))
+    now_ns = base_ms() * 10**6
+    batches = [
+        [
+            enriched(
+                [reading], run_id=run_id, seq=seq,
+                collected_at_ns=now_ns - draw(st.integers(0, 5)) * DAY * 10**6,
+            )
+            for seq, reading in enumerate(part)
+        ]
+        for part in (order[: len(order) // 2], order[len(order) // 2 :], order[:1])
+        if part
+    ]  # fmt: skip
+    windows = {}
+    for unit in (MINUTE, HOUR, DAY):
+        begun = sorted({r.tick_ms // unit * unit for r in readings})
+        borders = [t + step * unit for t in begun for step in (-1, 0, 1, 2)]
+        ends = draw(st.lists(st.sampled_from(borders), min_size=2, max_size=2, unique=True))
+        windows[unit] = (min(ends), max(ends))
+    return LongStory(readings, batches, windows)
+
+
+@settings(
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(story=long_stories())
+async def test_each_rollup_answers_alone_once_the_finer_ones_are_gone(
+    store: Store, story: LongStory
+) -> None:
+    """Whole minutes need no ticks, whole hours no minutes, whole days no hours."""
+    for batch in story.batches:
+        await insert(store, batch)
+    customer = story.kept[0].customer
+    for gone, unit in (("samples", MINUTE), ("usage_minute", HOUR), ("usage_hour", DAY)):
+        start, end = story.windows[unit]
+        await store.command(f"TRUNCATE TABLE {gone}")
+        query = UsageQuery(start=at(start), end=at(end))
+        counted_from = start if gone == "samples" else end
+        window = Window(start, end, counted_from)
+        answer = await report(store, customer, query, window, limit_s=LIMIT_S)
+        truth = expected(story.kept, start, end)
+        if counted_from == end:
+            truth = {vm: msgspec.structs.replace(row, samples=0) for vm, row in truth.items()}
+            assert answer.samples_since == at(end)
+        assert {row.vm_id: row for row in answer.vms} == truth
+
+
 # ── single cases ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -295,12 +322,54 @@ def test_a_window_that_cannot_be_exact_is_refused() -> None:
 
     with pytest.raises(RefusedQueryError, match="later than start"):
         check(query(now, now), old, now)
-    with pytest.raises(RefusedQueryError, match="90 days"):
-        check(query(now - timedelta(days=91), now), old, now)
-    with pytest.raises(RefusedQueryError, match="start as a whole minute"):
+    with pytest.raises(RefusedQueryError, match=r"7 days: give start as a whole minute"):
         check(query(now - timedelta(days=8, seconds=1), now), old, now)
     begin = now - timedelta(days=10)
     with pytest.raises(RefusedQueryError, match="end as a whole minute"):
         check(query(begin, begin + timedelta(seconds=1)), old, now)
     check(query(now - timedelta(days=8), now - timedelta(seconds=1)), old, now)
     check(query(EPOCH + timedelta(seconds=1), now), young, now)
+
+
+@pytest.mark.parametrize(
+    ("age", "words"),
+    [
+        (timedelta(days=90, minutes=30), "90 days: give start as a whole hour"),
+        (timedelta(days=90, minutes=30, seconds=1), "90 days: give start as a whole hour"),
+        (timedelta(days=100), ""),
+        (timedelta(days=730, hours=1), r"730 days: give start as a whole day \(00:00 UTC\)"),
+        (timedelta(days=800, hours=12), ""),
+        (timedelta(days=2556), "2555 days: start at 2023-06-03T12:00"),
+    ],
+)
+def test_the_older_a_window_is_the_coarser_its_ends_must_be(age: timedelta, words: str) -> None:
+    """Whole hours once minutes have expired, whole days once hours have; the message says so."""
+    now = datetime(2030, 6, 1, 12, 0, tzinfo=UTC)
+    old = Retention(now - timedelta(days=4000), timedelta(days=7), timedelta(days=90))
+    query = UsageQuery(start=now - age, end=now)
+    if words:
+        with pytest.raises(RefusedQueryError, match=words):
+            check(query, old, now)
+    else:
+        assert check(query, old, now).start == int((now - age).timestamp()) * 1000
+
+
+def test_what_an_update_found_expired_is_refused() -> None:
+    """A store that got its hours and days late knows nothing of what its minutes had lost."""
+    now = datetime(2030, 6, 1, tzinfo=UTC)
+    since = now - timedelta(days=80)
+    late = Retention(
+        now - timedelta(days=400), timedelta(days=7), timedelta(days=90), known_since=since
+    )
+    with pytest.raises(RefusedQueryError, match="start at 2030-03-13T00:00"):
+        check(UsageQuery(start=since - timedelta(days=1), end=now), late, now)
+    check(UsageQuery(start=since, end=now), late, now)
+
+
+def test_ticks_are_counted_as_far_as_minutes_are_kept() -> None:
+    """A window that begins before says from when on."""
+    now = datetime(2030, 6, 1, 12, 0, 30, tzinfo=UTC)
+    old = Retention(now - timedelta(days=400), timedelta(days=7), timedelta(days=90))
+    window = check(UsageQuery(start=EPOCH.replace(year=2030), end=now), old, now)
+    assert at(window.counted_from) == now - timedelta(days=90)
+    assert at(window.bounds["counted_from"]) == datetime(2030, 3, 3, 12, 1, tzinfo=UTC)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from decisec.devkit import guest as guest_kit
@@ -20,11 +19,10 @@ from schemas.vms import VmSpec
 from tests.support.agents import AgentProcess, Client, agent
 from tests.support.hypervisors import find_firecracker
 from tests.support.nats import NatsServer, bus_with_streams
-from tests.support.processes import waited_ns
 from vm_agent.cgroups import Cgroups
 from vm_agent.data_dir import identity
 from vm_agent.network import list_owned, owner_of
-from vm_agent.process import cpu_ns, is_alive
+from vm_agent.process import is_alive
 from vm_agent.store import RecordStore
 
 _AT_ONCE = 8
@@ -36,38 +34,6 @@ _REPORT_EVERY = 100
 
 class BenchError(Exception):
     """The run is worth nothing: a VM did not start, or something was left."""
-
-
-class Usage(NamedTuple):
-    """What a process has used so far."""
-
-    at_ns: int
-    cpu_ns: int
-    waited_ns: int
-    rss_bytes: int
-
-    @classmethod
-    def of(cls, pid: int) -> Usage:
-        """Of a running process, now."""
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return cls(
-            time.monotonic_ns(), cpu_ns(pid), waited_ns(pid), pages * os.sysconf("SC_PAGE_SIZE")
-        )
-
-
-class Machine(NamedTuple):
-    """What the whole machine has used so far, in CPU seconds."""
-
-    busy_s: float
-    stolen_s: float
-
-    @classmethod
-    def now(cls) -> Machine:
-        """By `/proc/stat`, see proc(5)."""
-        first = Path("/proc/stat").read_text().partition("\n")[0].split()[1:]
-        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, first[:8])
-        tick = os.sysconf("SC_CLK_TCK")
-        return cls((user + nice + system + irq + softirq) / tick, steal / tick)
 
 
 @asynccontextmanager

@@ -14,7 +14,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -25,7 +24,8 @@ from runtime.telemetry import configure_logging
 from schemas.units import MIB, NS_PER_S
 from schemas.vms import VmSpec
 from tests.load.agent_frames import catching_up, last_in_stream, punctuality, read_heads
-from tests.load.agent_host import BenchError, Fleet, Machine, Usage, host
+from tests.load.agent_host import BenchError, Fleet, host
+from tests.load.machine import Machine, Usage, machine_facts
 from tests.support.agents import AgentProcess, Client
 from tests.support.nats import NatsServer
 
@@ -130,22 +130,6 @@ async def outage(
         "rss_bytes": [before.rss_bytes, away.rss_bytes, made_up.rss_bytes],
         **catching_up(heads, back_at_ns),
         **punctuality(heads),
-    }
-
-
-def machine_facts() -> dict[str, Any]:
-    """What the figures are worth on."""
-    model = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpus": os.cpu_count(),
-        "model": model[0] if model else platform.machine(),
-        "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
     }
 
 

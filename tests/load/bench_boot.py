@@ -32,7 +32,8 @@ from schemas.commands import BootVm, CreateVm, DeleteVm
 from schemas.ids import new_id
 from schemas.vms import VmSpec
 from tests.load.agent_host import BenchError, host
-from tests.load.bench_agent import REPORT, machine_facts
+from tests.load.bench_agent import REPORT
+from tests.load.machine import machine_facts
 from tests.support.hypervisors import Lab, Rig, open_lab, rig
 from vm_agent.drivers.firecracker import FirecrackerDriver
 from vm_agent.drivers.firecracker_machine import requests

@@ -42,12 +42,13 @@ class Feed:
         subject: str = metrics_raw(HOST),
         at_ms: int = 0,
         redelivered: bool = False,
+        replay: str = "",
     ) -> Outcome:
         """Process one; `at_ms` is the collector's time after the first tick."""
         self.sequence += 1
         data = encode_frame(sent) if isinstance(sent, Frame) else sent
         return self.pipeline.process(
-            Intake(subject, data, METRICS_RAW, self.sequence, redelivered),
+            Intake(subject, data, METRICS_RAW, self.sequence, redelivered, replay),
             Now((BASE_MS + at_ms) * NS_PER_MS, NS_PER_S + at_ms * NS_PER_MS),
         )
 

@@ -144,6 +144,11 @@ class MemoryDriver(Driver):
             case _:
                 return ExitReason.CRASHED
 
+    def last_words(self, vmm: Vmm) -> str:
+        """What every machine says before it dies."""
+        del vmm
+        return "it panicked"
+
     async def destroy(self, vmm: Vmm) -> None:
         """Nothing is left of a machine."""
         await self._verb("destroy")

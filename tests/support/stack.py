@@ -106,6 +106,10 @@ class KillableStack:
         """What a process has logged since it was last started."""
         return (self.state.logs / f"{name}.log").read_text(errors="replace")
 
+    def pids(self, *names: str) -> dict[str, int]:
+        """Process ids of running parts, by name."""
+        return {name: self._children[name].pid for name in names}
+
     def client(self, customer: str) -> AsyncClient:
         """The API as one customer."""
         return AsyncClient(base_url=self.ports.api_url, token=development_token(self.key, customer))
@@ -141,11 +145,19 @@ async def killable_stack(
 
 
 @asynccontextmanager
-async def metering_stack(root: Path, **batcher: str) -> AsyncIterator[KillableStack]:
-    """The same without anything that runs VMs: what frames go through, and what stores them."""
+async def metering_stack(
+    root: Path, *, start: tuple[str, ...] = START_ORDER[:3], **batcher: str
+) -> AsyncIterator[KillableStack]:
+    """The same without anything that runs VMs: what frames go through, and what stores them.
+
+    Args:
+        root: Where its state is.
+        start: What runs from the beginning.
+        batcher: Settings of the batcher.
+    """
     settings = {"batcher": {f"DECISEC_BATCHER_{k.upper()}": v for k, v in batcher.items()}}
     stack = KillableStack(root, driver="simulator", guest=root, settings=settings)
-    async with _running(stack, START_ORDER[:3], None):
+    async with _running(stack, start, None):
         yield stack
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from batcher.batch import table, token
-from batcher.migrations import migrate, set_retention, shipped
+from batcher.migrations import migrate, shipped
+from batcher.retention import set_retention
 from batcher.settings import BatcherSettings
 from batcher.store import Store
-from batcher.usage import Window, report
+from batcher.usage import report
+from batcher.windows import Window
 from runtime.errors import FatalError
 from schemas.frames import COLUMNS, ENRICHMENT_COLUMNS, EnrichedFrame
 from schemas.ids import new_id

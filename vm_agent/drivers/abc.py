@@ -224,6 +224,14 @@ class Driver(ABC):
         """Keep short what the VMM writes beside the console. Called once a second, takes µs."""
         del vmm
 
+    def last_words(self, vmm: Vmm) -> str:
+        """The end of what the VMM wrote beside the console, for the log; empty if nothing.
+
+        Valid until `destroy`, also of a VMM that is gone.
+        """
+        del vmm
+        return ""
+
     async def close(self) -> None:
         """Let go of sockets, tasks and files; the VMMs run on. Any verb may follow."""
         return

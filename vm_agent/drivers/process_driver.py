@@ -115,6 +115,10 @@ class ProcessDriver(Driver, Generic[S]):
         """Keep the VMM's own log short. See `Driver`."""
         trim_log(self._log_of(Path(vmm.run_dir)))
 
+    def last_words(self, vmm: Vmm) -> str:
+        """The last lines of its log. See `Driver`."""
+        return last_words(self._log_of(Path(vmm.run_dir)))
+
     async def close(self) -> None:
         """Close all sessions. See `Driver`."""
         for process in list(self._sessions):
@@ -217,8 +221,7 @@ class ProcessDriver(Driver, Generic[S]):
             await self._end_session(session)
 
     def _epitaph(self, vmm: Vmm) -> str:
-        run_dir = Path(vmm.run_dir)
-        words = last_words(self._log_of(run_dir)) or last_words(run_dir / self.output)
+        words = self.last_words(vmm) or last_words(Path(vmm.run_dir) / self.output)
         return f"{self.name} ended by itself" + (f": {words}" if words else "")
 
     def _remove_files(self, run_dir: Path) -> None:

@@ -51,6 +51,7 @@ _HELP = {
     "late": "share of frames up to 10 s late",
     "malformed": "share of frames besides which rubbish is sent",
     "skew_s": "how far one host's clock is behind",
+    "step_s": "how far one host's clock is stepped forth and back",
     "seed": "of all that is random",
 }
 _SHARES = ("duplicates", "reorder", "late", "malformed")
@@ -63,7 +64,8 @@ def plan_of(arguments: argparse.Namespace) -> Plan:
         ValueError: It cannot be done.
     """
     plan = Plan(**{field.name: getattr(arguments, field.name) for field in fields(Plan)})
-    if min(plan.hosts, plan.vms, plan.seconds, plan.hz) <= 0 or min(plan.ramp_s, plan.skew_s) < 0:
+    zero_or_more = (plan.ramp_s, plan.skew_s, plan.step_s)
+    if min(plan.hosts, plan.vms, plan.seconds, plan.hz) <= 0 or min(zero_or_more) < 0:
         raise ValueError("numbers must be positive")
     if plan.hosts * plan.vms > MAX_VMS:
         raise ValueError(f"at most {MAX_VMS} VMs in all")

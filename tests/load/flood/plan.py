@@ -27,6 +27,8 @@ class Plan:
         late: Share of frames that come up to ten seconds late.
         malformed: Share of frames besides which rubbish is sent.
         skew_s: How far one host's clock is behind.
+        step_s: How far the last host's wall clock is stepped: right, ahead, behind, and again,
+            ten seconds each. Its ticks go on evenly, as an agent's do.
         seed: Of all that is random.
     """
 
@@ -41,6 +43,7 @@ class Plan:
     late: float = 0.0
     malformed: float = 0.0
     skew_s: int = 0
+    step_s: int = 0
     seed: int = 1
 
     @property

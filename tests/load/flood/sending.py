@@ -10,39 +10,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from runtime.publisher import Publisher
+from runtime.bus import Bus
 from schemas.frames import encode_frame
 from schemas.subjects import metrics_raw
 from schemas.units import TICK_MS
 from tests.load.flood.host import FloodHost
 from tests.load.flood.plan import Plan
+from tests.load.flood.posting import Letter, Post, posting
 
-_OUTSTANDING = 2048
-"""Messages on their way at most; a server that is slower than the plan slows the flood down."""
 _REORDERED_BY = 3
 _LATE_S = 10.0
 _BURST_EVERY_S = 10.0
 _BURST_HOLD_S = 1.0
-_GIVE_UP_S = 120.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Message:
-    """One message; `rows` are samples that are not counted elsewhere."""
-
-    subject: str
-    payload: bytes
-    msg_id: str
-    rows: int
-
-    def again(self) -> _Message:
-        """The same under another id, so that the stream stores it twice."""
-        return replace(self, msg_id=f"{self.msg_id}:again", rows=0)
-
-    def spoiled(self) -> _Message:
-        """Half of it."""
-        half = self.payload[: len(self.payload) // 2]
-        return replace(self, payload=half, msg_id=f"{self.msg_id}:rubbish", rows=0)
+_TOGETHER_S = 0.005
+"""Hosts that are due within so much send together: one system call carries several frames."""
 
 
 @dataclass(slots=True)
@@ -67,17 +48,16 @@ class Sending:
     """One flood's messages.
 
     Args:
-        publisher: To the bus.
+        bus: Where to.
         plan: What to do.
         told: Called with the number of samples of each frame that the stream has.
     """
 
-    def __init__(self, publisher: Publisher, plan: Plan, told: Callable[[int], None]) -> None:
+    def __init__(self, bus: Bus, plan: Plan, told: Callable[[int], None]) -> None:
         self.sent = Sent()
-        self._publisher = publisher
+        self._bus = bus
         self._plan = plan
         self._told = told
-        self._room = asyncio.Semaphore(_OUTSTANDING)
 
     async def run(self, hosts: list[FloodHost]) -> None:
         """Send everything, and return once the stream has it.
@@ -90,66 +70,65 @@ class Sending:
         # Ticks end now at the latest, however fast they are sent: none is in the future.
         ahead_ms = max(0, plan.span_ms - round(plan.seconds * 1000))
         first_ms = (time.time_ns() // 10**6 - ahead_ms) // TICK_MS * TICK_MS
-        async with asyncio.TaskGroup() as group:
+        async with posting(self._bus, self._told) as post, asyncio.TaskGroup() as group:
             for number, host in enumerate(hosts):
                 # Over the ramp, and within a tick: not all hosts at once.
                 share = number / len(hosts)
-                start_s = begin_s + share * max(plan.ramp_s, 1 / plan.hz)
+                offset_s = share * max(plan.ramp_s, 1 / plan.hz)
+                start_s = begin_s + offset_s // _TOGETHER_S * _TOGETHER_S
                 behind_ms = plan.skew_s * 1000 if number == 0 else 0
+                sender = _Sender(post, group, plan, self.sent)
                 group.create_task(
-                    self._host(group, host, number, start_s, first_ms - behind_ms),
-                    name=host.host_id,
+                    sender.run(host, number, start_s, first_ms - behind_ms), name=host.host_id
                 )
 
-    async def _host(
-        self, group: asyncio.TaskGroup, host: FloodHost, number: int, start_s: float, first_ms: int
-    ) -> None:
-        plan, sent = self._plan, self.sent
-        fates = np.random.default_rng((plan.seed, number, 1))
+
+class _Sender:
+    """Sends one host's frames."""
+
+    def __init__(self, post: Post, group: asyncio.TaskGroup, plan: Plan, sent: Sent) -> None:
+        self._post = post
+        self._group = group
+        self._plan = plan
+        self._sent = sent
+
+    async def run(self, host: FloodHost, number: int, start_s: float, first_ms: int) -> None:
+        """All of them, each at its time."""
+        plan, sent, post = self._plan, self._sent, self._post
+        fates = np.random.default_rng((plan.seed, number, 1)).random((plan.ticks, 4)).tolist()
         frames = host.frames(first_ms)
-        held: deque[tuple[int, _Message]] = deque()
-        for seq in range(plan.ticks):
+        subject = metrics_raw(host.host_id)
+        held: deque[tuple[int, Letter]] = deque()
+        for seq, (late, duplicated, spoiled, delay) in enumerate(fates):
             sent.behind_ms = max(sent.behind_ms, await _until(plan, start_s + seq / plan.hz))
             frame = next(frames)
             sent.frames += 1
             sent.samples += frame.rows
-            message = _Message(
-                metrics_raw(host.host_id), encode_frame(frame), frame.msg_id, frame.rows
-            )
-            late, duplicated, spoiled = fates.random(3)
+            letter = Letter(subject, encode_frame(frame), frame.msg_id, frame.rows)
             if late < plan.late:
                 sent.late += 1
-                await self._post(group, message, float(fates.uniform(0, _LATE_S)))
+                self._group.create_task(self._later(letter, delay * _LATE_S), name=letter.msg_id)
             elif late < plan.late + plan.reorder:
                 sent.reordered += 1
-                held.append((seq + _REORDERED_BY, message))
+                held.append((seq + _REORDERED_BY, letter))
             else:
-                await self._post(group, message)
+                await post.send(letter)
             if duplicated < plan.duplicates:
                 sent.duplicates += 1
-                await self._post(group, message.again())
+                # Under another id, so that the stream stores it twice.
+                await post.send(replace(letter, msg_id=f"{letter.msg_id}:again", rows=0))
             if spoiled < plan.malformed:
                 sent.rubbish += 1
-                await self._post(group, message.spoiled())
+                half = letter.payload[: len(letter.payload) // 2]
+                await post.send(
+                    replace(letter, payload=half, msg_id=f"{letter.msg_id}:rubbish", rows=0)
+                )
             while held and (held[0][0] <= seq or seq == plan.ticks - 1):
-                await self._post(group, held.popleft()[1])
+                await post.send(held.popleft()[1])
 
-    async def _post(
-        self, group: asyncio.TaskGroup, message: _Message, delay_s: float = 0.0
-    ) -> None:
-        await self._room.acquire()
-        group.create_task(self._deliver(message, delay_s), name=message.msg_id)
-
-    async def _deliver(self, message: _Message, delay_s: float) -> None:
-        try:
-            if delay_s:
-                await asyncio.sleep(delay_s)
-            await self._publisher.publish(
-                message.subject, message.payload, msg_id=message.msg_id, limit_s=_GIVE_UP_S
-            )
-            self._told(message.rows)
-        finally:
-            self._room.release()
+    async def _later(self, letter: Letter, delay_s: float) -> None:
+        await asyncio.sleep(delay_s)
+        await self._post.send(letter)
 
 
 async def _until(plan: Plan, due_s: float) -> int:

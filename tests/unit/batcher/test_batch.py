@@ -79,6 +79,50 @@ def test_rows_come_in_the_order_of_the_store(group: list[Reading]) -> None:
     assert keys == sorted(keys)
 
 
+VMS = [new_id() for _ in range(4)]
+CUSTOMERS = ["acme", "globex"]
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(st.sampled_from(VMS), unique=True, max_size=4),
+            st.sampled_from(CUSTOMERS),
+            st.integers(0, 5),
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_frames_of_the_same_and_of_other_vms_are_sorted_alike(
+    shapes: list[tuple[list[UUID], str, int]],
+) -> None:
+    """Whether a set of VMs repeats, comes once or shares a VM with another: no row is lost."""
+    frames = [
+        enriched(
+            [Reading(vm_id, TICK_MS + 100 * tick, customer=customer) for vm_id in vms], seq=seq
+        )
+        for seq, (vms, customer, tick) in enumerate(shapes)
+    ]
+    frames = [
+        msgspec.structs.replace(frame, tick_ms=TICK_MS + 100 * tick)
+        for frame, (_, _, tick) in zip(frames, shapes, strict=True)
+    ]
+    rows = rows_of(*frames)
+    keys = [
+        (row["customer_id"], bytes(row["vm_id"])[8:], bytes(row["vm_id"])[:8], row["tick_ms"])  # type: ignore[call-overload]
+        for row in rows
+    ]
+    assert keys == sorted(keys)
+    got = sorted((row["seq"], bytes(row["vm_id"]), row["customer_id"]) for row in rows)  # type: ignore[call-overload]
+    assert got == sorted(
+        (seq, vm_id.bytes, customer)
+        for seq, (vms, customer, _) in enumerate(shapes)
+        for vm_id in vms
+    )
+
+
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
@@ -112,12 +156,13 @@ def test_a_frame_without_rows_adds_none() -> None:
 
 
 def test_the_token_stands_for_the_content() -> None:
-    """Order does not matter; another frame, or the same one collected again, does."""
+    """Order does not matter; another frame, one collected again, other rows of one do."""
     one = enriched([Reading(new_id(), TICK_MS)], seq=1)
     two = enriched([Reading(new_id(), TICK_MS)], seq=2)
     again = msgspec.structs.replace(one, collected_at_ns=one.collected_at_ns + 1)
+    other = msgspec.structs.replace(one, vm_ids=new_id().bytes)
     assert token([one, two]) == token([two, one])
-    assert len({token([one]), token([two]), token([one, two]), token([again])}) == 4
+    assert len({token(f) for f in ([one], [two], [one, two], [again], [other])}) == 5
 
 
 @settings(deadline=None)

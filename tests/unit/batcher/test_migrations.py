@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
-from batcher.migrations import Migration, migrate, missing, set_retention, shipped
+from batcher.migrations import Migration, migrate, missing, shipped
+from batcher.retention import apply_retention, kept_days, set_retention
+from batcher.settings import BatcherSettings
 from batcher.store import Store
+from batcher.usage import report
+from batcher.windows import Window
 from runtime.errors import FatalError, TransientError
 from schemas.ids import new_id
+from schemas.usage import UsageQuery
 from tests.support.store import Reading, embedded_store, enriched, insert
 
 
@@ -79,9 +85,15 @@ async def test_retention_is_changed_only_when_it_differs(store: Store) -> None:
         )
         return str(rows[0][0])
 
-    for table, shown, days in (("samples", 3, 3), ("usage_minute", 31, 30)):
+    usual = kept_days(BatcherSettings())
+    for table, shown, days in (
+        ("samples", 3, 3),
+        ("usage_minute", 31, 30),
+        ("usage_hour", 431, 400),
+        ("usage_day", 831, 800),
+    ):
         before = await expiry(table)
-        await set_retention(store, table, {"samples": 7, "usage_minute": 90}[table])
+        await set_retention(store, table, usual[table])
         assert await expiry(table) == before
         await set_retention(store, table, days)
         assert f"toIntervalDay({shown})" in await expiry(table)
@@ -105,3 +117,54 @@ async def test_a_closed_store_says_so(store: Store) -> None:
     await closed.close()
     with pytest.raises(TransientError, match="closed"):
         await closed.query("SELECT 1")
+
+
+async def older(store: Store, database: str) -> Store:
+    """A store as it was before it had hours and days, with a minute in it."""
+    found = Store(BatcherSettings(store_path=store.settings.store_path, database=database))
+    before = list(takewhile(lambda m: m.name != "usage_hour_day", shipped()))
+    await migrate(found, before)
+    noon_ms = int(datetime.now(UTC).timestamp()) // 86_400 * 86_400_000 - 43_200_000
+    counters = {"cpu_ns": 7}
+    await insert(found, [enriched([Reading(new_id(), noon_ms, 1, 0, counters, "old")])])
+    return found
+
+
+async def test_hours_and_days_begin_with_what_the_minutes_know(store: Store) -> None:
+    """An updated store answers for whole days from before the update."""
+    updated = await older(store, "updated")
+    try:
+        retention = await apply_retention(
+            updated, updated.settings, await migrate(updated, shipped())
+        )
+        assert retention.known_since is None
+        await updated.command("TRUNCATE TABLE samples")
+        await updated.command("TRUNCATE TABLE usage_minute")
+        day = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        query = UsageQuery(start=day - timedelta(days=1), end=day)
+        window = Window.between(query.start, query.end)
+        for table in ("usage_hour", "usage_day"):
+            assert (await report(updated, "old", query, window, limit_s=10)).totals["cpu_ns"] == 7
+            await updated.command(f"TRUNCATE TABLE {table}")
+    finally:
+        await updated.close()
+
+
+async def test_an_updated_store_says_what_its_minutes_had_lost(store: Store) -> None:
+    """Old enough for minutes to have expired: known is what came two days after the first left."""
+    expired = await older(store, "expired")
+    try:
+        await set_retention(expired, "usage_minute", 20)
+        await expired.command("TRUNCATE TABLE schema_migrations")
+        for one in takewhile(lambda m: m.name != "usage_hour_day", shipped()):
+            await expired.command(
+                "INSERT INTO schema_migrations (version, name, sha256, applied_at) VALUES "
+                "({v:UInt32}, {n:String}, {s:String}, now64(3) - toIntervalDay(30))",
+                {"v": one.version, "n": one.name, "s": one.sha256},
+            )
+        born = await migrate(expired, shipped())
+        retention = await apply_retention(expired, expired.settings, born)
+        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        assert retention.known_since == today + timedelta(days=2)
+    finally:
+        await expired.close()

@@ -81,7 +81,7 @@ def test_a_claim_that_is_no_time_is_none(text: str) -> None:
 
 def claim(sent: Frame, complete_ms: int, *, subject: str = metrics_raw(HOST)) -> Outcome:
     pipeline = pipeline_of(record(VM))
-    intake = Intake(subject, encode_frame(sent), METRICS_RAW, 1, False, complete_ms)
+    intake = Intake(subject, encode_frame(sent), METRICS_RAW, 1, False, complete_ms=complete_ms)
     return pipeline.process(intake, Now(BASE_MS * NS_PER_MS, NS_PER_S))
 
 

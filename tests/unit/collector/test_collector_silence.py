@@ -78,3 +78,13 @@ def test_events_alternate(steps: list[tuple[int, bool]]) -> None:
         assert event_type(event) in may_follow[last]
         last = event_type(event)
     assert len({event.event_id for event in told}) == len(told)
+
+
+def test_nothing_is_told_of_a_host_that_is_told_of_elsewhere() -> None:
+    """Its frames go another way since the stream was parted anew; it is forgotten all the same."""
+    silence = Silence(LIMITS, lambda host_id: host_id == "h1")
+    for host in ("h1", "h2"):
+        assert silence.heard(host, *at(0)) == []
+    assert [event.host_id for event in silence.watch(*at(20_000))] == ["h1", "h1"]
+    assert silence.heard("h2", *at(20_000)) == []
+    assert silence.forget(at(200_000)[0]) == ["h1", "h2"]

@@ -119,6 +119,22 @@ def test_every_verb_has_a_command_and_a_subject() -> None:
     assert subjects.vm_command(command) == f"vm.cmd.h1.{command.vm_id}.boot"
 
 
+@given(TOKENS)
+def test_filters_of_a_host_match_its_subjects(host: str) -> None:
+    """For each stream whose subjects name hosts; none where they do not."""
+    built = {
+        subjects.METRICS_RAW: subjects.metrics_raw(host),
+        subjects.METRICS_ENRICHED: subjects.metrics_enriched(host),
+        subjects.METRICS_REJECTED: subjects.metrics_rejected("unknown_vm", host),
+    }
+    for stream, subject in built.items():
+        assert subjects.host_of_metrics(subject) == host
+        for pattern in subjects.filters_of_host(stream, host):
+            assert subjects.host_of_metrics(pattern) == host
+            assert pattern.split(".")[:2] == subject.split(".")[:2]
+    assert subjects.filters_of_host(subjects.VM_EVENTS, host) == ()
+
+
 @pytest.mark.parametrize("trick", [t for t in TRICKS if t != ""])
 def test_no_subject_is_built_from_a_trick(trick: str) -> None:
     """A bad customer or host never reaches a subject."""
@@ -127,3 +143,24 @@ def test_no_subject_is_built_from_a_trick(trick: str) -> None:
     ):  # fmt: skip
         with pytest.raises(InvalidIdError):
             build(trick)
+    with pytest.raises(InvalidIdError):
+        subjects.filters_of_host(subjects.METRICS_RAW, trick)
+
+
+@given(st.integers(1, 1024))
+def test_a_transform_says_into_how_many_parts(partitions: int) -> None:
+    """In nats-server's words, and read back."""
+    words = subjects.parted("metrics.raw.*", partitions)
+    assert words == f"metrics.raw.{{{{partition({partitions},1)}}}}.{{{{wildcard(1)}}}}"
+    assert subjects.partitions_of(words) == partitions
+    assert subjects.partitions_of("metrics.raw.>") == 0
+
+
+@given(TOKENS, st.integers(0, 1023))
+def test_the_host_is_found_in_what_is_published_and_in_what_is_stored(
+    host: str, partition: int
+) -> None:
+    """The partition stands before the host, whose name may be a number too."""
+    stored = subjects.metrics_raw_of(partition).replace("*", host)
+    assert subjects.host_of_metrics(stored) == host
+    assert subjects.host_of_metrics(subjects.metrics_raw(host)) == host

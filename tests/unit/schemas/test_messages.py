@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from schemas import commands, consoles, events, hosts, progress, usage, vms
+from schemas import audit, collectors, commands, consoles, events, hosts, progress, usage, vms
 from schemas.codec import encode
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.ids import new_id
@@ -48,6 +48,18 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
             commands.BootVm, commands.DeleteVm, commands.PauseVm, commands.ResumeVm,
             commands.RebootVm,
         )
+    ),
+    (
+        collectors.decode_collector_alive,
+        collectors.CollectorAlive(collector_id=new_id(), units=("collector-0",), leaving=True),
+    ),
+    (
+        audit.decode_audit_entry,
+        audit.AuditEntry(
+            event_id=new_id(), at=NOW, actor="ann@desk", customer_id=audit.OPERATOR,
+            action="replay", target="METRICS_RAW 1-2 to collector", reason="lost rows",
+            outcome=audit.AuditOutcome.UNDER_WAY, details={audit.DETAIL_PHASE: "begun"},
+        ),
     ),
     (
         consoles.decode_console_query,

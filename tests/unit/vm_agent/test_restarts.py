@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from structlog.testing import capture_logs
 
 from runtime.clock import utc_now
 from schemas.commands import BootVm, DeleteVm, ShutdownVm
@@ -54,11 +55,15 @@ def events_of(rig: Rig, vm_id: UUID) -> list[str]:
 
 
 async def test_a_vm_that_crashes_stays_down_unless_its_spec_says_otherwise(rig: Rig) -> None:
-    """The default is never; the end is told within a second all the same."""
+    """The default is never; the end, and what the VMM said, is told within a second."""
     vm_id = await rig.running_vm()
-    rig.kernel.living(vm_id)[0].die(139)
-    async with asyncio.timeout(1):
-        await rig.until(lambda: status_of(rig, vm_id).state is VmState.STOPPED)
+    with capture_logs() as log:
+        rig.kernel.living(vm_id)[0].die(139)
+        async with asyncio.timeout(1):
+            await rig.until(lambda: status_of(rig, vm_id).state is VmState.STOPPED)
+        await rig.until(lambda: any(line["event"] == "vmm.ended" for line in log))
+    (ended,) = [line for line in log if line["event"] == "vmm.ended"]
+    assert (ended["reason"], ended["said"]) == ("crashed", "it panicked")
     assert status_of(rig, vm_id).exit_reason is ExitReason.CRASHED
     assert status_of(rig, vm_id).restart_at is None
     assert events_of(rig, vm_id) == ["started", "crashed"]

@@ -1,0 +1,115 @@
+"""The one query for usage: which table is read for which part of a window.
+
+`counter(t)` is the greatest value of all whole days before `t`, the whole hours of the begun day,
+the whole minutes of the begun hour and the ticks of the begun minute. So each end of a window
+costs at most 23 hours, 59 minutes and 599 ticks beside the days, and a window whose ends are whole
+minutes, hours or days leaves out the finer tables.
+"""
+
+from __future__ import annotations
+
+from schemas.vms import METERS
+
+_MINE = """customer_id = {customer:String}
+        AND (empty({vm_ids:Array(UUID)}) OR has({vm_ids:Array(UUID)}, vm_id))"""
+
+
+def _near(time: str, level: str) -> str:
+    """In one of the two pieces of a window that are read at this level."""
+    return (
+        f"(({time} >= {{{level}_a:Int64}} AND {time} < {{{level}_b:Int64}})"
+        f" OR ({time} >= {{{level}_c:Int64}} AND {time} < {{{level}_d:Int64}}))"
+    )
+
+
+def _counters(time: str, level: str) -> str:
+    ends = [f"maxIf({m}, {time} < {{{level}_end:Int64}}) AS {m}_end" for m in METERS]
+    starts = [f"maxIf({m}, {time} < {{{level}_start:Int64}}) AS {m}_start" for m in METERS]
+    return ", ".join(ends + starts)
+
+
+def _inside(time: str, level: str) -> str:
+    return f"{time} >= {{{level}_first:Int64}} AND {time} < {{{level}_end:Int64}}"
+
+
+def _rollup(table: str, time: str, level: str) -> str:
+    return f"""
+    SELECT
+        vm_id,
+        incarnation,
+        toUInt8(0) AS flags,
+        toUInt64(0) AS ticks,
+        max({_inside(time, level)}) AS present,
+        {_counters(time, level)}
+    FROM {table}
+    WHERE {_MINE} AND {_near(time, level)}
+    GROUP BY vm_id, incarnation"""  # noqa: S608 - put together from our own names only
+
+
+# The rollups hold several unmerged rows per minute, so bits are united before they are counted.
+# Days are read as far back as they go, of the incarnations that may have ticks in the window.
+USAGE = f"""
+SELECT
+    vm_id,
+    incarnation,
+    groupBitOr(parts.flags) AS flags,
+    sum(parts.ticks) AS ticks,
+    {", ".join(f"max(parts.{m}_end) - max(parts.{m}_start)" for m in METERS)}
+FROM
+(
+    SELECT
+        vm_id,
+        incarnation,
+        groupBitOr(usage_day.flags) AS flags,
+        toUInt64(0) AS ticks,
+        max({_inside("day_ms", "day")}) AS present,
+        {_counters("day_ms", "day")}
+    FROM usage_day
+    WHERE {_MINE}
+        AND (vm_id, incarnation) IN
+        (
+            SELECT vm_id, incarnation
+            FROM usage_day
+            WHERE {_MINE} AND day_ms >= {{day_start:Int64}} AND day_ms < {{end:Int64}}
+        )
+    GROUP BY vm_id, incarnation
+    UNION ALL {_rollup("usage_hour", "hour_ms", "hour")}
+    UNION ALL {_rollup("usage_minute", "minute_ms", "minute")}
+    UNION ALL
+    SELECT
+        vm_id,
+        incarnation,
+        toUInt8(0) AS flags,
+        uniqExactIf(tick_ms, {_inside("tick_ms", "tick")}) AS ticks,
+        max({_inside("tick_ms", "tick")}) AS present,
+        {_counters("tick_ms", "tick")}
+    FROM samples
+    WHERE {_MINE} AND {_near("tick_ms", "tick")}
+    GROUP BY vm_id, incarnation
+    UNION ALL
+    SELECT
+        vm_id,
+        incarnation,
+        toUInt8(0) AS flags,
+        sum(minute_ticks) AS ticks,
+        toUInt8(0) AS present,
+        {", ".join(f"toInt64(0) AS {m}_end" for m in METERS)},
+        {", ".join(f"toInt64(0) AS {m}_start" for m in METERS)}
+    FROM
+    (
+        SELECT
+            vm_id,
+            incarnation,
+            toUInt64({" + ".join(f"bitCount(groupBitOr(ticks_{i}))" for i in range(10))})
+                AS minute_ticks
+        FROM usage_minute
+        WHERE {_MINE}
+            AND minute_ms >= {{counted_from:Int64}} AND minute_ms < {{minute_end:Int64}}
+        GROUP BY vm_id, incarnation, minute_ms
+    )
+    GROUP BY vm_id, incarnation
+) AS parts
+GROUP BY vm_id, incarnation
+HAVING max(parts.present)
+ORDER BY vm_id, incarnation
+"""  # noqa: S608 - put together from our own column names only

@@ -1,0 +1,157 @@
+"""Windows of time that can be answered exactly, given what the store still keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from schemas.usage import UsageQuery
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MINUTE_MS = 60_000
+HOUR_MS = 60 * MINUTE_MS
+DAY_MS = 24 * HOUR_MS
+_FOREVER_MS = 2**62
+_MARGIN = timedelta(days=2)
+"""How long before the store's begin its oldest rows may have been collected: the stream of
+enriched frames keeps a day."""
+
+
+class RefusedQueryError(ValueError):
+    """The question cannot be answered as it stands; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What the store can still know.
+
+    Attributes:
+        born: When the store began.
+        ticks: How long single ticks are kept.
+        minutes: How long the rollup per minute is kept.
+        hours: How long the rollup per hour is kept.
+        days: How long the rollup per day is kept.
+        known_since: Before this nothing is known although it would still be kept: the store is
+            older than its rollups per hour and day, and its minutes from then had expired.
+    """
+
+    born: datetime
+    ticks: timedelta
+    minutes: timedelta
+    hours: timedelta = timedelta(days=730)
+    days: timedelta = timedelta(days=2555)
+    known_since: datetime | None = None
+
+    def expired_before(self, kept: timedelta, now: datetime) -> datetime | None:
+        """What lies before this may have expired; None while nothing can have."""
+        return now - kept if now - self.born + _MARGIN > kept else None
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A half-open window in whole ms.
+
+    Attributes:
+        start: First tick inside.
+        end: First tick after it.
+        counted_from: Ticks of whole minutes are counted from here on.
+    """
+
+    start: int
+    end: int
+    counted_from: int = 0
+
+    @classmethod
+    def between(cls, start: datetime, end: datetime) -> Window:
+        """The window of two instants; a tick at an instant counts as after it."""
+        return cls(_ceil_ms(start), _ceil_ms(end))
+
+    @property
+    def bounds(self) -> Mapping[str, int]:
+        """The query's parameters.
+
+        Per level, from ticks to days: `first` and `end` are the level's whole units in the window,
+        `start` the begin of the unit that `start` lies in, and `[a, b)` and `[c, d)` the two pieces
+        that are read there, up to the next unit of the coarser level at either end.
+        """
+        found = {"end": self.end}
+        levels = (
+            ("tick", 1, MINUTE_MS),
+            ("minute", MINUTE_MS, HOUR_MS),
+            ("hour", HOUR_MS, DAY_MS),
+            ("day", DAY_MS, _FOREVER_MS),
+        )
+        for level, unit, coarser in levels:
+            end = _floor(self.end, unit)
+            head_end = max(_floor(self.start, coarser), min(_ceil(self.start, coarser), end))
+            found |= {
+                f"{level}_start": _floor(self.start, unit),
+                f"{level}_first": _ceil(self.start, unit),
+                f"{level}_end": end,
+                f"{level}_a": _floor(self.start, coarser),
+                f"{level}_b": head_end,
+                f"{level}_c": max(_floor(self.end, coarser), head_end),
+                f"{level}_d": end,
+            }
+        first_minute = max(self.start, self.counted_from)
+        return found | {"counted_from": _ceil(first_minute, MINUTE_MS)}
+
+
+def check(query: UsageQuery, retention: Retention, now: datetime) -> Window:
+    """The query's window, if it can be answered exactly.
+
+    Raises:
+        RefusedQueryError: It is empty, or reaches behind what is kept.
+    """
+    if query.end <= query.start:
+        raise RefusedQueryError("end must be later than start")
+    # While nothing can have expired, the store knows everything from the beginning of time.
+    oldest = retention.expired_before(retention.days, now)
+    if oldest and query.start < oldest:
+        raise RefusedQueryError(
+            f"usage is kept for {retention.days.days} days: start at "
+            f"{oldest.isoformat(timespec='minutes')} or later"
+        )
+    if retention.known_since and query.start < retention.known_since:
+        raise RefusedQueryError(
+            "what was used before had expired when this store was updated: start at "
+            f"{retention.known_since.isoformat(timespec='minutes')} or later"
+        )
+    window = Window.between(query.start, query.end)
+    for name, instant in (("start", window.start), ("end", window.end)):
+        _check_end(name, instant, retention, now)
+    counted_from = retention.expired_before(retention.minutes, now)
+    return replace(window, counted_from=_ceil_ms(counted_from)) if counted_from else window
+
+
+def _check_end(name: str, instant: int, retention: Retention, now: datetime) -> None:
+    """Whether the begun day, hour and minute that an end lies in are still known in pieces."""
+    for what, kept, unit, whole in (
+        ("hours are", retention.hours, DAY_MS, "day (00:00 UTC)"),
+        ("minutes are", retention.minutes, HOUR_MS, "hour"),
+        ("single ticks are", retention.ticks, MINUTE_MS, "minute"),
+    ):
+        oldest = retention.expired_before(kept, now)
+        begun = _floor(instant, unit)
+        if oldest and begun != instant and begun < _ceil_ms(oldest):
+            raise RefusedQueryError(
+                f"{what} kept for {kept.days} days: give {name} as a whole {whole}"
+            )
+
+
+def _floor(ms: int, unit: int) -> int:
+    return ms - ms % unit
+
+
+def _ceil(ms: int, unit: int) -> int:
+    return -(-ms // unit) * unit
+
+
+def instant_of(ms: int) -> datetime:
+    """Unix ms as an aware datetime."""
+    return _EPOCH + timedelta(milliseconds=ms)
+
+
+def _ceil_ms(instant: datetime) -> int:
+    return -((_EPOCH - instant) // timedelta(milliseconds=1))

@@ -1,0 +1,223 @@
+"""One part of the raw frames, worked at: what is decided about them is carried out here."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import structlog
+from opentelemetry.trace import SpanKind
+
+from collector.claims import Claims, claimed_ms
+from collector.messages import Intake, Now, Outcome, Outgoing
+from collector.pipeline import Pipeline, Rules
+from collector.specs import SpecIndex
+from collector.telemetry import Instruments
+from runtime.bus import Bus
+from runtime.clock import Clock
+from runtime.consumer import Delivery, floor_of, info_of
+from runtime.errors import PoisonError, TransientError
+from runtime.pinned import PinnedConsumer
+from runtime.publisher import Publisher
+from runtime.telemetry import span
+from schemas import subjects
+from schemas.frames import replay_of
+from schemas.units import NS_PER_S
+
+_log = structlog.get_logger("decisec.collector")
+
+_WATCH_S = 0.1
+_BUSY_NS = NS_PER_S // 2
+"""A batch that takes longer keeps frames waiting, and so does a process that has no CPU or is
+stopped; silence says nothing about hosts then."""
+_AGAIN_S = 0.1
+"""A frame that waits for a VM's record comes again this soon."""
+
+
+class Unit(NamedTuple):
+    """What one collector at a time works at.
+
+    Attributes:
+        durable: Name of its consumer.
+        filter_subject: Its frames.
+        tells_of: Whether a host's silence is to be told here.
+    """
+
+    durable: str
+    filter_subject: str
+    tells_of: Callable[[str], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What the partitions of a process share."""
+
+    bus: Bus
+    rules: Rules
+    specs: SpecIndex
+    publisher: Publisher
+    instruments: Instruments
+    clock: Clock
+    max_batch: int
+    max_ack_pending: int
+    ack_wait_s: float
+
+
+class Partition:
+    """Works at one unit as long as the server gives it frames of it.
+
+    A raw frame is acked only after its good rows stand in `METRICS_ENRICHED` and its bad ones in
+    `METRICS_REJECTED`.
+
+    Attributes:
+        unit: Which one.
+        claims: What its hosts claim of themselves.
+        pipeline: What is known of its hosts. Once others may have worked at the unit this is a
+            new one: what it knew would make false gaps of the frames that they had.
+    """
+
+    def __init__(self, unit: Unit, tools: Tools) -> None:
+        self.unit = unit
+        self.pipeline = self._fresh(tools, unit)
+        self.claims = Claims()
+        self._tools = tools
+        self._clock = tools.clock
+        self._instruments = tools.instruments
+        self._tenure = 0
+        self._busy_since_ns: int | None = None
+        self._consumer = PinnedConsumer(
+            tools.bus,
+            subjects.METRICS_RAW,
+            unit.durable,
+            unit.filter_subject,
+            max_batch=tools.max_batch,
+            max_ack_pending=tools.max_ack_pending,
+            ack_wait_s=tools.ack_wait_s,
+        )
+
+    @property
+    def pinned(self) -> bool:
+        """Whether frames come here, and to no other collector."""
+        return self._consumer.pinned
+
+    async def ack_floor(self) -> int:
+        """The place in `METRICS_RAW` up to which all frames of this unit are answered.
+
+        Raises:
+            TransientError: The server did not say.
+        """
+        return floor_of(await info_of(self._tools.bus, subjects.METRICS_RAW, self.unit.durable))
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until `stop` is set; then finish the batch in hand and return."""
+        async with asyncio.TaskGroup() as group:
+            watching = group.create_task(self._watch(), name=f"silence-{self.unit.durable}")
+            async for batch in self._consumer.batches(stop):
+                if self._consumer.tenure != self._tenure:
+                    self._take_over()
+                await self._handle(batch)
+            watching.cancel()
+
+    def _take_over(self) -> None:
+        self._tenure = self._consumer.tenure
+        self.pipeline = self._fresh(self._tools, self.unit)
+        self.claims = Claims()
+        self._instruments.taken_over()
+        _log.info("partition.taken_over", consumer=self.unit.durable)
+
+    @staticmethod
+    def _fresh(tools: Tools, unit: Unit) -> Pipeline:
+        return Pipeline(tools.rules, tools.specs, tells_of=unit.tells_of)
+
+    async def _handle(self, batch: Sequence[Delivery]) -> None:
+        """Decide about a batch, publish all that follows from it, ack what is published."""
+        self._busy_since_ns = began_ns = self._clock.monotonic_ns()
+        with span(
+            "process metrics.raw.{host}",
+            kind=SpanKind.CONSUMER,
+            attributes={"messaging.batch.message_count": len(batch)},
+        ):
+            outcomes = [
+                (delivery, self.pipeline.process(_intake(delivery), self._now()))
+                for delivery in batch
+            ]
+            async with asyncio.TaskGroup() as group:
+                for delivery, outcome in outcomes:
+                    if outcome.claim is not None:
+                        self.claims.note(*outcome.claim, delivery.sequence)
+                    group.create_task(
+                        self._carry_out(delivery, outcome), name=f"frame-{delivery.sequence}"
+                    )
+        self._busy_since_ns = None
+        self._instruments.batch((self._clock.monotonic_ns() - began_ns) / NS_PER_S)
+        if rejected := _rejected(outcomes):
+            _log.warning("samples.rejected", **rejected)
+
+    async def _watch(self) -> None:
+        """Say which hosts have stopped sending, until cancelled."""
+        looked_ns = self._clock.monotonic_ns()
+        while True:
+            await asyncio.sleep(_WATCH_S)
+            now = self._now()
+            busy_since_ns = self._busy_since_ns
+            busy = busy_since_ns is not None and now.monotonic_ns - busy_since_ns > _BUSY_NS
+            stood_still = now.monotonic_ns - looked_ns > _BUSY_NS
+            looked_ns = now.monotonic_ns
+            if busy or stood_still or not self.pinned or not self._tools.bus.connected:
+                self.pipeline.silence.deafened(now.monotonic_ns)
+                continue
+            events = self.pipeline.watch(now)
+            try:
+                for event in events:
+                    await self._publish(event)
+            except TransientError as error:
+                _log.warning("event.not_published", error=str(error))
+
+    async def _carry_out(self, delivery: Delivery, outcome: Outcome) -> None:
+        try:
+            for message in outcome.side:
+                await self._publish(message)
+            if outcome.wait:
+                self._instruments.waited()
+                await delivery.nak(_AGAIN_S)
+                return
+            if outcome.enriched is not None:
+                await self._publish(outcome.enriched)
+            await delivery.ack()
+        except (TransientError, PoisonError) as error:
+            # Unanswered, it is delivered again; what of it is stored already is stored once.
+            self._instruments.postponed()
+            _log.warning("frame.postponed", sequence=delivery.sequence, error=str(error))
+        else:
+            self._instruments.passed(outcome)
+
+    async def _publish(self, message: Outgoing) -> None:
+        await self._tools.publisher.publish(
+            message.subject, message.payload, msg_id=message.msg_id, headers=message.headers
+        )
+
+    def _now(self) -> Now:
+        return Now(self._clock.wall_ns(), self._clock.monotonic_ns())
+
+
+def _intake(delivery: Delivery) -> Intake:
+    return Intake(
+        subject=delivery.subject,
+        data=delivery.data,
+        stream=delivery.stream,
+        sequence=delivery.sequence,
+        redelivered=delivery.attempts > 1,
+        replay=replay_of(delivery.headers),
+        complete_ms=claimed_ms(delivery.headers),
+    )
+
+
+def _rejected(outcomes: Sequence[tuple[Delivery, Outcome]]) -> dict[str, int]:
+    """Rows refused in a batch, by reason: one log line for all."""
+    total: dict[str, int] = {}
+    for _, outcome in outcomes:
+        for reason, rows in outcome.rejected.items():
+            total[reason] = total.get(reason, 0) + rows
+    return total

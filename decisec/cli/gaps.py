@@ -1,0 +1,135 @@
+"""`decisec gaps`: frames that did not come, and hosts that were silent."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from decisec.cli.acts import HostOption, selection
+from decisec.cli.connection import DEFAULT_STATE, NatsUrl, StateDirectory, bus
+from decisec.cli.exits import EPILOG
+from decisec.cli.output import Json, say, show, show_json, show_line
+
+if TYPE_CHECKING:
+    from decisec.streams.gaps import Gap, Ledger, Silence
+    from decisec.streams.selection import Selection
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog=EPILOG)(gaps)
+
+
+def gaps(
+    only_open: Annotated[
+        bool, typer.Option("--open", help="Only what is missing or silent still.")
+    ] = False,
+    host: HostOption = None,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", "-f", help="Go on with what comes, until Ctrl-C."),
+    ] = False,
+    as_json: Json = False,
+    nats_url: NatsUrl = "",
+    state_dir: StateDirectory = DEFAULT_STATE,
+) -> None:
+    """Show holes in the frames of hosts, and hosts that sent none, from the last 30 days.
+
+    A hole is closed once all its frames have come. With --follow, --json prints a line each.
+    """
+    meant = selection(host)
+    if follow:
+        asyncio.run(_follow(meant, only_open, as_json, nats_url, state_dir))
+        return
+    ledger = asyncio.run(_read(meant, nats_url, state_dir))
+    found = ledger.all(only_open=only_open)
+    if as_json:
+        show_json({"gaps": found})
+    else:
+        show(gaps_table(found))
+
+
+async def _read(meant: Selection, nats_url: str, state_dir: Path) -> Ledger:
+    from decisec.streams.gaps import read_ledger
+
+    async with bus(nats_url, state_dir) as connection:
+        return await read_ledger(connection, meant)
+
+
+async def _follow(
+    meant: Selection, only_open: bool, as_json: bool, nats_url: str, state_dir: Path
+) -> None:
+    from decisec.cli.stream_lines import plain
+    from decisec.streams.gaps import read_ledger
+    from decisec.streams.tail import tail
+    from schemas.errors import MalformedMessageError
+    from schemas.events import decode_host_event
+    from schemas.subjects import HOST_EVENTS
+
+    def tell(one: Gap | Silence) -> None:
+        if as_json:
+            show_line(one)
+        else:
+            show(plain(" ".join(row_of(one))))
+
+    async with bus(nats_url, state_dir) as connection, tail(connection, HOST_EVENTS) as following:
+        # Events that come meanwhile are in both; the ledger takes each once.
+        ledger = await read_ledger(connection, meant)
+        for one in ledger.all(only_open=only_open):
+            tell(one)
+        say("following HOST_EVENTS")
+        async for _, record in following:
+            try:
+                event = decode_host_event(record.data)
+            except MalformedMessageError:
+                continue
+            if meant.has(host=event.host_id) and (changed := ledger.take(event)):
+                tell(changed)
+
+
+def gaps_table(found: list[Gap | Silence]) -> Any:
+    """A row each."""
+    from rich.table import Table
+
+    table = Table()
+    for heading in ("what", "host", "from", "to", "state"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("of", no_wrap=True)
+    for one in found:
+        table.add_row(*row_of(one))
+    return table
+
+
+def row_of(one: Gap | Silence) -> tuple[str, ...]:
+    """What, host, from, to, state, and of what."""
+    from decisec.live.quantities import seconds
+    from decisec.streams.gaps import Gap
+
+    if isinstance(one, Gap):
+        return (
+            f"{one.frames} frames",
+            one.host,
+            _when(one.opened_at),
+            _when(one.closed_at),
+            "missing" if one.open else "closed",
+            f"run {one.run_id} seq {one.seq_first}-{one.seq_last}",
+        )
+    lasted = f" for {seconds(one.silent_ms)}" if one.silent_ms is not None else ""
+    return (
+        "no frames",
+        one.host,
+        _when(one.since),
+        _when(one.heard_at),
+        (one.level if one.open else "heard again") + lasted,
+        "",
+    )
+
+
+def _when(at: datetime | None) -> str:
+    from decisec.cli.stream_lines import clock
+
+    return clock(at.isoformat()) if at else "-"

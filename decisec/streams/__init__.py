@@ -1,0 +1,5 @@
+"""What operators do with streams: replay them, watch them, see gaps, take care of rejects.
+
+It promises: a replay changes no bill, whatever range is replayed how often; nothing is sent or
+removed without an entry in the audit stream before and after.
+"""

@@ -1,0 +1,1 @@
+"""The phases of `just bench metering`, each a function from its settings to its figures."""

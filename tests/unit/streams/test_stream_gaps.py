@@ -1,0 +1,82 @@
+"""What is missing after any series of host events."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from decisec.cli.gaps import gaps_table, row_of
+from decisec.streams.gaps import Gap, Ledger, Silence
+from schemas.events import GapClosed, GapOpened, HostDrained, HostHeard, HostSilent, HostSuspected
+from schemas.ids import new_id
+
+RUN = new_id()
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def event(kind: Any, second: int, host: str = "h1", **more: Any) -> Any:
+    return kind(event_id=new_id(), at=NOW + timedelta(seconds=second), host_id=host, **more)
+
+
+def hole(kind: Any, second: int, first: int, last: int) -> Any:
+    return event(kind, second, run_id=RUN, seq_first=first, seq_last=last)
+
+
+def test_a_gap_is_open_until_it_is_closed() -> None:
+    """Said twice it is one; another one is another; closed ones are not in the open list."""
+    ledger = Ledger()
+    for one in (hole(GapOpened, 1, 3, 5), hole(GapOpened, 1, 3, 5), hole(GapOpened, 2, 9, 9)):
+        ledger.take(one)
+    assert ledger.take(hole(GapClosed, 4, 3, 5)) is not None
+    assert ledger.take(hole(GapClosed, 5, 3, 5)) is None
+    assert ledger.take(hole(GapOpened, 6, 3, 5)) is None
+    (closed, missing) = ledger.all()
+    assert isinstance(closed, Gap)
+    assert (closed.frames, closed.opened_at, closed.closed_at) == (
+        3, NOW + timedelta(seconds=1), NOW + timedelta(seconds=4),
+    )  # fmt: skip
+    assert ledger.all(only_open=True) == [missing]
+
+
+def test_a_gap_whose_opening_is_forgotten_is_closed() -> None:
+    """The stream keeps thirty days."""
+    ledger = Ledger()
+    ledger.take(hole(GapClosed, 4, 3, 5))
+    (gap,) = ledger.all()
+    assert not gap.open
+    assert row_of(gap)[2:4] == ("-", "2026-01-01 00:00:04.000")
+
+
+def test_a_silence_grows_and_ends() -> None:
+    """Suspected, then silent, then heard; the next one is another."""
+    ledger = Ledger()
+    ledger.take(event(HostSuspected, 1))
+    ledger.take(event(HostSilent, 10))
+    ledger.take(event(HostSuspected, 2, host="h2"))
+    assert [one.open for one in ledger.all()] == [True, True]
+    heard = ledger.take(event(HostHeard, 30, silent_ms=30_500))
+    assert isinstance(heard, Silence)
+    assert (heard.level, heard.silent_ms) == ("silent", 30_500)
+    assert ledger.take(event(HostHeard, 30, silent_ms=30_500)) is None
+    ledger.take(event(HostSuspected, 60))
+    assert [one.host for one in ledger.all(only_open=True)] == ["h2", "h1"]
+    assert len(ledger.all()) == 3
+    assert ledger.take(event(HostDrained, 70)) is None
+
+
+def test_each_is_a_row_for_people() -> None:
+    """What it is, of which host, since when, until when."""
+    ledger = Ledger()
+    for one in (
+        hole(GapOpened, 1, 3, 5),
+        event(HostSilent, 10),
+        event(HostHeard, 12, silent_ms=2000),
+        event(HostHeard, 5, host="h3", silent_ms=1000),
+    ):
+        ledger.take(one)
+    rows = [row_of(one) for one in ledger.all()]
+    assert rows[0][:2] == ("3 frames", "h1")
+    assert rows[0][4:] == ("missing", f"run {RUN} seq 3-5")
+    assert rows[1][4] == "heard again for 1.000 s"
+    assert rows[2][4] == "heard again for 2.000 s"
+    assert gaps_table(ledger.all()).row_count == 3
