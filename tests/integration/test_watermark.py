@@ -85,7 +85,8 @@ async def replay(bus: Bus) -> None:
     """Every raw frame once more, under new ids."""
     publisher = Publisher(bus)
     for message in await read_stream(bus, subjects.METRICS_RAW):
-        await publisher.publish(message.subject, message.data, msg_id=str(new_id()))
+        subject = subjects.metrics_raw(subjects.host_of_metrics(message.subject))
+        await publisher.publish(subject, message.data, msg_id=str(new_id()))
 
 
 async def two_hosts(stack: AsyncExitStack, bus: Bus, folder: Path) -> list[MeteredHost]:
