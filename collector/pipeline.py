@@ -14,7 +14,6 @@ from collector.checks import (
     CpuLimit,
     Ints,
     Rows,
-    Verdict,
     all_advance,
     counters_of,
     judge,
@@ -208,7 +207,7 @@ class Pipeline:
         counters = counters_of(frame, layout.kept)
         memory = memory_of(frame, layout.kept)
         history, where = host.history, layout.where
-        if frame.tick_ms >= layout.youngest_ms and all_advance(
+        if all_advance(
             counters=counters,
             memory=memory,
             before_ms=history.ticks(where),
@@ -235,8 +234,6 @@ class Pipeline:
             cpus=layout.cpus,
             limit=self.rules.cpu,
         )
-        early = layout.since_ms > frame.tick_ms
-        verdict = Verdict(*(mask & ~early for mask in verdict))
         newer = np.flatnonzero(verdict.newer)
         if len(newer):
             if isinstance(layout.where, slice):
@@ -248,7 +245,6 @@ class Pipeline:
             RejectReason.COUNTER_OVERFLOW: verdict.overflow,
             RejectReason.COUNTER_DECREASED: verdict.decreased,
             RejectReason.CPU_IMPLAUSIBLE: verdict.cpu,
-            RejectReason.CLOCK_SKEW: early,
         }
         if not any(mask.any() for mask in bad.values()):
             return layout.refused, None
@@ -257,7 +253,7 @@ class Pipeline:
             rows = np.flatnonzero(mask)
             if len(rows):
                 refused[reason] = rows if layout.kept is None else layout.kept[rows]
-        good = np.flatnonzero(~np.logical_or.reduce(list(bad.values())))
+        good = np.flatnonzero(~(verdict.overflow | verdict.decreased | verdict.cpu))
         return refused, good
 
 

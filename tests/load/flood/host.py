@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import lru_cache
 from uuid import UUID
 
@@ -67,15 +67,14 @@ class FloodHost:
         self._order = np.random.default_rng((plan.seed, number)).permutation(_GROWTHS).tolist()
         self._vm_ids = [new_id() for _ in range(plan.vms)]
         self._counters = np.zeros((len(METERS), plan.vms), _COLUMNS)
-        # No tick is from before its VM was placed, however far the host's clock is behind.
-        since = datetime.now(UTC) - timedelta(seconds=plan.skew_s + 60, milliseconds=plan.span_ms)
+        now = datetime.now(UTC)
         self.records = [
             VmRecord(
                 vm_id=vm_id,
                 customer_id=f"flood-{flood_id}-c{(number + at) % CUSTOMERS}",
                 host_id=self.host_id,
                 spec=VmSpec(image="flood", memory_mib=_MEMORY_MIB),
-                created_at=since,
+                created_at=now,
             )
             for at, vm_id in enumerate(self._vm_ids)
         ]
