@@ -17,13 +17,16 @@ from batcher.buffer import Buffer, Custody, Limits
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
 from batcher.migrations import migrate, shipped
+from batcher.progress import ProgressKeeper
 from batcher.refusals import Refusals
 from batcher.retention import apply_retention
 from batcher.settings import BatcherSettings
 from batcher.store import Store, keep_temporary_files_beside
 from batcher.telemetry import Instruments
 from batcher.usage_door import QUEUE, SUBJECT, UsageDoor
+from batcher.watermark import Watermark, decode_placed
 from batcher.windows import Retention
+from runtime.buckets import Bucket
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
 from runtime.errors import TransientError
@@ -70,7 +73,15 @@ async def main(service: Service[BatcherSettings]) -> None:
         retention = await _prepare(store, settings, service.health, service.stop)
         if retention is None:
             return
-        door = UsageDoor(reader, retention, instruments, clock, limit_s=settings.query_limit_s)
+        watermark = Watermark(
+            reader,
+            Bucket(service.bus, subjects.VM_SPECS, decode_placed),
+            clock,
+            margin_ms=settings.complete_margin_s * 1000,
+        )
+        door = UsageDoor(
+            reader, watermark, retention, instruments, clock, limit_s=settings.query_limit_s
+        )
         subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
         custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 3)
         refusals = Refusals(Publisher(service.bus), custody, instruments)
@@ -98,12 +109,15 @@ async def main(service: Service[BatcherSettings]) -> None:
             stop=service.stop,
         )
         async with asyncio.TaskGroup() as group:
-            intake = Intake(consumer, buffer, custody, refusals)
+            progress = ProgressKeeper(store, custody, refusals, consumer.ack_floor)
+            intake = Intake(consumer, buffer, custody, refusals, progress)
             fetching = group.create_task(intake.run(service.stop), name="intake")
             renewing = group.create_task(_renew(custody), name="renewal")
             watching = group.create_task(_watch(consumer, instruments), name="pending")
+            noting = group.create_task(progress.run(), name="progress")
+            following = group.create_task(watermark.run(), name="placements")
             await flusher.run()
-            for task in (fetching, renewing, watching):
+            for task in (fetching, renewing, watching, noting, following):
                 task.cancel()
         if service.bus.connected:
             await subscription.unsubscribe()

@@ -30,6 +30,8 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         usage_hour_days: How long the rollup per hour is kept; not shorter than minutes.
         usage_day_days: How long the rollup per day is kept; not shorter than hours.
         query_limit_s: Longest that a usage query may take.
+        complete_margin_s: `complete_until` is never later than so long ago. The clocks of hosts,
+            gateways and batchers may be so far apart, less the 5 s that a record may take.
     """
 
     store_path: str = ""
@@ -44,6 +46,7 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
     usage_hour_days: Days = 730
     usage_day_days: Days = 2555
     query_limit_s: Annotated[int, msgspec.Meta(ge=1, le=300)] = 10
+    complete_margin_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 15
 
     def __repr__(self) -> str:
         """Everything but the password."""

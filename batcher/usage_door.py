@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import msgspec
 import structlog
 
 from batcher.store import Store
 from batcher.telemetry import Instruments
 from batcher.usage import report
+from batcher.watermark import Watermark
 from batcher.windows import RefusedQueryError, Retention, check
 from runtime.bus import Message
 from runtime.clock import Clock
@@ -37,6 +39,7 @@ class UsageDoor:
     def __init__(
         self,
         store: Store,
+        watermark: Watermark,
         retention: Retention,
         instruments: Instruments,
         clock: Clock,
@@ -44,6 +47,7 @@ class UsageDoor:
         limit_s: int,
     ) -> None:
         self._store = store
+        self._watermark = watermark
         self._retention = retention
         self._instruments = instruments
         self._clock = clock
@@ -86,7 +90,12 @@ class UsageDoor:
         query = decode_usage_query(message.data)
         now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
         window = check(query, self._retention, now)
-        return await report(self._store, customer_id, query, window, limit_s=self._limit_s)
+        # First this: what has arrived by then is in the answer that is read after it.
+        until = await self._watermark.complete_until(customer_id, query.vm_ids)
+        answer = await report(self._store, customer_id, query, window, limit_s=self._limit_s)
+        return msgspec.structs.replace(
+            answer, complete_until=until, complete=until is not None and query.end <= until
+        )
 
 
 def _refusal(code: ErrorCode, message: str) -> UsageReply:

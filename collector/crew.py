@@ -10,6 +10,7 @@ from uuid import UUID
 import nats.errors
 import nats.js.errors
 import structlog
+from nats.js.api import ConsumerInfo
 
 from collector.partition import Partition, Tools, Unit
 from collector.shares import Members, shares
@@ -30,6 +31,8 @@ Collectors that knew no partitions worked at it, and what they had acknowledged 
 BEAT_S = 0.5
 LOST_AFTER_S = 2.0
 _REPLIES_S = 0.1
+_PAGE = 256
+"""Consumers that the server names at once."""
 _LOOK_AGAIN_S = 0.5
 """Sooner than a host is suspected: once the stream is parted anew, frames go other ways."""
 
@@ -73,6 +76,8 @@ class Crew:
         self._members = Members(me, int(LOST_AFTER_S * NS_PER_S))
         self._units: dict[str, Unit] = {}
         self._partitions = -1
+        self._parted_at = 0
+        self._settled = False
         self._jobs: dict[str, _Job] = {}
         self._news = asyncio.Event()
 
@@ -112,26 +117,40 @@ class Crew:
     async def _look(self) -> None:
         js = self._bus.js
         try:
-            config = (await js.stream_info(subjects.METRICS_RAW)).config
-            transform = config.subject_transform
+            info = await js.stream_info(subjects.METRICS_RAW)
+            transform = info.config.subject_transform
             partitions = subjects.partitions_of((transform and transform.dest) or "")
-            if partitions == self._partitions:
+            if partitions == self._partitions and self._settled:
                 return
-            former = [
-                int(number)
-                for consumer in await js.consumers_info(subjects.METRICS_RAW)
-                if (number := consumer.name.removeprefix(f"{DURABLE}-")).isdecimal()
-            ]
+            consumers = await self._consumers()
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             _log.warning("partitions.unknown", error=str(error))
             return
+        if partitions == self._partitions:
+            self._settled = self._units.keys() <= consumers.keys() and all(
+                _has_passed(consumers[name], self._parted_at) for name in self._units
+            )
+            return
         _log.info("partitions.found", partitions=partitions)
-        self._partitions = partitions
+        self._partitions, self._parted_at, self._settled = partitions, info.state.last_seq, False
+        former = [
+            int(number)
+            for name in consumers
+            if (number := name.removeprefix(f"{DURABLE}-")).isdecimal()
+        ]
         self._units = units_of(partitions, max(former, default=-1) + 1)
         # Hosts may belong elsewhere now: everything starts anew.
         for job in self._jobs.values():
             job.stop.set()
         self._news.set()
+
+    async def _consumers(self) -> dict[str, ConsumerInfo]:
+        found: dict[str, ConsumerInfo] = {}
+        while page := await self._bus.js.consumers_info(subjects.METRICS_RAW, offset=len(found)):
+            found |= {info.name: info for info in page}
+            if len(page) < _PAGE:
+                break
+        return found
 
     def _share(self, group: asyncio.TaskGroup) -> None:
         living = self._members.living(self._now_ns())
@@ -142,7 +161,8 @@ class Crew:
             elif name not in mine:
                 job.stop.set()
         for name in sorted(mine - self._jobs.keys()):
-            partition, stop = Partition(self._units[name], self._tools), asyncio.Event()
+            partition = Partition(self._units[name], self._tools, lambda: self._settled)
+            stop = asyncio.Event()
             task = group.create_task(partition.run(stop), name=name)
             task.add_done_callback(lambda _: self._news.set())
             self._jobs[name] = _Job(partition, stop, task)
@@ -200,6 +220,12 @@ class Crew:
 
     def _now_ns(self) -> int:
         return self._tools.clock.monotonic_ns()
+
+
+def _has_passed(consumer: ConsumerInfo, place: int) -> bool:
+    """Whether all its frames up to a place in the stream are answered."""
+    idle = not consumer.num_pending and not consumer.num_ack_pending
+    return idle or (consumer.ack_floor is not None and consumer.ack_floor.stream_seq >= place)
 
 
 def _whose(number: int, partitions: int) -> Callable[[str], bool]:

@@ -32,6 +32,7 @@ class Intake(NamedTuple):
         sequence: Its place in the stream.
         redelivered: The server has delivered it before.
         replay: The operator's replay that it came by; empty if it came from its host.
+        complete_ms: What its host claims with it; see `HEADER_COMPLETE_MS`.
     """
 
     subject: str
@@ -40,6 +41,7 @@ class Intake(NamedTuple):
     sequence: int
     redelivered: bool
     replay: str = ""
+    complete_ms: int | None = None
 
 
 class Now(NamedTuple):
@@ -70,6 +72,7 @@ class Outcome:
         samples: Good rows.
         rejected: Refused rows per reason; a message without readable rows counts as one.
         lag_ns: Collected less sampled; None for a message that is refused as a whole, or replayed.
+        claim: A host and what it claims of itself, where that can be believed.
     """
 
     side: list[Outgoing] = field(default_factory=list)
@@ -78,6 +81,7 @@ class Outcome:
     samples: int = 0
     rejected: dict[str, int] = field(default_factory=dict)
     lag_ns: int | None = None
+    claim: tuple[str, int] | None = None
 
 
 def event_message(event: HostEvent) -> Outgoing:

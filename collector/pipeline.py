@@ -14,6 +14,7 @@ from collector.checks import (
     CpuLimit,
     Ints,
     Rows,
+    Verdict,
     all_advance,
     counters_of,
     judge,
@@ -133,6 +134,8 @@ class Pipeline:
                 outcome.wait = True
                 return outcome
             layout.settled = True
+        if intake.complete_ms is not None and intake.complete_ms <= frame.tick_ms:
+            outcome.claim = (frame.host, intake.complete_ms)
         refused, good = self._check(host, layout, frame)
         return _finish(outcome, intake, frame, layout, refused, good, now)
 
@@ -194,7 +197,7 @@ class Pipeline:
         counters = counters_of(frame, layout.kept)
         memory = memory_of(frame, layout.kept)
         history, where = host.history, layout.where
-        if all_advance(
+        if frame.tick_ms >= layout.youngest_ms and all_advance(
             counters=counters,
             memory=memory,
             before_ms=history.ticks(where),
@@ -221,6 +224,8 @@ class Pipeline:
             cpus=layout.cpus,
             limit=self.rules.cpu,
         )
+        early = layout.since_ms > frame.tick_ms
+        verdict = Verdict(*(mask & ~early for mask in verdict))
         newer = np.flatnonzero(verdict.newer)
         if len(newer):
             if isinstance(layout.where, slice):
@@ -232,6 +237,7 @@ class Pipeline:
             RejectReason.COUNTER_OVERFLOW: verdict.overflow,
             RejectReason.COUNTER_DECREASED: verdict.decreased,
             RejectReason.CPU_IMPLAUSIBLE: verdict.cpu,
+            RejectReason.CLOCK_SKEW: early,
         }
         if not any(mask.any() for mask in bad.values()):
             return layout.refused, None
@@ -240,7 +246,7 @@ class Pipeline:
             rows = np.flatnonzero(mask)
             if len(rows):
                 refused[reason] = rows if layout.kept is None else layout.kept[rows]
-        good = np.flatnonzero(~(verdict.overflow | verdict.decreased | verdict.cpu))
+        good = np.flatnonzero(~np.logical_or.reduce(list(bad.values())))
         return refused, good
 
 

@@ -177,10 +177,16 @@ class Mirror(Generic[T]):
         self._key = key
         self._synced = asyncio.Event()
         self._revision = 0
+        self._moved = asyncio.Event()
 
     async def synced(self) -> None:
         """Return once all values that stood at the start are there."""
         await self._synced.wait()
+
+    async def reached(self, revision: int) -> None:
+        """Return once everything up to this revision is there."""
+        while self._revision < revision:
+            await self._moved.wait()
 
     async def run(self) -> None:
         """Follow the bucket until cancelled; starts over after each reconnect."""
@@ -243,7 +249,12 @@ class Mirror(Generic[T]):
         self._synced.set()
 
     def _take(self, entry: KeyValue.Entry) -> None:
+        self._note(entry)
         self._revision = max(self._revision, entry.revision or 0)
+        self._moved.set()
+        self._moved = asyncio.Event()
+
+    def _note(self, entry: KeyValue.Entry) -> None:
         if entry.operation in (KV_DEL, KV_PURGE):
             self._drop(entry.key)
             return

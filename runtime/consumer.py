@@ -16,7 +16,7 @@ import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 
 from runtime.bus import Bus
 from runtime.errors import TransientError
@@ -146,11 +146,24 @@ class Consumer:
         Raises:
             TransientError: The server did not say.
         """
+        info = await self._info()
+        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+    async def ack_floor(self) -> int:
+        """The place in the stream up to which every message of this consumer is answered.
+
+        Raises:
+            TransientError: The server did not say.
+        """
+        floor = (await self._info()).ack_floor
+        return floor.stream_seq if floor else 0
+
+    async def _info(self) -> ConsumerInfo:
         try:
-            info = await self._bus.js.consumer_info(self.stream, self.durable)
+            info: ConsumerInfo = await self._bus.js.consumer_info(self.stream, self.durable)
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise TransientError(f"no word about consumer {self.durable}: {error}") from error
-        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+        return info
 
     async def holds(self, subject: str) -> bool:
         """Whether the stream has a message with this subject, wildcards allowed.

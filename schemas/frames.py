@@ -94,6 +94,9 @@ HEADER_ORIGIN_SEQUENCE = "Decisec-Origin-Sequence"
 HEADER_REPLAY = "Decisec-Replay"
 """On a frame that an operator sent once more: the id of the replay. Such a frame counts like any
 other, but says nothing about its host now: neither that it lives, nor how late its frames are."""
+HEADER_COMPLETE_MS = "Decisec-Complete-Ms"
+"""A claim of the frame's host, in Unix ms: each of its frames with an earlier tick was acknowledged
+by `METRICS_RAW` before this one was sent, or is lost and will never come."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 _Version = Annotated[int, msgspec.Meta(ge=1, le=255)]

@@ -32,6 +32,8 @@ OPERATIONS = "operations"
 COLLECTORS_ALIVE = "collector.alive.*"
 """Filter for the heartbeats of all collectors: core NATS, not kept."""
 
+METRICS_PROGRESS = "metrics.progress."
+"""What the subjects begin with on which collectors say how far hosts have come."""
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""
 
@@ -103,6 +105,11 @@ def partition_of(host_id: str, partitions: int) -> int:
 def metrics_enriched(host_id: str) -> str:
     """`metrics.enriched.<host>`."""
     return f"metrics.enriched.{token(host_id)}"
+
+
+def metrics_progress(collector: str) -> str:
+    """`metrics.progress.<collector>`, in the stream of enriched frames."""
+    return f"{METRICS_PROGRESS}{token(collector)}"
 
 
 def metrics_rejected(reason: str, host_id: str) -> str:

@@ -58,6 +58,10 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         samples_since: `samples` are counted from here on only, because which ticks there were
             before is no longer kept; None if they are those of the whole window.
+        complete_until: What was used before this time will not change any more: all samples are
+            in the store. None if that is not known.
+        complete: The whole window lies before that time. Asked again, its counters and samples
+            are the same.
     """
 
     customer_id: CustomerId
@@ -66,6 +70,8 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     vms: tuple[UsageRow, ...]
     totals: dict[str, Counter]
     samples_since: Timestamp | None = None
+    complete_until: Timestamp | None = None
+    complete: bool = False
 
 
 class UsageReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from schemas.units import MIB
 from vm_agent.admission import Admission
 from vm_agent.adoption import Adoption
 from vm_agent.checkpoint import Checkpoint
+from vm_agent.completeness import Completeness, FormerRun
 from vm_agent.consoles import Consoles
 from vm_agent.fleet import Fleet
 from vm_agent.forgetting import Forgetting
@@ -134,7 +135,11 @@ class Agent:
             sync=settings.spool_fsync == "always",
         )
         fleet = Fleet(host.host_id, store, world.desk, tasks.spawn)
-        sender = Sender(world.outlet, spool, telemetry, _settling(fleet))
+        completeness = Completeness(world.clock.monotonic_ns)
+        former = FormerRun(host.data_dir / "frames-settled")
+        if not await asyncio.to_thread(former.take_over) and checkpoint.tick_ms >= 0:
+            completeness.doubt()
+        sender = Sender(world.outlet, spool, telemetry, completeness, _settling(fleet))
         consoles = Consoles(host.console)
         sampler = Sampler(
             world.clock,
@@ -198,7 +203,8 @@ class Agent:
         await self._bounded("frames", asyncio.wait({sending}), 0.3)
         open_commands = await intake.give_back()
         await tasks.cancel()
-        await sender.put_away()
+        if await sender.put_away():
+            await asyncio.to_thread(former.settle)
         _log.info("agent.ended", open_commands=open_commands, frames_left=sender.waiting)
 
     async def _bounded(self, what: str, work: Awaitable[object], share: float) -> None:

@@ -23,6 +23,7 @@ from runtime.service import Service
 from schemas.codec import encode
 from schemas.errors import ErrorCode
 from schemas.events import HostDrained
+from schemas.frames import HEADER_COMPLETE_MS
 from schemas.hosts import HostInfo, decode_host_info, decode_host_orders
 from schemas.subjects import (
     HOST_ORDERS,
@@ -151,10 +152,11 @@ class FrameOutlet:
         """Whether the connection stands."""
         return self._bus.connected
 
-    async def publish(self, frame: Outgoing) -> None:
+    async def publish(self, frame: Outgoing, complete_ms: int | None) -> None:
         """Return once the stream has the frame."""
+        headers = {} if complete_ms is None else {HEADER_COMPLETE_MS: str(complete_ms)}
         await self._publisher.publish(
-            self._subject, frame.payload, msg_id=frame.msg_id, limit_s=_PUBLISH_S
+            self._subject, frame.payload, msg_id=frame.msg_id, headers=headers, limit_s=_PUBLISH_S
         )
 
 

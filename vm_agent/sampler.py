@@ -139,7 +139,7 @@ class Sampler:
             _log.warning("counters.held", readings=held, tick_ms=tick.tick_ms)
         refresh_ms = self._refreshing.period_ms
         frames = self._frames.build(tick, self._clock.wall_ns(), rows, refresh_ms)
-        outgoing = [Outgoing(frame.msg_id, encode_frame(frame)) for frame in frames]
+        outgoing = [Outgoing(frame.msg_id, encode_frame(frame), tick.tick_ms) for frame in frames]
         self._checkpoint.write([frame.payload for frame in outgoing])
         for frame in outgoing:
             self._offer(frame)

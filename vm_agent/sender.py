@@ -4,6 +4,8 @@ The order is: what lies in the spool, then what is in memory. A batch is publish
 is done when every frame of it is acknowledged, so a retry reorders within a batch at most; the
 ids make it harmless. What is not acknowledged when the agent stops goes to the spool and is
 sent by the next run, under the ids of the run that made it.
+
+That order is also why a frame can tell how far its host has come: see `vm_agent.completeness`.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Protocol
 import structlog
 
 from runtime.errors import PoisonError, TransientError
+from vm_agent.completeness import Completeness
 from vm_agent.spool import Outgoing, Segment, Spool
 from vm_agent.telemetry import Telemetry
 
@@ -29,8 +32,13 @@ class Outlet(Protocol):
     def connected(self) -> bool:
         """Whether it makes sense to send now."""
 
-    async def publish(self, frame: Outgoing) -> None:
-        """Return once the stream has the frame; TransientError if it does not get it in time."""
+    async def publish(self, frame: Outgoing, complete_ms: int | None) -> None:
+        """Return once the stream has the frame; TransientError if it does not get it in time.
+
+        Args:
+            frame: What to publish.
+            complete_ms: What the host claims with it, if anything: see `HEADER_COMPLETE_MS`.
+        """
 
 
 class Sender:
@@ -40,6 +48,7 @@ class Sender:
         outlet: Where frames go.
         spool: Where they wait.
         telemetry: Counts frames.
+        completeness: What the host may claim.
         on_acked: Called with each frame that has arrived.
         batch: Frames in flight at most.
         spool_after: Frames in memory at which an unreachable NATS makes them go to disk:
@@ -53,6 +62,7 @@ class Sender:
         outlet: Outlet,
         spool: Spool,
         telemetry: Telemetry,
+        completeness: Completeness,
         on_acked: Callable[[Outgoing], Awaitable[None]],
         *,
         batch: int = 32,
@@ -63,6 +73,7 @@ class Sender:
         self._outlet = outlet
         self._spool = spool
         self._telemetry = telemetry
+        self._completeness = completeness
         self._on_acked = on_acked
         self._batch = batch
         self._spool_after = spool_after
@@ -105,14 +116,19 @@ class Sender:
         self._closing = True
         self._news.set()
 
-    async def put_away(self) -> None:
-        """Write what is not acknowledged to the spool; `run` must have ended."""
+    async def put_away(self) -> bool:
+        """Write what is not acknowledged to the spool; `run` must have ended.
+
+        Returns:
+            Whether no frame can still arrive but those that the spool holds.
+        """
         self._from_disk.clear()  # its segment is still there
         self._segment = None
         if self._recent:
             await self._to_disk()
         if self._spool.frames:
             _log.warning("frames.left_in_spool", frames=self._spool.frames)
+        return not self._recent and not self._completeness.doubtful
 
     async def _pause(self) -> None:
         try:
@@ -130,7 +146,12 @@ class Sender:
         batch = [source[i] for i in range(min(self._batch, len(source)))]
         if not batch:
             return False
-        results = await asyncio.gather(*map(self._send, batch))
+        # All that was made before this batch has arrived, unless it lies in the spool.
+        claim = None if self._spool.frames else self._completeness.claim(batch[0].tick_ms)
+        sends = [self._send(frame, None if number else claim) for number, frame in enumerate(batch)]
+        results = await asyncio.gather(*sends)
+        if claim is not None and results[0] is None:
+            self._completeness.claimed(claim)
         for frame, delayed in zip(batch, results, strict=True):
             if delayed is not None:
                 _log.warning("frames.delayed", waiting=self.waiting, error=str(delayed))
@@ -144,9 +165,9 @@ class Sender:
             self._segment = None
         return True
 
-    async def _send(self, frame: Outgoing) -> TransientError | None:
+    async def _send(self, frame: Outgoing, claim: int | None) -> TransientError | None:
         try:
-            await self._outlet.publish(frame)
+            await self._outlet.publish(frame, claim)
         except TransientError as error:
             return error
         except PoisonError as error:
@@ -158,7 +179,10 @@ class Sender:
         return None
 
     async def _load(self) -> None:
+        damaged = self._spool.damaged
         found = await asyncio.to_thread(self._spool.oldest)
+        if self._spool.damaged > damaged:
+            self._completeness.doubt()
         if found is not None:
             self._segment, frames = found
             self._from_disk.extend(frames)
@@ -183,4 +207,5 @@ class Sender:
 
     def _dropped(self, frames: int) -> None:
         self._telemetry.frames_dropped.add(frames)
+        self._completeness.doubt()
         _log.error("frames.dropped", frames=frames, waiting=self.waiting)

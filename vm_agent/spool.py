@@ -17,10 +17,11 @@ _log = structlog.get_logger("decisec.spool")
 
 
 class Outgoing(msgspec.Struct, frozen=True, array_like=True):
-    """One encoded frame and the id it is published under."""
+    """One encoded frame, the id it is published under, and its tick; -1 if that is not known."""
 
     msg_id: str
     payload: bytes
+    tick_ms: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Spool:
 
     Attributes:
         number: The next segment's.
+        damaged: Segments that were set aside since the start.
     """
 
     def __init__(self, folder: Path, max_bytes: int, *, sync: bool = True) -> None:
@@ -59,6 +61,7 @@ class Spool:
         self._sync = sync
         self._segments: deque[Segment] = deque()
         self._lock = threading.RLock()
+        self.damaged = 0
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob("*.tmp"):
             leftover.unlink()
@@ -134,6 +137,7 @@ class Spool:
                 if segment.path.exists():
                     segment.path.rename(segment.path.with_suffix(".damaged"))
                 self._segments.popleft()
+                self.damaged += 1
         return None
 
     def holds(self, segment: Segment) -> bool:

@@ -85,6 +85,15 @@ def _vm_id(text: str) -> UUID:
         raise CommandError(f"--vm: {text!r} is no UUID", Exit.USAGE, "usage") from error
 
 
+def completeness(report: UsageReport) -> str:
+    """Whether the answer can still change, in words."""
+    if report.complete:
+        return "complete"
+    if report.complete_until is None:
+        return "may still change"
+    return f"complete until {report.complete_until.isoformat(timespec='seconds')}"
+
+
 def usage_table(report: UsageReport, names: dict[UUID, str]) -> Any:
     """A row per VM and their sums."""
     from rich.table import Table
@@ -95,7 +104,7 @@ def usage_table(report: UsageReport, names: dict[UUID, str]) -> Any:
     counted = report.samples_since
     table = Table(
         title=f"Usage of {report.customer_id}" + (" [bold red](simulated)[/]" if simulated else ""),
-        caption=f"{report.start.isoformat()} to {report.end.isoformat()}"
+        caption=f"{report.start.isoformat()} to {report.end.isoformat()}, {completeness(report)}"
         + (f"; samples counted from {counted.isoformat()} on" if counted else ""),
         show_footer=True,
     )

@@ -88,7 +88,13 @@ async def test_usage_is_asked_of_the_bus_for_the_tokens_customer(shared: Stack) 
         query = decode_usage_query(message.data)
         asked.append(query)
         report = UsageReport(
-            customer_id="meter", start=query.start, end=query.end, vms=(), totals={}
+            customer_id="meter",
+            start=query.start,
+            end=query.end,
+            vms=(),
+            totals={},
+            complete_until=query.end,
+            complete=True,
         )
         return encode(UsageReply(report=report))
 
@@ -99,6 +105,8 @@ async def test_usage_is_asked_of_the_bus_for_the_tokens_customer(shared: Stack) 
         await shared.bus.client.flush()
         today = await api.get("/v1/usage")
         assert today.json()["customer_id"] == "meter"
+        assert today.json()["complete"] is True
+        assert today.json()["complete_until"] == today.json()["end"]
         window = {"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00+01:00"}
         response = await api.get("/v1/usage", params={**window, "vm_id": [str(vm_id)]})
         assert response.status_code == 200

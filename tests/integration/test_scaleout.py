@@ -21,8 +21,9 @@ from runtime.reading import read_stream
 from runtime.streams import apply, declared
 from schemas import subjects
 from schemas.events import HostSuspected, decode_host_event, event_type
-from schemas.frames import Frame, decode_enriched_frame, encode_frame
+from schemas.frames import HEADER_COMPLETE_MS, Frame, decode_enriched_frame, encode_frame
 from schemas.ids import new_id
+from schemas.progress import decode_host_progress
 from schemas.vms import decode_vm_record
 from tests.support.collector import CollectorProcess, all_collected, collector_process, roll_of
 from tests.support.frames import busy_frames, record
@@ -264,3 +265,38 @@ async def test_the_number_of_partitions_changes_under_load(
             await crowd.served_anew(10)
         await crowd.stop()
         await crowd.check()
+
+
+async def test_a_claim_waits_for_frames_in_a_former_partition(
+    served: tuple[NatsServer, Bus], tmp_path: Path
+) -> None:
+    """A host's frames from before a change of partitions are still there: nothing is complete."""
+    server, bus = served
+    host = next(h for h in HOSTS if subjects.partition_of(h, 8) != subjects.partition_of(h, 12))
+    known, late = record(new_id(), host=host), record(new_id(), host=host)
+    bucket = Bucket(bus, subjects.VM_SPECS, decode_vm_record)
+    await bucket.put(subjects.vm_key(known.customer_id, known.vm_id), known)
+    start_ms = time.time_ns() // 10**8 * 100 - 1000
+    (before,) = busy_frames([late.vm_id], 1, start_ms=start_ms, host=host)
+    (after,) = busy_frames([known.vm_id], 1, start_ms=start_ms + 100, host=host)
+    claimed_ms = after.tick_ms
+    publisher, told, seen = Publisher(bus), asyncio.Queue[Message](), asyncio.Event()
+
+    async def see(_: Message) -> None:
+        seen.set()
+
+    await bus.subscribe("metrics.enriched.*", see)
+    await bus.subscribe(f"{subjects.METRICS_PROGRESS}>", told.put)
+    await publish(publisher, before)
+    await apply(bus, declared(partitions=12))
+    async with collector_process(tmp_path, server.url, unknown_wait_s="60"), asyncio.timeout(30):
+        await publisher.publish(
+            subjects.metrics_raw(host), encode_frame(after), msg_id=after.msg_id,
+            headers={HEADER_COMPLETE_MS: str(claimed_ms)},
+        )  # fmt: skip
+        await seen.wait()
+        await asyncio.sleep(1.5)  # three times as long as it takes to be told
+        assert told.empty()
+        await bucket.put(subjects.vm_key(late.customer_id, late.vm_id), late)
+        progress = decode_host_progress((await told.get()).data)
+        assert progress.complete_ms == {host: claimed_ms}

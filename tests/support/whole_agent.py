@@ -91,6 +91,7 @@ class Rig:
         self.letters: asyncio.Queue[Letter] = asyncio.Queue()
         self.sent: list[Letter] = []
         self.frames: list[Outgoing] = []
+        self.claims: list[int] = []
         self.beats: list[HostInfo] = []
         self.stop = asyncio.Event()
         self.started = asyncio.Event()
@@ -136,9 +137,11 @@ class Rig:
         """`Inbox`: an acknowledged letter is gone."""
         return any(str(vm_id) in s.subject and s.answers[-1:] != ["ack"] for s in self.sent)
 
-    async def publish(self, frame: Outgoing) -> None:
+    async def publish(self, frame: Outgoing, complete_ms: int | None) -> None:
         """`Outlet`."""
         self.frames.append(frame)
+        if complete_ms is not None:
+            self.claims.append(complete_ms)
 
     async def _beat(self, info: HostInfo) -> None:
         self.beats.append(info)

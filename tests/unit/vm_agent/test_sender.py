@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.errors import PoisonError, TransientError
+from vm_agent.completeness import Completeness
 from vm_agent.sender import Sender
 from vm_agent.spool import Outgoing, Spool
 from vm_agent.telemetry import Telemetry
@@ -28,8 +29,9 @@ class ScriptedOutlet:
         self.poison: set[str] = set()
         self.tried: list[str] = []
         self.stored: list[str] = []
+        self.claims: list[tuple[int, int]] = []
 
-    async def publish(self, frame: Outgoing) -> None:
+    async def publish(self, frame: Outgoing, complete_ms: int | None) -> None:
         await asyncio.sleep(0)
         self.tried.append(frame.msg_id)
         if frame.msg_id in self.poison:
@@ -39,6 +41,8 @@ class ScriptedOutlet:
             raise TransientError("told so")
         if frame.msg_id not in self.stored:
             self.stored.append(frame.msg_id)
+        if complete_ms is not None:
+            self.claims.append((complete_ms, len(self.stored)))
 
 
 class Line:
@@ -49,7 +53,8 @@ class Line:
         self.spool = Spool(folder, max_bytes)
         self.acked: list[str] = []
         self.sender = Sender(
-            self.outlet, self.spool, Telemetry(), self.on_acked, look_again_s=0.001, **options
+            self.outlet, self.spool, Telemetry(), Completeness(lambda: 0), self.on_acked,
+            look_again_s=0.001, **options,
         )  # fmt: skip
 
     async def on_acked(self, frame: Outgoing) -> None:
@@ -57,7 +62,7 @@ class Line:
 
     def offer(self, *numbers: int) -> None:
         for number in numbers:
-            self.sender.offer(Outgoing(f"m{number}", b"x" * 100))
+            self.sender.offer(Outgoing(f"m{number}", b"x" * 100, number * 100))
 
     async def finish(self) -> None:
         """Let everything be sent."""
@@ -89,6 +94,7 @@ def test_every_frame_arrives_in_order_over_failures_and_restarts(
         line = Line(folder, batch=4, spool_after=3)
         stored: list[str] = []
         acked: list[str] = []
+        claims: list[tuple[int, int]] = []
         offered = 0
         task = asyncio.create_task(line.sender.run(), name="sender")
         for what, n in script:
@@ -107,6 +113,7 @@ def test_every_frame_arrives_in_order_over_failures_and_restarts(
                     task.cancel()
                     await asyncio.wait({task})
                     await line.sender.put_away()
+                    claims += [(c, len(stored) + n) for c, n in line.outlet.claims]
                     stored += line.outlet.stored
                     acked += line.acked
                     line = Line(folder, batch=4, spool_after=3)
@@ -115,9 +122,12 @@ def test_every_frame_arrives_in_order_over_failures_and_restarts(
         line.sender.close()
         async with asyncio.timeout(20):
             await task
+        claims += [(c, len(stored) + n) for c, n in line.outlet.claims]
         stored += line.outlet.stored
         acked += line.acked
         assert line.sender.waiting == 0
+        for claim, arrived in claims:
+            assert {f"m{n}" for n in range(claim // 100)} <= set(stored[:arrived])
         assert set(acked) == {f"m{n}" for n in range(offered)}
         firsts = list(dict.fromkeys(stored))
         assert set(firsts) == set(acked)

@@ -1,0 +1,162 @@
+"""`complete_until`: the time before which an answer will not change any more.
+
+It is the earliest time to which the hosts have come that can still send rows of the VMs in
+question. Those are the hosts that the VMs' records name: rows of another host are rejected, and so
+are those of a VM without a record. A host whose VMs are all deleted concerns nobody once it has
+come past their end.
+
+It is never later than a while ago: a VM that is made now may have ticks from a moment before, by a
+host's clock that is behind (`CLOCK_BEHIND_MS`), and its host was not asked for until now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import msgspec
+import structlog
+
+from batcher.progress import TABLE
+from batcher.store import Store
+from runtime.buckets import Bucket, Mirror
+from runtime.clock import Clock
+from runtime.errors import TransientError
+from schemas.codec import decoder
+from schemas.errors import InvalidIdError
+from schemas.ids import CustomerId, HostId, VmId
+from schemas.subjects import parse_vm_key
+from schemas.units import NS_PER_MS
+from schemas.vms import Timestamp
+
+_log = structlog.get_logger("decisec.watermark")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_CATCH_UP_S = 1.0
+_QUERY = f"""
+SELECT host, max({TABLE}.complete_ms)
+FROM {TABLE}
+WHERE has({{hosts:Array(String)}}, host)
+GROUP BY host
+"""  # noqa: S608 - our own table's name only
+
+
+class Placed(msgspec.Struct, frozen=True, kw_only=True):
+    """What a `VmRecord` says of the VM's place."""
+
+    vm_id: VmId
+    customer_id: CustomerId
+    host_id: HostId
+    deleted_at: Timestamp | None = None
+
+
+decode_placed: Callable[[bytes], Placed] = decoder(Placed)
+
+
+class Placements:
+    """Which hosts each customer's VMs are on, fed by a mirror of the bucket `vm_specs`."""
+
+    def __init__(self) -> None:
+        self._by_customer: dict[str, dict[UUID, Placed]] = defaultdict(dict)
+
+    def change(self, key: str, placed: Placed | None) -> None:
+        """Take over a change of the bucket; None for a key that is gone."""
+        try:
+            customer_id, vm_id = parse_vm_key(key)
+        except InvalidIdError as error:
+            _log.error("record.refused", key=key[:120], error=str(error))
+            return
+        if placed is None:
+            self._by_customer[customer_id].pop(vm_id, None)
+        else:
+            self._by_customer[customer_id][vm_id] = placed
+
+    def hosts(self, customer_id: str, vm_ids: Sequence[UUID]) -> dict[str, int | None]:
+        """The hosts of some of a customer's VMs, or of all of them.
+
+        Returns:
+            Per host, when the last of its VMs was deleted, Unix ms; None if one is not.
+        """
+        all_vms = self._by_customer.get(customer_id, {})
+        wanted = [all_vms[vm_id] for vm_id in vm_ids if vm_id in all_vms]
+        ends: dict[str, int | None] = {}
+        for placed in wanted if vm_ids else all_vms.values():
+            known = ends.get(placed.host_id, 0)
+            if placed.deleted_at is None or known is None:
+                ends[placed.host_id] = None
+            else:
+                ends[placed.host_id] = max(known, _ms(placed.deleted_at))
+        return ends
+
+
+class Watermark:
+    """Says until when an answer is complete.
+
+    Args:
+        store: Where it stands how far hosts have come.
+        bucket: Of the VMs' records.
+        clock: The wall's time.
+        margin_ms: See above: the answer is never later than so long ago. What the clocks of hosts,
+            gateways and batchers are apart, and how long a record takes to be written, must fit.
+    """
+
+    def __init__(
+        self, store: Store, bucket: Bucket[Placed], clock: Clock, *, margin_ms: int
+    ) -> None:
+        self._store = store
+        self._bucket = bucket
+        self._clock = clock
+        self._margin_ms = margin_ms
+        self._placements = Placements()
+        self._mirror = Mirror(bucket, self._placements.change)
+
+    async def run(self) -> None:
+        """Follow the VMs' records until cancelled."""
+        await self._mirror.run()
+
+    async def complete_until(self, customer_id: str, vm_ids: Sequence[UUID]) -> datetime | None:
+        """The time before which what is read from the store after this call never changes.
+
+        Args:
+            customer_id: Whose VMs.
+            vm_ids: Which of them; empty for all that there are or will be.
+
+        Returns:
+            None if nobody can say: a host has not told yet, or the records cannot be read.
+
+        Raises:
+            TransientError, FatalError: As `Store.query` does.
+        """
+        latest_ms = self._clock.wall_ns() // NS_PER_MS - self._margin_ms
+        if not await self._records_are_current(customer_id):
+            return None
+        ends = self._placements.hosts(customer_id, vm_ids)
+        told = await self._told(list(ends)) if ends else {}
+        for host_id, end_ms in ends.items():
+            complete_ms = told.get(host_id)
+            if complete_ms is None:
+                return None
+            if end_ms is None or complete_ms < end_ms + self._margin_ms:
+                latest_ms = min(latest_ms, complete_ms)
+        return _EPOCH + timedelta(milliseconds=latest_ms)
+
+    async def _told(self, hosts: list[str]) -> Mapping[str, int]:
+        rows = await self._store.query(_QUERY, {"hosts": hosts})
+        return {str(host): int(complete_ms) for host, complete_ms in rows}
+
+    async def _records_are_current(self, customer_id: str) -> bool:
+        """Whether every record of the customer that was written until now is known here."""
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                await self._mirror.reached(await self._bucket.last_revision(f"{customer_id}.>"))
+        except (TransientError, TimeoutError) as error:
+            _log.warning("records.not_current", error=str(error) or "the mirror is behind")
+            return False
+        return True
+
+
+def _ms(instant: datetime) -> int:
+    return -((_EPOCH - instant) // timedelta(milliseconds=1))
