@@ -55,18 +55,22 @@ types: setup
 arch: setup
     .venv/bin/lint-imports
 
-# Measure what the tests never time: all, or one of collector, batcher, scaleout, agent, boot with its options
+# Measure what the tests never time: all, or agent, batcher, boot, codecs, collector, metering, scaleout
 [group('check')]
 bench what="all" *args: setup
     @case "{{ what }}" in \
       all) \
         {{ python }} -m tests.load.bench_collector; \
         {{ python }} -m tests.load.bench_batcher; \
+        {{ python }} -m tests.load.bench_codecs; \
         {{ python }} -m tests.load.bench_scaleout --json; \
         {{ python }} -m tests.load.bench_boot --json; \
         {{ python }} -m tests.load.bench_agent --json ;; \
-      agent|batcher|boot|collector|scaleout) {{ python }} -m tests.load.bench_{{ what }} {{ args }} ;; \
-      *) echo "there is no benchmark {{ what }}: take all, agent, batcher, boot, collector or scaleout" >&2; exit 2 ;; \
+      agent|batcher|boot|codecs|collector|metering|scaleout) \
+        {{ python }} -m tests.load.bench_{{ what }} {{ args }} ;; \
+      *) \
+        echo "no benchmark {{ what }}: take all, agent, batcher, boot, codecs, collector, metering or scaleout" >&2; \
+        exit 2 ;; \
     esac
 
 # Flood a pipeline with metrics, and check that each sample is stored and billed: `just flood --own`

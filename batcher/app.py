@@ -14,14 +14,18 @@ from datetime import timedelta
 import structlog
 
 from batcher.buffer import Buffer, Custody, Limits
+from batcher.feeds import Feeder
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
 from batcher.migrations import migrate, shipped
 from batcher.progress import ProgressKeeper
+from batcher.records import FEEDS
 from batcher.refusals import Refusals
 from batcher.retention import apply_retention
 from batcher.settings import BatcherSettings
 from batcher.store import Store, keep_temporary_files_beside
+from batcher.store_door import SUBJECT as STORE_SUBJECT
+from batcher.store_door import StoreDoor
 from batcher.telemetry import Instruments
 from batcher.usage_door import QUEUE, SUBJECT, UsageDoor
 from batcher.watermark import Watermark, decode_placed
@@ -83,6 +87,8 @@ async def main(service: Service[BatcherSettings]) -> None:
             reader, watermark, retention, instruments, clock, limit_s=settings.query_limit_s
         )
         subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
+        store_door = StoreDoor(reader, retention, service.bus, clock)
+        await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
         custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 3)
         refusals = Refusals(Publisher(service.bus), custody, instruments)
         buffer = Buffer(
@@ -116,6 +122,9 @@ async def main(service: Service[BatcherSettings]) -> None:
             watching = group.create_task(_watch(consumer, instruments), name="pending")
             noting = group.create_task(progress.run(), name="progress")
             following = group.create_task(watermark.run(), name="placements")
+            for feed in FEEDS:
+                feeder = Feeder(service.bus, store, feed, instruments, clock)
+                group.create_task(feeder.run(service.stop), name=f"feed-{feed.table}")
             await flusher.run()
             for task in (fetching, renewing, watching, noting, following):
                 task.cancel()

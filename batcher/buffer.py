@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 
@@ -24,23 +25,48 @@ class Held:
     delivery: Delivery
     frame: EnrichedFrame
 
+    @property
+    def rows(self) -> int:
+        """What it adds to a batch."""
+        return self.frame.rows
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message."""
+        return len(self.delivery.data)
+
+
+class Parcel(Protocol):
+    """What a batch is made of."""
+
+    @property
+    def rows(self) -> int:
+        """What it adds to a batch."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the message."""
+
+
+P = TypeVar("P", bound=Parcel)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a batch is due: at so many rows, so many bytes, or at this age of its oldest frame."""
+    """When a batch is due: at so many rows, so many bytes, or at this age of its oldest part."""
 
     rows: int
     size: int
     age_ms: int
 
 
-class Buffer:
-    """Collects frames for the next batch; `put` waits while a whole batch is there already."""
+class Batches(Generic[P]):
+    """Collects parcels for the next batch; `put` waits while a whole batch is there already."""
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits = limits
         self._clock = clock
-        self._held: list[Held] = []
+        self._held: list[P] = []
         self._rows = 0
         self._size = 0
         self._oldest_ns = 0
@@ -53,24 +79,24 @@ class Buffer:
         """Whether the next batch has reached its size."""
         return self._rows >= self._limits.rows or self._size >= self._limits.size
 
-    async def put(self, held: Held) -> None:
-        """Add a frame once there is room. Cancelled meanwhile, it has added nothing."""
+    async def put(self, held: P) -> None:
+        """Add a parcel once there is room. Cancelled meanwhile, it has added nothing."""
         while self.full:
             self._emptied.clear()
             await self._emptied.wait()
         if not self._held:
             self._oldest_ns = self._clock.monotonic_ns()
         self._held.append(held)
-        self._rows += held.frame.rows
-        self._size += len(held.delivery.data)
+        self._rows += held.rows
+        self._size += held.size
         self._filled.set()
 
     def close(self) -> None:
-        """No more frames will come: what is there is due now."""
+        """No more will come: what is there is due now."""
         self._closed = True
         self._filled.set()
 
-    async def take(self) -> list[Held]:
+    async def take(self) -> list[P]:
         """The next batch, once it is due; empty only after `close`."""
         while not (self.full or self._closed):
             self._filled.clear()
@@ -91,6 +117,10 @@ class Buffer:
         if not self._held:
             return None
         return self._oldest_ns + self._limits.age_ms * NS_PER_MS - self._clock.monotonic_ns()
+
+
+class Buffer(Batches[Held]):
+    """Collects frames."""
 
 
 class Custody:

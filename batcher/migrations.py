@@ -16,8 +16,10 @@ from importlib.resources.abc import Traversable
 
 import structlog
 
+from batcher.schema_lock import schema_lock
 from batcher.store import Store
 from runtime.errors import FatalError
+from schemas.store import MigrationState, MigrationStatus
 
 _log = structlog.get_logger("decisec.migrations")
 
@@ -104,7 +106,7 @@ def missing(
 
 
 async def migrate(store: Store, migrations: Sequence[Migration]) -> datetime:
-    """Bring the store's schema up to date; safe to repeat and to run in several batchers at once.
+    """Bring the store's schema up to date; safe to repeat and to run in several processes at once.
 
     Returns:
         When the store got its first table, in UTC.
@@ -113,22 +115,78 @@ async def migrate(store: Store, migrations: Sequence[Migration]) -> datetime:
         FatalError: As `missing` says, or the store refuses a statement.
         TransientError: The store is away.
     """
-    await store.command(_LEDGER)
-    rows = await store.query("SELECT DISTINCT version, sha256 FROM schema_migrations")
-    for migration in missing(migrations, [(int(v), str(d)) for v, d in rows]):
-        for statement in migration.statements:
-            await store.command(statement)
-        await store.command(
-            "INSERT INTO schema_migrations (version, name, sha256) "
-            "VALUES ({version:UInt32}, {name:String}, {sha256:String})",
-            {
-                "version": migration.version,
-                "name": migration.name,
-                "sha256": migration.sha256,
-            },
-        )
-        _log.info("migration.applied", version=migration.version, name=migration.name)
+    await store.change(_LEDGER)
+    if missing(migrations, await _applied(store)):
+        async with schema_lock(store):
+            # Whoever held the lock before has perhaps done it all.
+            for migration in missing(migrations, await _applied(store)):
+                await _apply(store, migration)
     rows = await store.query(
         "SELECT toUnixTimestamp64Milli(min(applied_at)) FROM schema_migrations"
     )
     return datetime.fromtimestamp(int(rows[0][0]) / 1000, UTC)
+
+
+async def statuses(store: Store, migrations: Sequence[Migration]) -> tuple[MigrationStatus, ...]:
+    """How each migration stands, those included that only the database has.
+
+    Raises:
+        FatalError, TransientError: As `Store.query` does.
+    """
+    rows = await store.query(
+        "SELECT version, any(name), any(sha256), toUnixTimestamp64Milli(min(applied_at))"
+        " FROM schema_migrations GROUP BY version ORDER BY version"
+    )
+    ledger = {int(version): (str(name), str(sha), int(at)) for version, name, sha, at in rows}
+    known = {migration.version: migration for migration in migrations}
+    return tuple(
+        _status(version, known.get(version), ledger.get(version))
+        for version in sorted(known.keys() | ledger.keys())
+    )
+
+
+def _status(
+    version: int, migration: Migration | None, applied: tuple[str, str, int] | None
+) -> MigrationStatus:
+    if applied is None:
+        if migration is None:
+            raise ValueError(f"migration {version} is neither known nor applied")
+        return MigrationStatus(
+            version=version,
+            name=migration.name,
+            sha256=migration.sha256,
+            state=MigrationState.PENDING,
+        )
+    name, digest, at_ms = applied
+    if migration is None:
+        state = MigrationState.UNKNOWN
+    else:
+        same = migration.sha256 == digest
+        state = MigrationState.APPLIED if same else MigrationState.CHANGED
+    return MigrationStatus(
+        version=version,
+        name=migration.name if migration else name,
+        sha256=digest,
+        state=state,
+        applied_at=datetime.fromtimestamp(at_ms / 1000, UTC),
+    )
+
+
+async def _applied(store: Store) -> list[tuple[int, str]]:
+    rows = await store.query("SELECT DISTINCT version, sha256 FROM schema_migrations")
+    return [(int(version), str(digest)) for version, digest in rows]
+
+
+async def _apply(store: Store, migration: Migration) -> None:
+    for statement in migration.statements:
+        await store.change(statement)
+    await store.command(
+        "INSERT INTO schema_migrations (version, name, sha256) "
+        "VALUES ({version:UInt32}, {name:String}, {sha256:String})",
+        {
+            "version": migration.version,
+            "name": migration.name,
+            "sha256": migration.sha256,
+        },
+    )
+    _log.info("migration.applied", version=migration.version, name=migration.name)

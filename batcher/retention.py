@@ -18,6 +18,9 @@ _EXPIRY = {
     "usage_minute": ("toDateTime(collected_on, 'UTC')", 1),
     "usage_hour": ("toDateTime(collected_in, 'UTC')", 31),
     "usage_day": ("toDateTime(collected_in, 'UTC')", 31),
+    "vm_events": ("toDateTime(recorded_at)", 0),
+    "metering_gaps": ("toDateTime(recorded_at)", 0),
+    "audit_log": ("toDateTime(recorded_at)", 0),
 }
 
 
@@ -28,11 +31,14 @@ def kept_days(settings: BatcherSettings) -> dict[str, int]:
         "usage_minute": settings.usage_days,
         "usage_hour": settings.usage_hour_days,
         "usage_day": settings.usage_day_days,
+        "vm_events": settings.events_days,
+        "metering_gaps": settings.events_days,
+        "audit_log": settings.audit_days,
     }
 
 
 async def set_retention(store: Store, table: str, days: int) -> None:
-    """Make rows of `table` expire `days` days after they were collected; no-op if they do.
+    """Make rows of `table` expire `days` days after they came in; no-op if they do.
 
     Raises:
         FatalError, TransientError: As `Store.command` does.
@@ -45,7 +51,7 @@ async def set_retention(store: Store, table: str, days: int) -> None:
         {"database": store.database, "table": table},
     )
     if f"TTL {expression} " not in f"{rows[0][0]} ":
-        await store.command(f"ALTER TABLE {table} MODIFY TTL {expression}")
+        await store.change(f"ALTER TABLE {table} MODIFY TTL {expression}")
         _log.info("retention.changed", table=table, days=days)
 
 

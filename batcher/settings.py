@@ -21,6 +21,7 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         store_path: Directory of an embedded store (chDB), owned by this process alone.
         store_url: `http://user@host:8123` or `https://…` of a ClickHouse server instead.
         store_password: Password for `store_url`; best given as a variable.
+        store_cluster: Keep the tables on all replicas of this cluster of the server's.
         database: Created if missing.
         flush_rows: A batch is sent once it holds this many rows,
         flush_bytes: or this many bytes of frames,
@@ -29,6 +30,8 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         usage_days: How long the rollup per minute is kept; not shorter than ticks.
         usage_hour_days: How long the rollup per hour is kept; not shorter than minutes.
         usage_day_days: How long the rollup per day is kept; not shorter than hours.
+        events_days: How long events of VMs and of metering are kept.
+        audit_days: How long audit entries are kept.
         query_limit_s: Longest that a usage query may take.
         complete_margin_s: `complete_until` is never later than so long ago. The clocks of hosts,
             gateways and batchers may be so far apart, less the 5 s that a record may take.
@@ -37,6 +40,7 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
     store_path: str = ""
     store_url: str = ""
     store_password: str = ""
+    store_cluster: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{0,64}$(?!\n)")] = ""
     database: Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$(?!\n)")] = "decisec"
     flush_rows: Annotated[int, msgspec.Meta(ge=1, le=2_000_000)] = 200_000
     flush_bytes: Annotated[int, msgspec.Meta(ge=1024, le=1_073_741_824)] = 67_108_864
@@ -45,6 +49,8 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
     usage_days: Days = 90
     usage_hour_days: Days = 730
     usage_day_days: Days = 2555
+    events_days: Days = 730
+    audit_days: Days = 2555
     query_limit_s: Annotated[int, msgspec.Meta(ge=1, le=300)] = 10
     complete_margin_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 15
 
@@ -81,6 +87,11 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
                 "DECISEC_BATCHER_STORE_URL (ClickHouse server)"
             )
         if not self.store_url:
+            if self.store_cluster:
+                raise SettingsError(
+                    "DECISEC_BATCHER_STORE_CLUSTER: an embedded store has no replicas; "
+                    "give DECISEC_BATCHER_STORE_URL"
+                )
             return
         try:
             parts = urlsplit(self.store_url)

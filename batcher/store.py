@@ -22,6 +22,7 @@ from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, ProgrammingError
 
 from batcher.classify import classify
+from batcher.cluster import render
 from batcher.settings import BatcherSettings
 from runtime.errors import TransientError
 
@@ -75,6 +76,14 @@ class Store:
         """Run a statement without a result. Raises as `query` does."""
         await self._run(lambda client: client.command(sql, parameters=dict(parameters or {})))
 
+    async def change(self, sql: str) -> None:
+        """Run a statement that changes the schema, on a cluster's replicas where there is one.
+
+        Raises:
+            As `query` does.
+        """
+        await self.command(render(sql, self.settings.store_cluster))
+
     async def insert(self, table: str, rows: pa.Table, *, token: str) -> None:
         """Insert a whole Arrow table at once; returns when the engine has it.
 
@@ -115,7 +124,8 @@ class Store:
         try:
             # CREATE needs a right of its own even where nothing is to be created.
             if not int(str(client.command(f"EXISTS DATABASE `{self.database}`"))):
-                client.command(f"CREATE DATABASE IF NOT EXISTS `{self.database}`")
+                create = f"CREATE DATABASE IF NOT EXISTS `{self.database}`"
+                client.command(render(create, self.settings.store_cluster))
         except ClickHouseError:
             client.close()
             raise

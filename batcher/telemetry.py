@@ -21,7 +21,9 @@ class Instruments:
             "decisec_batcher_flush", unit="s", description="From the batch to the store's yes"
         )
         self._lag = m.create_histogram(
-            "decisec_batcher_lag", unit="s", description="From sampling to queryable, per frame"
+            "decisec_batcher_lag",
+            unit="s",
+            description="From sampling to queryable, 100 frames of each flush",
         )
         self._retries = m.create_counter(
             "decisec_batcher_retries", description="Failed inserts, by class of error"
@@ -40,6 +42,13 @@ class Instruments:
             "decisec_batcher_usage_query", unit="s", description="Time to answer a usage query"
         )
 
+        self._events = m.create_counter(
+            "decisec_batcher_events", description="Events and audit entries stored, by table"
+        )
+        self._events_refused = m.create_counter(
+            "decisec_batcher_events_refused", description="Events left out, by table and reason"
+        )
+
     def stored(self, *, rows: int, frames: int, size: int, seconds: float) -> None:
         """One insert went through."""
         self._rows.add(rows)
@@ -48,7 +57,7 @@ class Instruments:
         self._flush.record(seconds)
 
     def lagged(self, lags_ms: Iterable[int]) -> None:
-        """Lags of the frames of an insert."""
+        """Lags of frames of an insert."""
         for lag_ms in lags_ms:
             self._lag.record(lag_ms / 1000)
 
@@ -71,3 +80,11 @@ class Instruments:
     def answered(self, seconds: float, outcome: str) -> None:
         """A usage query was answered."""
         self._usage.record(seconds, {"outcome": outcome})
+
+    def events_stored(self, table: str, rows: int) -> None:
+        """Events went into their table."""
+        self._events.add(rows, {"table": table})
+
+    def event_refused(self, table: str, reason: str) -> None:
+        """An event cannot be stored."""
+        self._events_refused.add(1, {"table": table, "reason": reason})

@@ -174,6 +174,11 @@ def customer_of(subject: str) -> str:
     return token(parts[2])
 
 
+def store_ask(verb: str) -> str:
+    """`store.ask.<verb>`: core NATS, asked of the batcher by operators."""
+    return f"store.ask.{token(verb)}"
+
+
 class CommandAddress(NamedTuple):
     """What a command's subject says."""
 

@@ -19,6 +19,7 @@ from decisec.cli import (
     rejected,
     replay,
     services,
+    store,
     streams,
     tail,
     usage,
@@ -42,6 +43,7 @@ app.add_typer(hosts.app, name="host")
 app.add_typer(streams.app, name="streams")
 app.add_typer(tail.app, name="tail")
 app.add_typer(rejected.app, name="rejected")
+app.add_typer(store.app, name="store")
 dev.register(app)
 services.register(app)
 flood.register(app)

@@ -33,7 +33,7 @@ async def _besiege(lab: Lab, driver: str, kills: int, seed: int, log: Path) -> T
             steps = await made.list_steps()
             starts = await made.list_start_steps()
             began = time.monotonic()
-            told = 0
+            told, finished = 0, False
             named = len(steps) + 2 * len(starts)
             by_chance = max(_RANDOM_DEATHS, kills - named)
             deaths = [
@@ -41,22 +41,25 @@ async def _besiege(lab: Lab, driver: str, kills: int, seed: int, log: Path) -> T
                 *(partial(made.die_again, step) for step in starts),
                 *(partial(made.die, None) for _ in range(by_chance)),
             ]
-            for die in deaths:
-                await die()
-                problems = made.toll.problems
-                if len(problems) > told:
+            try:
+                for die in deaths:
+                    await die()
+                    problems = made.toll.problems
+                    sys.stderr.write(
+                        f"\r{made.toll.kills} of {named + by_chance} kills, "
+                        f"{len(problems)} problems, {time.monotonic() - began:.0f} s "
+                    )
+                    for problem in problems[told:]:
+                        sys.stderr.write(f"\n{problem}\n")
+                    told = len(problems)
+                sys.stderr.write("\n")
+                await made.conclude()
+                finished = True
+            finally:
+                if made.toll.problems or not finished:
                     # What it was about is in there, and the folder goes.
                     log.parent.mkdir(parents=True, exist_ok=True)
                     shutil.copy(Path(folder) / "agent.log", log)
-                sys.stderr.write(
-                    f"\r{made.toll.kills} of {named + by_chance} kills, "
-                    f"{len(problems)} problems, {time.monotonic() - began:.0f} s "
-                )
-                for problem in problems[told:]:
-                    sys.stderr.write(f"\n{problem}\n")
-                told = len(problems)
-            sys.stderr.write("\n")
-            await made.conclude()
             return made.toll
 
 

@@ -164,6 +164,8 @@ class Siege:
 
     async def _pick_up(self, lives: list[asyncio.Future[None]], death: str) -> None:
         """Start the agent, let it come to rest, and look for what is missing or left."""
+        # An agent that was killed before it could read the wish has left it to the next one.
+        self._wish.unlink(missing_ok=True)
         self._look_for_lost()
         await self._start()
         try:

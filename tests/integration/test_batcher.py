@@ -7,18 +7,22 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import msgspec
 import pytest
 
+from batcher.records import FEEDS
 from batcher.settings import BatcherSettings
 from batcher.store import Store
 from runtime.bus import Bus, Message
 from runtime.publisher import Publisher
 from schemas import subjects
+from schemas.audit import AuditEntry
 from schemas.codec import encode
 from schemas.errors import ErrorCode
+from schemas.events import GapOpened, VmCreated
 from schemas.frames import (
     HEADER_DETAIL,
     HEADER_ORIGIN_SEQUENCE,
@@ -30,7 +34,7 @@ from schemas.frames import (
 from schemas.ids import new_id
 from schemas.usage import UsageQuery, UsageReply, decode_usage_reply
 from schemas.vms import METERS
-from tests.support.batcher import all_stored, batcher_process
+from tests.support.batcher import all_stored, answered, batcher_process
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.store import Reading, enriched
 
@@ -212,3 +216,35 @@ async def test_a_question_that_cannot_be_answered_gets_an_error(
         assert nothing.customer_id == "nobody"
         assert nothing.vms == ()
         assert set(nothing.totals) == set(METERS)
+
+
+async def test_events_and_audit_entries_land_in_tables_of_their_own(
+    served: tuple[NatsServer, Bus], tmp_path: Path
+) -> None:
+    """The service feeds all three, and has answered for what it stored when it ends."""
+    server, bus = served
+    about: dict[str, Any] = {"event_id": new_id(), "at": datetime.now(UTC)}
+    event = VmCreated(**about, customer_id="acme", vm_id=new_id(), host_id="h1")
+    gap = GapOpened(**about, host_id="h1", run_id=new_id(), seq_first=0, seq_last=0)
+    entry = AuditEntry(
+        **about, actor="ops", customer_id="acme", action="replay", target="x", outcome="failed"
+    )
+    publisher = Publisher(bus)
+    for subject, message in (
+        (subjects.vm_event(event), event),
+        (subjects.host_event(gap), gap),
+        (subjects.audit(entry), entry),
+    ):
+        await publisher.publish(subject, encode(message), msg_id=str(new_id()))
+    async with batcher_process(tmp_path, server.url) as batcher:
+        async with asyncio.timeout(60):
+            for feed in FEEDS:
+                await answered(bus, feed.stream, feed.durable)
+        assert await batcher.stop() == 0
+    store = Store(BatcherSettings(store_path=str(batcher.store_path)))
+    try:
+        for feed in FEEDS:
+            rows = await store.query(f"SELECT event_id FROM {feed.table}")  # noqa: S608
+            assert [row[0] for row in rows] == [about["event_id"]], feed.table
+    finally:
+        await store.close()

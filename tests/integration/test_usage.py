@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,12 +21,10 @@ from batcher.windows import RefusedQueryError, Retention, Window, check
 from runtime.errors import PoisonError
 from schemas.frames import EnrichedFrame, SampleFlag
 from schemas.ids import new_id
-from schemas.usage import UsageQuery, UsageReport, UsageRow
+from schemas.usage import UsageQuery
 from schemas.vms import METERS
 from tests.support.store import Reading, embedded_store, enriched, insert
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-LIMIT_S = 30
+from tests.support.usage import EPOCH, LIMIT_S, ask, at, base_ms, expected, fresh_customer
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -34,61 +32,6 @@ async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store
     folder: Path = tmp_path_factory.mktemp("usage")
     async with embedded_store(folder / "store") as opened:
         yield opened
-
-
-def base_ms() -> int:
-    """A whole minute, an hour ago."""
-    now_ms = int(datetime.now(UTC).timestamp()) * 1000
-    return now_ms // 60_000 * 60_000 - 3_600_000
-
-
-def at(ms: int) -> datetime:
-    return EPOCH + timedelta(milliseconds=ms)
-
-
-async def ask(
-    store: Store, customer: str, start_ms: int, end_ms: int, vm_ids: tuple[UUID, ...] = ()
-) -> UsageReport:
-    query = UsageQuery(start=at(start_ms), end=at(end_ms), vm_ids=vm_ids)
-    window = Window.between(query.start, query.end)
-    return await report(store, customer, query, window, limit_s=LIMIT_S)
-
-
-def fresh_customer() -> str:
-    return f"c-{new_id().hex}"
-
-
-# ── the model: usage by its definition ────────────────────────────────────────────────────────
-
-
-def expected(readings: Iterable[Reading], start: int, end: int) -> dict[UUID, UsageRow]:
-    lives: dict[tuple[UUID, int], list[Reading]] = defaultdict(list)
-    for reading in readings:
-        lives[reading.vm_id, reading.incarnation].append(reading)
-    inside: dict[UUID, list[int]] = defaultdict(list)
-    used: dict[UUID, dict[str, int]] = defaultdict(lambda: dict.fromkeys(METERS, 0))
-    ticks: dict[UUID, int] = defaultdict(int)
-    for (vm_id, incarnation), life in lives.items():
-        seen = {r.tick_ms for r in life if start <= r.tick_ms < end}
-        if not seen:
-            continue
-        inside[vm_id].append(incarnation)
-        ticks[vm_id] += len(seen)
-        for meter in METERS:
-            before = [max((r.counters[meter] for r in life if r.tick_ms < t), default=0)
-                      for t in (start, end)]  # fmt: skip
-            used[vm_id][meter] += before[1] - before[0]
-    return {
-        vm_id: UsageRow(
-            vm_id=vm_id,
-            incarnations=len(numbers),
-            samples=ticks[vm_id],
-            settled=any(r.flags & SampleFlag.FINAL for r in lives[vm_id, max(numbers)]),
-            simulated=False,
-            **used[vm_id],
-        )
-        for vm_id, numbers in inside.items()
-    }
 
 
 # ── lives of VMs, and what happens to their frames ────────────────────────────────────────────

@@ -1,12 +1,13 @@
 """How fast the batcher stores, how late, and how small. Prints JSON.
 
-Three runs on one machine, all with a real nats-server and chDB:
+All with chDB, and all but the first with a real nats-server:
 
-- `bare`: prepared Arrow tables into the store, nothing else.
-- `backlog`: the same frames waiting in the stream, through a batcher process.
+- `bare`: prepared Arrow tables into the store by `insert_arrow`, nothing else.
+- `backlog`: the same frames waiting in the stream, through a batcher process. With `bare` by
+  turns, for frames of each size; the ratio is what the batcher leaves of the store's own speed.
 - `live`: a few VMs at 10 Hz for a while: lag, parts, CPU.
 
-    python -m tests.load.bench_batcher --frames 1000 --vms 1000 --seconds 120
+    python -m tests.load.bench_batcher --vms 20,100,1000 --rows 2000000 --rounds 3 --seconds 120
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import msgspec
@@ -41,9 +43,83 @@ from tests.support.nats import bus_with_streams
 from tests.support.store import DAY_NS, embedded_store
 
 _BATCH_ROWS = 200_000
+_VMS = 2000
+"""In all; as many hosts as that takes."""
+_MOST_FRAMES = 50_000
 
 
-def frames(vms: int, count: int, *, seed: int = 1) -> Iterator[EnrichedFrame]:
+@dataclass(frozen=True)
+class BatcherFigures:
+    """How fast the batcher was beside the bare store; medians of the rounds.
+
+    Attributes:
+        rows: Of each run.
+        bare_rows_per_s: Prepared tables by `insert_arrow`.
+        rows_per_s: Frames from a nats-server through a batcher process.
+        ratio: Between the two.
+        flushes: Inserts of the last round.
+        cpu_us_per_row: What the batcher's process took, its store and merges included.
+        bytes_per_sample: On disk after all merges.
+    """
+
+    vms_per_frame: int
+    rows: int
+    bare_rows_per_s: int
+    rows_per_s: int
+    ratio: float
+    flushes: int
+    cpu_us_per_row: float
+    bytes_per_sample: float
+
+
+async def measure_batcher(
+    *, vms_per_frame: int, rows: int = 2_000_000, rounds: int = 1
+) -> BatcherFigures:
+    """Run the bare store and the batcher by turns over the same frames.
+
+    Args:
+        vms_per_frame: VMs of each host.
+        rows: Of each run; fewer if that took more than 50,000 frames.
+        rounds: So often.
+    """
+    count = min(rows // vms_per_frame, _MOST_FRAMES)
+    bares, backlogs = [], []
+    with tempfile.TemporaryDirectory(prefix="bench-batcher-") as folder:
+        for number in range(rounds):
+            root = Path(folder) / str(number)
+            root.mkdir()
+            bares.append(await bare(root, vms_per_frame, count))
+            backlogs.append(await backlog(root, vms_per_frame, count))
+    rows = count * vms_per_frame
+    return BatcherFigures(
+        vms_per_frame=vms_per_frame,
+        rows=rows,
+        bare_rows_per_s=round(median(run["insert_rows_per_s"] for run in bares)),
+        rows_per_s=round(median(run["rows_per_s"] for run in backlogs)),
+        ratio=round(
+            median(
+                through["rows_per_s"] / alone["insert_rows_per_s"]
+                for through, alone in zip(backlogs, bares, strict=True)
+            ),
+            3,
+        ),
+        flushes=backlogs[-1]["flushes"],
+        cpu_us_per_row=round(
+            median(run["cpu_s"] for run in backlogs) / (count * vms_per_frame) * 1e6, 3
+        ),
+        bytes_per_sample=bares[-1]["stored"]["samples"]["bytes_per_row"],
+    )
+
+
+def load(vms: int, count: int) -> Iterator[EnrichedFrame]:
+    """So many frames of enough hosts for 2000 VMs, tick by tick."""
+    hosts = max(1, _VMS // vms)
+    streams = [frames(vms, count // hosts + 1, seed=n + 1, host=f"h{n}") for n in range(hosts)]
+    for number in range(count):
+        yield next(streams[number % hosts])
+
+
+def frames(vms: int, count: int, *, seed: int = 1, host: str = "h1") -> Iterator[EnrichedFrame]:
     """One host's frames: exact uptime and memory, noisy CPU and network, disks now and then."""
     random = np.random.default_rng(seed)
     ids = b"".join(new_id().bytes for _ in range(vms))
@@ -66,7 +142,7 @@ def frames(vms: int, count: int, *, seed: int = 1) -> Iterator[EnrichedFrame]:
         for net in ("net_rx_bytes", "net_tx_bytes"):
             counters[net] += random.integers(0, 20, vms).astype("<u8") * np.uint64(1514)
         yield EnrichedFrame(
-            host="h1", run_id=run_id, seq=seq, tick_ms=start_ms + seq * 100,
+            host=host, run_id=run_id, seq=seq, tick_ms=start_ms + seq * 100,
             sampled_at_ns=(start_ms + seq * 100) * 10**6 + int(random.integers(0, 10**6)),
             collected_at_ns=time.time_ns(), region="local",
             customers=("acme", "globex"), pools=("default",), price_plans=("default",),
@@ -96,24 +172,37 @@ async def size_of(store: Store) -> dict[str, Any]:
     return out
 
 
+def batched(vms: int, count: int) -> Iterator[list[EnrichedFrame]]:
+    """The load in batches as the batcher takes them."""
+    step = max(1, _BATCH_ROWS // vms)
+    batch: list[EnrichedFrame] = []
+    for frame in load(vms, count):
+        batch.append(frame)
+        if len(batch) == step:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 async def bare(folder: Path, vms: int, count: int) -> dict[str, Any]:
     """Prepared tables straight into the store."""
-    all_frames = list(frames(vms, count))
-    step = max(1, _BATCH_ROWS // vms)
-    batches = [all_frames[i : i + step] for i in range(0, count, step)]
     began = time.perf_counter()
-    tables = [table(b, now_ns=time.time_ns(), keep_ns=DAY_NS) for b in batches]
+    batches = [
+        (table(b, now_ns=time.time_ns(), keep_ns=DAY_NS), token(b)) for b in batched(vms, count)
+    ]
     built = time.perf_counter() - began
+    first, first_token = batches[0]
     async with embedded_store(folder / "bare") as store:
-        await store.insert("samples", tables[0], token=token(batches[0]))
+        await store.insert("samples", first, token=first_token)
         began = time.perf_counter()
-        for rows, batch in zip(tables[1:], batches[1:], strict=True):
-            await store.insert("samples", rows, token=token(batch))
+        for rows, batch_id in batches[1:]:
+            await store.insert("samples", rows, token=batch_id)
         seconds = time.perf_counter() - began
         sizes = await size_of(store)
     return {
         "rows": vms * count,
-        "insert_rows_per_s": round((vms * count - tables[0].num_rows) / seconds),
+        "insert_rows_per_s": round((vms * count - first.num_rows) / seconds),
         "build_rows_per_s": round(vms * count / built),
         "stored": sizes,
     }
@@ -140,7 +229,7 @@ async def stack(folder: Path) -> AsyncIterator[tuple[str, Bus, Ear]]:
         yield server.url, bus, ear
 
 
-async def publish_all(bus: Bus, some: Iterator[EnrichedFrame]) -> None:
+async def publish_all(bus: Bus, some: Iterable[EnrichedFrame]) -> None:
     """As fast as the stream takes them."""
     publisher = Publisher(bus, max_in_flight=64)
     pending: set[asyncio.Task[Any]] = set()
@@ -157,7 +246,7 @@ async def publish_all(bus: Bus, some: Iterator[EnrichedFrame]) -> None:
 async def backlog(folder: Path, vms: int, count: int) -> dict[str, Any]:
     """Frames that wait in the stream, through a batcher process."""
     async with stack(folder) as (url, bus, ear):
-        await publish_all(bus, frames(vms, count))
+        await publish_all(bus, load(vms, count))
         async with batcher_process(folder, url) as batcher:
             await first_heard(ear)
             began_ns, first = ear.messages[0].stored_at_ns, ear.messages[0].rows
@@ -230,28 +319,27 @@ def cpu_seconds(batcher: BatcherProcess) -> float:
 
 
 async def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All three runs."""
-    out: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory(prefix="bench-batcher-") as folder:
-        root = Path(folder)
-        for name in ("bare", "backlog", "live"):
-            (root / name).mkdir()
-        out["bare"] = await bare(root / "bare", arguments.vms, arguments.frames)
-        out["backlog"] = await backlog(root / "backlog", arguments.vms, arguments.frames)
-        out["backlog"]["ratio_to_bare"] = round(
-            out["backlog"]["rows_per_s"] / out["bare"]["insert_rows_per_s"], 3
+    """All runs."""
+    out: dict[str, Any] = {"backlog": []}
+    for vms in map(int, arguments.vms.split(",")):
+        figures = await measure_batcher(
+            vms_per_frame=vms, rows=arguments.rows, rounds=arguments.rounds
         )
-        out["live"] = await live(root / "live", arguments.live_vms, arguments.seconds)
+        out["backlog"].append(asdict(figures))
+    if arguments.seconds:
+        with tempfile.TemporaryDirectory(prefix="bench-batcher-") as folder:
+            out["live"] = await live(Path(folder), arguments.live_vms, arguments.seconds)
     return out
 
 
 def main() -> None:
     """Parse, run, print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--frames", type=int, default=1000)
-    parser.add_argument("--vms", type=int, default=1000, help="VMs per frame")
+    parser.add_argument("--vms", default="20,100,1000", help="VMs per frame, one run for each")
+    parser.add_argument("--rows", type=int, default=2_000_000, help="rows of each run")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each kind, by turns")
     parser.add_argument("--live-vms", type=int, default=5)
-    parser.add_argument("--seconds", type=int, default=120)
+    parser.add_argument("--seconds", type=int, default=120, help="of the live run; 0: none")
     configure_logging("bench", "warning")
     sys.stdout.write(json.dumps(asyncio.run(run(parser.parse_args())), indent=2) + "\n")
 

@@ -64,6 +64,9 @@ class Machine(NamedTuple):
         return cls((user + nice + system + irq + softirq) / tick, steal / tick)
 
 
+_FULL = 0.95
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
     """What was used over a while.
@@ -87,10 +90,11 @@ class Load:
 
     def saturated(self, cpus: int) -> str:
         """What has no more CPU to get, or the busiest process."""
-        busiest = max(self.cpu, key=lambda name: self.cpu[name])
-        if sum(self.cpu.values()) + self.others > 0.95 * cpus:
-            return f"the machine; most of it the {busiest}"
-        return busiest
+        used = {**self.cpu, "others": self.others}
+        busiest = max(used, key=lambda name: used[name])
+        if sum(used.values()) > _FULL * cpus:
+            return f"all CPUs, first of all by {busiest}"
+        return f"{busiest} ({used[busiest]:.2f} of a CPU)"
 
 
 class Watch:

@@ -90,12 +90,17 @@ async def batcher_process(
 async def all_stored(bus: Bus, *, timeout_s: float = 60.0) -> None:
     """Return once the batcher has answered for every enriched frame."""
     async with asyncio.timeout(timeout_s):
-        while True:
-            try:
-                info = await bus.js.consumer_info(METRICS_ENRICHED, DURABLE)
-            except nats.js.errors.NotFoundError:
-                await asyncio.sleep(0.05)
-                continue
-            if not info.num_pending and not info.num_ack_pending:
-                return
+        await answered(bus, METRICS_ENRICHED, DURABLE)
+
+
+async def answered(bus: Bus, stream: str, durable: str) -> None:
+    """Return once a consumer is there and has answered for every message of its stream."""
+    while True:
+        try:
+            info = await bus.js.consumer_info(stream, durable)
+        except nats.js.errors.NotFoundError:
             await asyncio.sleep(0.05)
+            continue
+        if not info.num_pending and not info.num_ack_pending:
+            return
+        await asyncio.sleep(0.05)

@@ -51,6 +51,8 @@ class Row:
     counters: Mapping[str, int] = field(default_factory=dict)
     incarnation: int = 1
     mem_bytes: int = 128 * MIB
+    flags: int = 0
+    state: VmState = VmState.RUNNING
 
 
 def frame(
@@ -85,8 +87,8 @@ def frame(
         sampled_at_ns=(tick_ms + read_late_ms) * NS_PER_MS,
         vm_ids=b"".join(row.vm_id.bytes for row in rows),
         incarnations=np.array([row.incarnation for row in rows], "<u4").tobytes(),
-        states=bytes([STATE_NUMBERS[VmState.RUNNING]] * len(rows)),
-        flags=bytes(len(rows)),
+        states=bytes(STATE_NUMBERS[row.state] for row in rows),
+        flags=bytes(row.flags for row in rows),
         mem_bytes=np.array([row.mem_bytes for row in rows], "<u8").tobytes(),
         **columns,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -30,6 +31,7 @@ async def flood(
     *,
     keep: bool = False,
     standstill_s: float = STANDSTILL_S,
+    during: AbstractAsyncContextManager[object] | None = None,
 ) -> dict[str, Any]:
     """Send it all, and judge.
 
@@ -39,6 +41,7 @@ async def flood(
         progress: Told of all that takes time.
         keep: Leave the VMs' records in their bucket.
         standstill_s: If nothing more is stored for so long, what is missing is lost.
+        during: Entered when sending begins, left when all is sent.
 
     Returns:
         The report, ready for JSON.
@@ -56,7 +59,7 @@ async def flood(
         await _each(
             progress, "VM records", records, lambda r: bucket.put(vm_key(r.customer_id, r.vm_id), r)
         )
-        return await _send(bus, plan, hosts, lags, progress, standstill_s)
+        return await _send(bus, plan, hosts, lags, progress, standstill_s, during or nullcontext())
     finally:
         if not keep:
             store = await bucket.store()
@@ -73,11 +76,13 @@ async def _send(
     lags: Lags,
     progress: Progress,
     standstill_s: float,
+    during: AbstractAsyncContextManager[object],
 ) -> dict[str, Any]:
     bar = progress.add_task("sent", total=plan.samples)
     sending = Sending(bus, plan, lambda rows: progress.advance(bar, rows))
     began_s = time.monotonic()
-    await sending.run(hosts)
+    async with during:
+        await sending.run(hosts)
     sent_s = time.monotonic() - began_s
     stored_bar = progress.add_task("stored", total=plan.samples)
     auditor = Auditor(

@@ -30,7 +30,7 @@ async def baseline(folder: Path, seconds: float) -> dict[str, Any]:
     """Samples a second of both, and their ratio."""
     ours = await _ours(folder / "ours", max(40, round(seconds * _OURS_PER_S / _VMS)), seconds)
     plain = await _one_by_one(
-        folder / "plain", max(20, round(seconds * _ONE_BY_ONE_PER_S / _VMS)), seconds
+        folder / "plain", max(5, round(seconds * _ONE_BY_ONE_PER_S / _VMS)), seconds
     )
     return {
         "ours": ours,

@@ -18,8 +18,8 @@ _SIZED = ("samples", "usage_minute")
 
 async def batcher(folder: Path, seconds: float) -> dict[str, Any]:
     """A backlog through a batcher process, and the same rows by bare inserts, right afterwards."""
-    # Several flushes at least: the first one does not count.
-    count = max(800, round(seconds * _FRAMES_PER_S))
+    # Two flushes at least: the first one does not count.
+    count = max(300, round(seconds * _FRAMES_PER_S))
     for name in ("backlog", "bare"):
         (folder / name).mkdir(parents=True)
     ours = await backlog(folder / "backlog", _VMS, count)

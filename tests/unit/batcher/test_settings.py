@@ -18,6 +18,7 @@ from runtime.settings import load
         ({"store_url": "http://"}, "http"),
         ({"store_url": "http://db:port"}, "http"),
         ({"store_url": "http://u:secret@db"}, "STORE_PASSWORD"),
+        ({"store_path": "/x", "store_cluster": "main"}, "no replicas"),
     ],
 )
 def test_an_unusable_store_is_refused(settings: dict[str, str], words: str) -> None:
@@ -41,7 +42,9 @@ def test_the_password_is_not_shown() -> None:
     assert "hunter2" not in f"{settings} {settings!r}"
 
 
-def test_a_database_is_a_plain_name() -> None:
+def test_databases_and_clusters_are_plain_names() -> None:
     """What goes into a statement as it is may hold no quote."""
     with pytest.raises(SettingsError, match="DECISEC_BATCHER_DATABASE"):
         load(BatcherSettings, "batcher", env={"DECISEC_BATCHER_DATABASE": "a`b"})
+    with pytest.raises(SettingsError, match="DECISEC_BATCHER_STORE_CLUSTER"):
+        load(BatcherSettings, "batcher", env={"DECISEC_BATCHER_STORE_CLUSTER": "a'b"})

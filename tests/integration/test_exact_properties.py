@@ -1,0 +1,246 @@
+"""Exact by construction: from frames to the bill, whatever becomes of them on the way.
+
+The collector's own pipeline, the batcher's own tables and queries, a real engine; only the bus is
+left out. `test_usage.py` has the store by itself, `test_collector_properties.py` the collector.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from batcher.store import Store
+from collector.messages import Intake, Now, Outcome
+from schemas.frames import EnrichedFrame, Frame, RejectReason, encode_frame
+from schemas.ids import new_id
+from schemas.subjects import METRICS_RAW, metrics_raw, vm_key
+from schemas.units import NS_PER_MS
+from schemas.usage import UsageReport
+from schemas.vms import METERS
+from tests.support.feed import enriched_of, ids_of, pipeline_of, rejected_of
+from tests.support.lives import Delivery, World, deliveries, worlds
+from tests.support.store import Reading, embedded_store, enriched, insert
+from tests.support.usage import ask, base_ms, expected, fresh_customer
+
+SETTINGS = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[
+        HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture,
+    ],
+)  # fmt: skip
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def store(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Store]:
+    folder: Path = tmp_path_factory.mktemp("exact")
+    async with embedded_store(folder / "store") as opened:
+        yield opened
+
+
+class Collecting:
+    """A collector that may be restarted, and everything that it passed on or refused.
+
+    Attributes:
+        passed: The frames that left for the batcher.
+        readings: Their rows, as the world knows them.
+        refused: VM, incarnation and reason of each row that was set aside.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.passed: list[EnrichedFrame] = []
+        self.readings: list[Reading] = []
+        self.refused: list[tuple[UUID, str]] = []
+        self._known = {record.vm_id: record for record in world.records}
+        self._moves = list(world.moves)
+        self._rows = {(r.vm_id, r.incarnation, r.tick_ms): r for r in world.readings}
+        self._sequence = 0
+        self._pipeline = pipeline_of(*world.records)
+
+    def take(self, delivery: Delivery) -> None:
+        """Process one delivery."""
+        if delivery.restarted:
+            self._pipeline = pipeline_of(*self._known.values())
+        sent = delivery.frame
+        while self._moves and self._moves[0][0] <= sent.tick_ms:
+            _, record = self._moves.pop(0)
+            self._known[record.vm_id] = record
+            self._pipeline.specs.change(vm_key(record.customer_id, record.vm_id), record)
+        self._sequence += 1
+        now = Now(time.time_ns(), time.monotonic_ns())
+        outcome = self._pipeline.process(
+            Intake(
+                metrics_raw(sent.host), encode_frame(sent), METRICS_RAW, self._sequence,
+                delivery.redelivered,
+            ),
+            now,
+        )  # fmt: skip
+        self._note(sent, outcome)
+
+    def _note(self, sent: Frame, outcome: Outcome) -> None:
+        frame = enriched_of(outcome)
+        self.passed.append(frame)
+        for vm_id, incarnation in _rows_of(frame):
+            self.readings.append(self._rows[vm_id, incarnation, frame.tick_ms])
+        set_aside = rejected_of(outcome)
+        self.refused += [(vm_id, reason) for reason, ids in set_aside.items() for vm_id in ids]
+        kept = Counter(ids_of(frame)) + Counter(vm for ids in set_aside.values() for vm in ids)
+        assert kept == Counter(ids_of(sent)), "a row went neither on nor aside"
+        assert set(set_aside) <= {RejectReason.FOREIGN_VM}
+
+
+def _rows_of(frame: EnrichedFrame) -> list[tuple[UUID, int]]:
+    numbers = memoryview(frame.incarnations).cast("I").tolist()
+    return list(zip(ids_of(frame), numbers, strict=True))
+
+
+@st.composite
+def batches(draw: st.DrawFn, frames: Sequence[EnrichedFrame]) -> list[Sequence[EnrichedFrame]]:
+    """Cut anywhere; some are stored twice, as after a lost answer, and with other borders."""
+    cuts = sorted(draw(st.lists(st.integers(0, len(frames)), max_size=3)))
+    pieces = [frames[a:b] for a, b in zip([0, *cuts], [*cuts, len(frames)], strict=True) if b > a]
+    if draw(st.booleans()) and pieces:
+        pieces.append(pieces[draw(st.integers(0, len(pieces) - 1))])
+    if draw(st.booleans()) and frames:
+        first = draw(st.integers(0, len(frames) - 1))
+        pieces.append(frames[first : first + draw(st.integers(1, len(frames)))])
+    return pieces
+
+
+@st.composite
+def windows(draw: st.DrawFn, world: World, base: int) -> tuple[int, int, int]:
+    """Two neighbouring windows, aligned to minutes, to ticks, or to nothing."""
+    moment = st.one_of(
+        st.integers(-1, 40).map(lambda m: base + m * 60_000),
+        st.integers(0, 2_400_000).map(lambda ms: base + ms),
+        st.sampled_from(world.ticks_ms),
+        st.sampled_from(world.ticks_ms).map(lambda ms: ms + 1),
+    )
+    three = draw(st.lists(moment, min_size=3, max_size=3, unique=True).map(sorted))
+    return three[0], three[1], three[2]
+
+
+def _add_up(whole: UsageReport, left: UsageReport, right: UsageReport) -> None:
+    by_vm = [{row.vm_id: row for row in part.vms} for part in (whole, left, right)]
+    assert set(by_vm[0]) == set(by_vm[1]) | set(by_vm[2])
+    for meter in METERS:
+        assert whole.totals[meter] == left.totals[meter] + right.totals[meter]
+        assert whole.totals[meter] == sum(getattr(row, meter) for row in whole.vms)
+        for vm_id, row in by_vm[0].items():
+            parts = [getattr(part[vm_id], meter) for part in by_vm[1:] if vm_id in part]
+            assert min(parts) >= 0
+            assert getattr(row, meter) == sum(parts)
+
+
+@SETTINGS
+@given(data=st.data())
+async def test_a_bill_is_what_the_counters_say(store: Store, data: st.DataObject) -> None:
+    """Over any window, by VM, customer and meter; what is refused is set aside, never lost."""
+    base = base_ms()
+    customers = [fresh_customer(), fresh_customer()]
+    world = data.draw(worlds(customers, base))
+    collecting = Collecting(world)
+    for delivery in data.draw(deliveries(world.frames)):
+        collecting.take(delivery)
+    # What a host sends of a VM after it has moved is nobody's word for it any more.
+    moved = {record.vm_id for _, record in world.moves}
+    assert {vm_id for vm_id, _ in collecting.refused} <= moved
+    for batch in data.draw(batches(collecting.passed)):
+        await insert(store, batch)
+    if data.draw(st.integers(0, 4)) == 0:
+        await store.command("OPTIMIZE TABLE samples FINAL")
+        await store.command("OPTIMIZE TABLE usage_minute FINAL")
+    start, middle, end = data.draw(windows(world, base))
+    for customer in customers:
+        mine = [r for r in collecting.readings if r.customer == customer]
+        whole = await ask(store, customer, start, end)
+        assert {row.vm_id: row for row in whole.vms} == expected(mine, start, end)
+        left = await ask(store, customer, start, middle)
+        right = await ask(store, customer, middle, end)
+        _add_up(whole, left, right)
+        if whole.vms:
+            one = data.draw(st.sampled_from(whole.vms))
+            assert (await ask(store, customer, start, end, (one.vm_id,))).vms == (one,)
+
+
+@SETTINGS
+@given(data=st.data())
+async def test_a_life_costs_its_final_counters(store: Store, data: st.DataObject) -> None:
+    """Over all incarnations and hosts, whatever was lost before each one's last frame."""
+    base = base_ms()
+    customer = fresh_customer()
+    world = data.draw(worlds([customer], base))
+    last_ms = {(r.vm_id, r.incarnation): r.tick_ms for r in world.readings}
+    needed = set(last_ms.values())
+    collecting = Collecting(world)
+    for one in world.frames:
+        if one.tick_ms in needed or data.draw(st.booleans()):
+            collecting.take(Delivery(one, redelivered=False, restarted=False))
+    if collecting.passed:
+        await insert(store, collecting.passed)
+    truth: dict[UUID, dict[str, int]] = {}
+    for (vm_id, _), counters in world.last().items():
+        so_far = truth.setdefault(vm_id, dict.fromkeys(METERS, 0))
+        for meter in METERS:
+            so_far[meter] += counters[meter]
+    answer = await ask(store, customer, base - 60_000, base + 3_600_000)
+    assert {
+        row.vm_id: {meter: getattr(row, meter) for meter in METERS} for row in answer.vms
+    } == truth
+    assert collecting.refused == []
+
+
+# ── the worked example ────────────────────────────────────────────────────────────────────────
+
+
+def _table(headline: str) -> list[list[str]]:
+    """The cells of a table of `docs/metering.md`, from its headline on."""
+    lines = (Path(__file__).parents[2] / "docs" / "metering.md").read_text().splitlines()
+    begin = lines.index(headline) + 2
+    rows = itertools.takewhile(lambda line: line.startswith("|"), lines[begin:])
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def _ms(base: int, clock: str) -> int:
+    hours, minutes, seconds = clock.split(":")
+    return base + (int(hours) * 60 + int(minutes) - 600) * 60_000 + round(float(seconds) * 1000)
+
+
+def _number(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+async def test_the_example_in_the_docs_is_billed_as_the_docs_say(store: Store) -> None:
+    """Every line of it, and both ways there: the numbers, and how they come about."""
+    customer, vm_id, base = fresh_customer(), new_id(), base_ms()
+    late = []
+    readings = _table(
+        "| # | read at | start no. | CPU so far (ms) | received so far (bytes) | arrived |"
+    )
+    for _, clock, start, cpu, received, arrived in readings:
+        counters = {"cpu_ns": _number(cpu) * NS_PER_MS, "net_rx_bytes": _number(received)}
+        reading = Reading(vm_id, _ms(base, clock), int(start), counters=counters, customer=customer)
+        times = {"once": 1, "never": 0, "twice": 2, "late": 0}[arrived]
+        late += [reading] if arrived == "late" else []
+        for _ in range(times):
+            await insert(store, [enriched([reading])])
+    for reading in late:
+        await insert(store, [enriched([reading])])
+    bills = _table("| from | to | start 1 | start 2 | CPU (ms) | received (bytes) |")
+    assert (len(readings), len(bills)) == (8, 6)
+    for begin, end, *parts, cpu, received in bills:
+        answer = await ask(store, customer, _ms(base, begin), _ms(base, end))
+        assert answer.totals["cpu_ns"] == _number(cpu) * NS_PER_MS
+        assert answer.totals["net_rx_bytes"] == _number(received)
+        pairs = [found for part in parts if (found := re.findall(r"[\d,]+", part))]
+        assert sum(_number(after) - _number(before) for after, before in pairs) == _number(cpu)
