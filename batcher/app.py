@@ -39,6 +39,7 @@ from runtime.publisher import Publisher
 from runtime.retry import forever
 from runtime.service import Service
 from schemas import subjects
+from schemas.hosts import decode_host_loss
 
 _log = structlog.get_logger("decisec.batcher")
 
@@ -80,6 +81,7 @@ async def main(service: Service[BatcherSettings]) -> None:
         watermark = Watermark(
             reader,
             Bucket(service.bus, subjects.VM_SPECS, decode_placed),
+            Bucket(service.bus, subjects.LOST_HOSTS, decode_host_loss),
             clock,
             margin_ms=settings.complete_margin_s * 1000,
         )
@@ -120,11 +122,11 @@ async def main(service: Service[BatcherSettings]) -> None:
             fetching = group.create_task(intake.run(service.stop), name="intake")
             renewing = group.create_task(_renew(custody), name="renewal")
             watching = group.create_task(_watch(consumer, instruments), name="pending")
-            noting = group.create_task(progress.run(), name="progress")
-            following = group.create_task(watermark.run(), name="placements")
             for feed in FEEDS:
                 feeder = Feeder(service.bus, store, feed, instruments, clock)
                 group.create_task(feeder.run(service.stop), name=f"feed-{feed.table}")
+            noting = group.create_task(progress.run(), name="progress")
+            following = group.create_task(watermark.run(), name="watermark")
             await flusher.run()
             for task in (fetching, renewing, watching, noting, following):
                 task.cancel()

@@ -33,8 +33,9 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         events_days: How long events of VMs and of metering are kept.
         audit_days: How long audit entries are kept.
         query_limit_s: Longest that a usage query may take.
-        complete_margin_s: `complete_until` is never later than so long ago. The clocks of hosts,
-            gateways and batchers may be so far apart, less the 5 s that a record may take.
+        complete_margin_s: `complete_until` is never later than so long ago: what a host's ticks may
+            be behind (15 s), a record may take to be written (5 s), and the clocks of gateways and
+            batchers may be apart.
     """
 
     store_path: str = ""
@@ -52,7 +53,7 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
     events_days: Days = 730
     audit_days: Days = 2555
     query_limit_s: Annotated[int, msgspec.Meta(ge=1, le=300)] = 10
-    complete_margin_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 15
+    complete_margin_s: Annotated[int, msgspec.Meta(ge=0, le=3600)] = 30
 
     def __repr__(self) -> str:
         """Everything but the password."""

@@ -94,7 +94,10 @@ class UsageDoor:
         until = await self._watermark.complete_until(customer_id, query.vm_ids)
         answer = await report(self._store, customer_id, query, window, limit_s=self._limit_s)
         return msgspec.structs.replace(
-            answer, complete_until=until, complete=until is not None and query.end <= until
+            answer,
+            complete_until=until.time,
+            complete=until.time is not None and query.end <= until.time,
+            lost_hosts=until.lost_hosts,
         )
 
 

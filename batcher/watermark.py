@@ -3,7 +3,7 @@
 It is the earliest time to which the hosts have come that can still send rows of the VMs in
 question. Those are the hosts that the VMs' records name: rows of another host are rejected, and so
 are those of a VM without a record. A host whose VMs are all deleted concerns nobody once it has
-come past their end.
+come past their end. A host that the operator has declared lost is not waited for.
 
 It is never later than a while ago: a VM that is made now may have ticks from a moment before, by a
 host's clock that is behind (`CLOCK_BEHIND_MS`), and its host was not asked for until now.
@@ -15,6 +15,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -27,6 +28,7 @@ from runtime.clock import Clock
 from runtime.errors import TransientError
 from schemas.codec import decoder
 from schemas.errors import InvalidIdError
+from schemas.hosts import HostLoss
 from schemas.ids import CustomerId, HostId, VmId
 from schemas.subjects import parse_vm_key
 from schemas.units import NS_PER_MS
@@ -92,19 +94,38 @@ class Placements:
         return ends
 
 
+class Until(NamedTuple):
+    """How far an answer is complete.
+
+    Attributes:
+        time: None if nobody can say.
+        lost_hosts: Those that were not waited for.
+    """
+
+    time: datetime | None
+    lost_hosts: tuple[str, ...] = ()
+
+
 class Watermark:
     """Says until when an answer is complete.
 
     Args:
         store: Where it stands how far hosts have come.
         bucket: Of the VMs' records.
+        losses: Hosts that are lost.
         clock: The wall's time.
         margin_ms: See above: the answer is never later than so long ago. What the clocks of hosts,
             gateways and batchers are apart, and how long a record takes to be written, must fit.
     """
 
     def __init__(
-        self, store: Store, bucket: Bucket[Placed], clock: Clock, *, margin_ms: int
+        self,
+        store: Store,
+        bucket: Bucket[Placed],
+        losses: Bucket[HostLoss],
+        clock: Clock,
+        *,
+        margin_ms: int,
     ) -> None:
         self._store = store
         self._bucket = bucket
@@ -112,12 +133,15 @@ class Watermark:
         self._margin_ms = margin_ms
         self._placements = Placements()
         self._mirror = Mirror(bucket, self._placements.change)
+        self._losses = Mirror(losses)
 
     async def run(self) -> None:
-        """Follow the VMs' records until cancelled."""
-        await self._mirror.run()
+        """Follow the VMs' records, and which hosts are lost, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._mirror.run(), name="placements")
+            group.create_task(self._losses.run(), name="losses")
 
-    async def complete_until(self, customer_id: str, vm_ids: Sequence[UUID]) -> datetime | None:
+    async def complete_until(self, customer_id: str, vm_ids: Sequence[UUID]) -> Until:
         """The time before which what is read from the store after this call never changes.
 
         Args:
@@ -125,23 +149,27 @@ class Watermark:
             vm_ids: Which of them; empty for all that there are or will be.
 
         Returns:
-            None if nobody can say: a host has not told yet, or the records cannot be read.
+            No time if a host has not told yet, or the records cannot be read.
 
         Raises:
             TransientError, FatalError: As `Store.query` does.
         """
         latest_ms = self._clock.wall_ns() // NS_PER_MS - self._margin_ms
         if not await self._records_are_current(customer_id):
-            return None
+            return Until(None)
         ends = self._placements.hosts(customer_id, vm_ids)
         told = await self._told(list(ends)) if ends else {}
-        for host_id, end_ms in ends.items():
-            complete_ms = told.get(host_id)
-            if complete_ms is None:
-                return None
-            if end_ms is None or complete_ms < end_ms + self._margin_ms:
-                latest_ms = min(latest_ms, complete_ms)
-        return _EPOCH + timedelta(milliseconds=latest_ms)
+        open_ms = {
+            host_id: told.get(host_id, -1)
+            for host_id, end_ms in ends.items()
+            if end_ms is None or told.get(host_id, -1) < end_ms + self._margin_ms
+        }
+        lost = open_ms.keys() & self._losses.values.keys()
+        latest_ms = min([latest_ms, *(open_ms[host_id] for host_id in open_ms.keys() - lost)])
+        passed = tuple(sorted(host_id for host_id in lost if open_ms[host_id] < latest_ms))
+        if latest_ms < 0:
+            return Until(None, passed)
+        return Until(_EPOCH + timedelta(milliseconds=latest_ms), passed)
 
     async def _told(self, hosts: list[str]) -> Mapping[str, int]:
         rows = await self._store.query(_QUERY, {"hosts": hosts})

@@ -10,11 +10,13 @@ from uuid import UUID
 import nats.errors
 import nats.js.errors
 import structlog
-from nats.js.api import ConsumerInfo
 
+from collector.claims import Claims
 from collector.partition import Partition, Tools, Unit
+from collector.progress import Progress
 from collector.shares import Members, shares
 from runtime.bus import Bus, Message
+from runtime.consumer import floor_of, info_of
 from runtime.errors import TransientError
 from schemas import subjects
 from schemas.codec import encode
@@ -30,9 +32,8 @@ Collectors that knew no partitions worked at it, and what they had acknowledged 
 
 BEAT_S = 0.5
 LOST_AFTER_S = 2.0
+_RAW = subjects.METRICS_RAW
 _REPLIES_S = 0.1
-_PAGE = 256
-"""Consumers that the server names at once."""
 _LOOK_AGAIN_S = 0.5
 """Sooner than a host is suspected: once the stream is parted anew, frames go other ways."""
 
@@ -76,10 +77,11 @@ class Crew:
         self._members = Members(me, int(LOST_AFTER_S * NS_PER_S))
         self._units: dict[str, Unit] = {}
         self._partitions = -1
-        self._parted_at = 0
-        self._settled = False
         self._jobs: dict[str, _Job] = {}
         self._news = asyncio.Event()
+        self._progress = Progress(tools.publisher, me)
+        self._behind: set[str] = set()
+        self._barrier = 0
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then finish what is in hand, hand over and return."""
@@ -109,48 +111,71 @@ class Crew:
                 job.stop.set()
 
     async def _follow_stream(self) -> None:
-        """Know how the stream is parted, until cancelled."""
+        """Know how the stream is parted, and tell how far hosts have come, until cancelled."""
         while True:
-            await self._look()
+            # In this order: a stream that is parted as before was so up to these floors.
+            floors = await self._floors()
+            if await self._look() and await self._caught_up():
+                await self._progress.tell(floors)
             await asyncio.sleep(_LOOK_AGAIN_S)
 
-    async def _look(self) -> None:
+    async def _floors(self) -> list[tuple[Claims, int]]:
+        """Of the partitions with something to say: what is claimed, and what is answered."""
+        floors = []
+        try:
+            for job in list(self._jobs.values()):
+                claims = job.partition.claims
+                if claims.waiting:
+                    floors.append((claims, await job.partition.ack_floor()))
+        except TransientError as error:
+            _log.warning("progress.not_known", error=str(error))
+        return floors
+
+    async def _caught_up(self) -> bool:
+        """Whether all is answered that was stored before the stream was found parted as it is.
+
+        Until then earlier frames of a host can lie with another unit than its claims.
+        """
+        try:
+            for name in sorted(self._behind):
+                info = await info_of(self._bus, _RAW, name)
+                idle = not info.num_pending and not info.num_ack_pending
+                if idle or floor_of(info) >= self._barrier:
+                    self._behind.discard(name)
+        except TransientError as error:
+            _log.debug("progress.held_back", error=str(error))
+        return not self._behind
+
+    async def _look(self) -> bool:
+        """Whether the stream is parted as it was when it was looked at last."""
         js = self._bus.js
         try:
-            info = await js.stream_info(subjects.METRICS_RAW)
+            info = await js.stream_info(_RAW)
             transform = info.config.subject_transform
             partitions = subjects.partitions_of((transform and transform.dest) or "")
-            if partitions == self._partitions and self._settled:
-                return
-            consumers = await self._consumers()
+            if partitions == self._partitions:
+                return True
+            former = await self._former()
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             _log.warning("partitions.unknown", error=str(error))
-            return
-        if partitions == self._partitions:
-            self._settled = self._units.keys() <= consumers.keys() and all(
-                _has_passed(consumers[name], self._parted_at) for name in self._units
-            )
-            return
+            return False
         _log.info("partitions.found", partitions=partitions)
-        self._partitions, self._parted_at, self._settled = partitions, info.state.last_seq, False
-        former = [
-            int(number)
-            for name in consumers
-            if (number := name.removeprefix(f"{DURABLE}-")).isdecimal()
-        ]
-        self._units = units_of(partitions, max(former, default=-1) + 1)
+        self._partitions = partitions
+        self._units = units_of(partitions, former)
+        self._behind, self._barrier = set(self._units), info.state.last_seq
         # Hosts may belong elsewhere now: everything starts anew.
         for job in self._jobs.values():
             job.stop.set()
         self._news.set()
+        return False
 
-    async def _consumers(self) -> dict[str, ConsumerInfo]:
-        found: dict[str, ConsumerInfo] = {}
-        while page := await self._bus.js.consumers_info(subjects.METRICS_RAW, offset=len(found)):
-            found |= {info.name: info for info in page}
-            if len(page) < _PAGE:
-                break
-        return found
+    async def _former(self) -> int:
+        """How many partitions there may have been, by who worked at them and by what is left."""
+        js = self._bus.js
+        words = [c.name.removeprefix(f"{DURABLE}-") for c in await js.consumers_info(_RAW)]
+        info = await js.stream_info(_RAW, subjects_filter=subjects.METRICS_RAW_PARTED)
+        words += [subject.split(".")[2] for subject in info.state.subjects or {}]
+        return max((int(word) + 1 for word in words if word.isdecimal()), default=0)
 
     def _share(self, group: asyncio.TaskGroup) -> None:
         living = self._members.living(self._now_ns())
@@ -161,8 +186,7 @@ class Crew:
             elif name not in mine:
                 job.stop.set()
         for name in sorted(mine - self._jobs.keys()):
-            partition = Partition(self._units[name], self._tools, lambda: self._settled)
-            stop = asyncio.Event()
+            partition, stop = Partition(self._units[name], self._tools), asyncio.Event()
             task = group.create_task(partition.run(stop), name=name)
             task.add_done_callback(lambda _: self._news.set())
             self._jobs[name] = _Job(partition, stop, task)
@@ -220,12 +244,6 @@ class Crew:
 
     def _now_ns(self) -> int:
         return self._tools.clock.monotonic_ns()
-
-
-def _has_passed(consumer: ConsumerInfo, place: int) -> bool:
-    """Whether all its frames up to a place in the stream are answered."""
-    idle = not consumer.num_pending and not consumer.num_ack_pending
-    return idle or (consumer.ack_floor is not None and consumer.ack_floor.stream_seq >= place)
 
 
 def _whose(number: int, partitions: int) -> Callable[[str], bool]:

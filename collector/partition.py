@@ -13,12 +13,11 @@ from opentelemetry.trace import SpanKind
 from collector.claims import Claims, claimed_ms
 from collector.messages import Intake, Now, Outcome, Outgoing
 from collector.pipeline import Pipeline, Rules
-from collector.progress import Progress
 from collector.specs import SpecIndex
 from collector.telemetry import Instruments
 from runtime.bus import Bus
 from runtime.clock import Clock
-from runtime.consumer import Delivery
+from runtime.consumer import Delivery, floor_of, info_of
 from runtime.errors import PoisonError, TransientError
 from runtime.pinned import PinnedConsumer
 from runtime.publisher import Publisher
@@ -43,8 +42,7 @@ class Unit(NamedTuple):
     Attributes:
         durable: Name of its consumer.
         filter_subject: Its frames.
-        tells_of: Whether a host's new frames come here, so that its silence is to be told here,
-            and its claims count.
+        tells_of: Whether a host's silence is to be told here.
     """
 
     durable: str
@@ -73,26 +71,20 @@ class Partition:
     A raw frame is acked only after its good rows stand in `METRICS_ENRICHED` and its bad ones in
     `METRICS_REJECTED`.
 
-    Args:
-        unit: Which one.
-        tools: What it shares with others.
-        settled: Whether earlier frames of a host, if any are left, are in no other partition.
-
     Attributes:
         unit: Which one.
+        claims: What its hosts claim of themselves.
         pipeline: What is known of its hosts. Once others may have worked at the unit this is a
             new one: what it knew would make false gaps of the frames that they had.
     """
 
-    def __init__(self, unit: Unit, tools: Tools, settled: Callable[[], bool]) -> None:
+    def __init__(self, unit: Unit, tools: Tools) -> None:
         self.unit = unit
         self.pipeline = self._fresh(tools, unit)
+        self.claims = Claims()
         self._tools = tools
         self._clock = tools.clock
         self._instruments = tools.instruments
-        self._settled = settled
-        self._claims = Claims()
-        self._progress = Progress(tools.publisher, unit.durable, self._claims, self._floor)
         self._tenure = 0
         self._busy_since_ns: int | None = None
         self._consumer = PinnedConsumer(
@@ -110,30 +102,34 @@ class Partition:
         """Whether frames come here, and to no other collector."""
         return self._consumer.pinned
 
+    async def ack_floor(self) -> int:
+        """The place in `METRICS_RAW` up to which all frames of this unit are answered.
+
+        Raises:
+            TransientError: The server did not say.
+        """
+        return floor_of(await info_of(self._tools.bus, subjects.METRICS_RAW, self.unit.durable))
+
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set; then finish the batch in hand and return."""
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(self._watch(), name=f"silence-{self.unit.durable}")
-            telling = group.create_task(self._progress.run(), name=f"progress-{self.unit.durable}")
             async for batch in self._consumer.batches(stop):
                 if self._consumer.tenure != self._tenure:
                     self._take_over()
                 await self._handle(batch)
             watching.cancel()
-            telling.cancel()
 
     def _take_over(self) -> None:
         self._tenure = self._consumer.tenure
         self.pipeline = self._fresh(self._tools, self.unit)
+        self.claims = Claims()
         self._instruments.taken_over()
         _log.info("partition.taken_over", consumer=self.unit.durable)
 
     @staticmethod
     def _fresh(tools: Tools, unit: Unit) -> Pipeline:
         return Pipeline(tools.rules, tools.specs, tells_of=unit.tells_of)
-
-    async def _floor(self) -> int:
-        return await self._consumer.ack_floor() if self._settled() else 0
 
     async def _handle(self, batch: Sequence[Delivery]) -> None:
         """Decide about a batch, publish all that follows from it, ack what is published."""
@@ -150,8 +146,8 @@ class Partition:
             passed: list[Outcome] = []
             async with asyncio.TaskGroup() as group:
                 for delivery, outcome in outcomes:
-                    if outcome.claim is not None and self.unit.tells_of(outcome.claim[0]):
-                        self._claims.note(*outcome.claim, delivery.sequence)
+                    if outcome.claim is not None:
+                        self.claims.note(*outcome.claim, delivery.sequence)
                     group.create_task(
                         self._carry_out(delivery, outcome, passed),
                         name=f"frame-{delivery.sequence}",

@@ -15,8 +15,15 @@ from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.errors import TransientError
-from schemas.hosts import HostInfo, HostOrders, decode_host_info, decode_host_orders
-from schemas.subjects import HOST_ORDERS, HOSTS, VM_STATUS
+from schemas.hosts import (
+    HostInfo,
+    HostLoss,
+    HostOrders,
+    decode_host_info,
+    decode_host_loss,
+    decode_host_orders,
+)
+from schemas.subjects import HOST_ORDERS, HOSTS, LOST_HOSTS, VM_STATUS
 from schemas.vms import VmState, VmStatus, decode_vm_status
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -98,7 +105,7 @@ def view(host_id: str, info: HostInfo | None, order: HostOrders | None, now: dat
 
 
 class Hosts:
-    """Reads heartbeats and writes orders.
+    """Reads heartbeats, writes orders, declares hosts lost.
 
     Every call raises TransientError when NATS or a bucket cannot be reached.
     """
@@ -107,6 +114,7 @@ class Hosts:
         self._heartbeats = Bucket(bus, HOSTS, decode_host_info)
         self._orders = Bucket(bus, HOST_ORDERS, decode_host_orders)
         self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
+        self._losses = Bucket(bus, LOST_HOSTS, decode_host_loss)
 
     async def all(self) -> list[HostView]:
         """Every host that is known, by name."""
@@ -158,6 +166,29 @@ class Hosts:
         )
         await self._orders.put(host_id, order)
         return order, True
+
+    async def losses(self) -> list[HostLoss]:
+        """The hosts that are lost, by name."""
+        found = await _all(self._losses)
+        return [found[host_id] for host_id in sorted(found)]
+
+    async def declare_lost(self, host_id: str, *, reason: str, requested_by: str) -> HostLoss:
+        """Let usage answers no longer wait for a host; the first declaration stands."""
+        entry = await self._losses.get(host_id)
+        if entry is not None:
+            return entry.value
+        loss = HostLoss(
+            host_id=host_id, reason=reason, requested_by=requested_by, declared_at=utc_now()
+        )
+        await self._losses.put(host_id, loss)
+        return loss
+
+    async def declare_found(self, host_id: str) -> bool:
+        """Let usage answers wait for a host again; false if it was not lost."""
+        lost = await self._losses.get(host_id) is not None
+        if lost:
+            await self._losses.delete(host_id)
+        return lost
 
     async def until(
         self,

@@ -153,7 +153,7 @@ class Consumer:
         Raises:
             TransientError: The server did not say.
         """
-        info = await self._info()
+        info = await info_of(self._bus, self.stream, self.durable)
         return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
     async def ack_floor(self) -> int:
@@ -162,15 +162,7 @@ class Consumer:
         Raises:
             TransientError: The server did not say.
         """
-        floor = (await self._info()).ack_floor
-        return floor.stream_seq if floor else 0
-
-    async def _info(self) -> ConsumerInfo:
-        try:
-            info: ConsumerInfo = await self._bus.js.consumer_info(self.stream, self.durable)
-        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
-            raise TransientError(f"no word about consumer {self.durable}: {error}") from error
-        return info
+        return floor_of(await info_of(self._bus, self.stream, self.durable))
 
     async def holds(self, subject: str) -> bool:
         """Whether the stream has a message with this subject, wildcards allowed.
@@ -293,6 +285,24 @@ class stop_wakes:  # noqa: N801 - reads as a statement: `async with stop_wakes(.
     async def _run(self) -> None:
         await self._stop.wait()
         self._event.set()
+
+
+async def info_of(bus: Bus, stream: str, durable: str) -> ConsumerInfo:
+    """What the server knows of a consumer.
+
+    Raises:
+        TransientError: It did not say, or there is none.
+    """
+    try:
+        info: ConsumerInfo = await bus.js.consumer_info(stream, durable)
+    except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+        raise TransientError(f"no word about consumer {durable}: {error}") from error
+    return info
+
+
+def floor_of(info: ConsumerInfo) -> int:
+    """The place in the stream up to which every message of a consumer is answered."""
+    return info.ack_floor.stream_seq if info.ack_floor else 0
 
 
 def status_of(message: Msg) -> str:

@@ -136,18 +136,6 @@ class PinnedConsumer:
                         f"cannot set up consumer {self.durable} of {self._stream}: {error}"
                     ) from error
 
-    async def ack_floor(self) -> int:
-        """The place in the stream up to which every message of this consumer is answered.
-
-        Raises:
-            TransientError: The server did not say.
-        """
-        try:
-            floor = (await self._bus.js.consumer_info(self._stream, self.durable)).ack_floor
-        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
-            raise TransientError(f"no word about consumer {self.durable}: {error}") from error
-        return floor.stream_seq if floor else 0
-
     async def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Delivery]]:
         """Batches of 1 to `max_batch` deliveries of one tenure, until `stop` is set.
 

@@ -110,6 +110,23 @@ class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
     ordered_at: Timestamp
 
 
+class HostLoss(msgspec.Struct, frozen=True, kw_only=True):
+    """Value of bucket `lost_hosts`, written by the operator: nothing more is expected of a host.
+
+    Usage answers no longer wait for what it may still hold, and say so. What comes all the same is
+    booked.
+
+    Attributes:
+        reason: Why, for people.
+        requested_by: Who says to have declared it.
+    """
+
+    host_id: HostId
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON)]
+    requested_by: Annotated[str, msgspec.Meta(max_length=255)]
+    declared_at: Timestamp
+
+
 class CustomerStatus(StrEnum):
     """Whether a customer may change things."""
 
@@ -164,6 +181,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 decode_host_info: Callable[[bytes], HostInfo] = decoder(HostInfo)
+decode_host_loss: Callable[[bytes], HostLoss] = decoder(HostLoss)
 decode_host_orders: Callable[[bytes], HostOrders] = decoder(HostOrders)
 decode_customer: Callable[[bytes], Customer] = decoder(Customer)
 decode_operation: Callable[[bytes], Operation] = decoder(Operation)

@@ -27,6 +27,7 @@ VM_SPECS = "vm_specs"
 VM_STATUS = "vm_status"
 HOSTS = "hosts"
 HOST_ORDERS = "host_orders"
+LOST_HOSTS = "lost_hosts"
 OPERATIONS = "operations"
 
 COLLECTORS_ALIVE = "collector.alive.*"
@@ -34,6 +35,7 @@ COLLECTORS_ALIVE = "collector.alive.*"
 
 METRICS_PROGRESS = "metrics.progress."
 """What the subjects begin with on which collectors say how far hosts have come."""
+
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""
 
@@ -80,6 +82,9 @@ def metrics_raw_of(partition: int) -> str:
 
 METRICS_RAW_UNPARTED = "metrics.raw.*"
 """What agents publish on, and filter for the frames stored while the stream had no partitions."""
+
+METRICS_RAW_PARTED = "metrics.raw.*.*"
+"""Filter for the stored frames of all partitions."""
 
 
 def parted(subject: str, partitions: int) -> str:

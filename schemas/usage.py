@@ -9,7 +9,7 @@ import msgspec
 
 from schemas.codec import decoder
 from schemas.errors import ErrorInfo
-from schemas.ids import CustomerId, VmId
+from schemas.ids import CustomerId, HostId, VmId
 from schemas.units import Counter
 from schemas.vms import Timestamp
 
@@ -62,6 +62,8 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
             in the store. None if that is not known.
         complete: The whole window lies before that time. Asked again, its counters and samples
             are the same.
+        lost_hosts: Hosts that the operator has declared lost, and for which that time did not wait:
+            should their samples come all the same, they count.
     """
 
     customer_id: CustomerId
@@ -72,6 +74,7 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     samples_since: Timestamp | None = None
     complete_until: Timestamp | None = None
     complete: bool = False
+    lost_hosts: tuple[HostId, ...] = ()
 
 
 class UsageReply(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from decisec.cli.output import Json, say, show, show_json
 
 if TYPE_CHECKING:
     from decisec.hosts import Hosts, HostView
-    from schemas.hosts import HostOrders
+    from schemas.hosts import HostLoss, HostOrders
     from schemas.vms import VmStatus
 
 app = typer.Typer(help="Look at hosts, take them out of service and back.", no_args_is_help=True,
@@ -168,6 +168,78 @@ def undrain(
         show_json(outcome)
         return
     show(f"{host} takes new VMs" + ("" if outcome.host.heard else " once its agent is heard"))
+
+
+@app.command(epilog=EPILOG)
+def lost(
+    host: Annotated[
+        str, typer.Argument(metavar="[HOST]", help="Name of the host; none lists those lost.")
+    ] = "",
+    reason: Annotated[
+        str, typer.Option(help="Why, for those who look at the bills.", show_default=False)
+    ] = "",
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Even if its agent is heard.", show_default=False),
+    ] = False,
+    as_json: Json = False,
+    nats_url: NatsUrl = "",
+    state_dir: StateDirectory = DEFAULT_STATE,
+) -> None:
+    """Declare a host lost: usage answers do not wait for its frames any more.
+
+    They name it, since samples of its VMs may be missing in them. Should its frames come all the
+    same, they count, and answers that were complete change. It stands until `found`; repeating it
+    changes nothing.
+    """
+    from rich.text import Text
+
+    if host:
+        _check_name(host)
+        _check_reason(reason)
+    if bool(host) is not bool(reason):
+        raise CommandError("--reason: with HOST, and only with it", Exit.USAGE, "usage")
+
+    async def act() -> list[HostLoss]:
+        async with _hosts(nats_url, state_dir) as hosts:
+            if not host:
+                return await hosts.losses()
+            if (await hosts.get(host)).heard and not force:
+                raise CommandError(
+                    f"{host} is heard of: its frames will come; --force declares it lost anyway",
+                    Exit.FAILED,
+                    "host_heard",
+                )
+            return [await hosts.declare_lost(host, reason=reason, requested_by=operator())]
+
+    found = asyncio.run(act())
+    if as_json:
+        show_json({"lost_hosts": found})
+        return
+    for loss in found:
+        at = loss.declared_at.isoformat(timespec="seconds")
+        show(Text(f"{loss.host_id} is lost since {at}: {loss.reason} ({loss.requested_by})"))
+
+
+@app.command(epilog=EPILOG)
+def found(
+    host: HostArgument,
+    as_json: Json = False,
+    nats_url: NatsUrl = "",
+    state_dir: StateDirectory = DEFAULT_STATE,
+) -> None:
+    """Take back that a host is lost: usage answers wait for its frames again. Safe to repeat."""
+    _check_name(host)
+
+    async def act() -> bool:
+        async with _hosts(nats_url, state_dir) as hosts:
+            return await hosts.declare_found(host)
+
+    changed = asyncio.run(act())
+    if as_json:
+        show_json({"host_id": host, "changed": changed})
+        return
+    show(f"usage answers wait for {host} again" if changed else f"{host} was not lost")
 
 
 @asynccontextmanager

@@ -88,10 +88,13 @@ def _vm_id(text: str) -> UUID:
 def completeness(report: UsageReport) -> str:
     """Whether the answer can still change, in words."""
     if report.complete:
-        return "complete"
-    if report.complete_until is None:
-        return "may still change"
-    return f"complete until {report.complete_until.isoformat(timespec='seconds')}"
+        words = "complete"
+    elif report.complete_until is None:
+        words = "may still change"
+    else:
+        words = f"complete until {report.complete_until.isoformat(timespec='seconds')}"
+    lost = report.lost_hosts
+    return f"{words}, not counting what was lost with {', '.join(lost)}" if lost else words
 
 
 def usage_table(report: UsageReport, names: dict[UUID, str]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -183,3 +184,32 @@ def test_who_waits_hears_that_the_order_was_taken_back(shell: Shell, stack: Path
         assert shell("host", "undrain", "h9").code == 0
         waiting.until("taken back")
         assert waiting.wait() == Exit.FAILED
+
+
+def test_a_host_is_declared_lost_and_found(shell: Shell) -> None:
+    """With a reason; one that is heard of needs --force. All of it can be repeated."""
+    heard = shell("host", "lost", HOST, "--reason", "burnt", "--json")
+    assert (heard.code, heard.problem["code"]) == (Exit.FAILED, "host_heard")
+    assert shell("host", "lost", "gone").code == Exit.USAGE
+    assert shell("host", "lost", "Bad.Name", "--reason", "x").code == Exit.USAGE
+    for reason in ("[burnt]", "drowned"):
+        (loss,) = shell("host", "lost", "gone", "--reason", reason, "--json").json["lost_hosts"]
+        assert (loss["host_id"], loss["reason"]) == ("gone", "[burnt]")
+    assert "gone is lost since" in shell("host", "lost").out
+    assert "[burnt]" in shell("host", "lost").out
+    assert shell("host", "found", "gone", "--json").json == {"host_id": "gone", "changed": True}
+    assert "was not lost" in shell("host", "found", "gone").out
+    assert shell("host", "lost", "--json").json == {"lost_hosts": []}
+
+
+def test_usage_becomes_complete_as_the_host_goes_on(shell: Shell) -> None:
+    """Its agent claims, collector and batcher pass it on, the answer says so."""
+    shell("vm", "create", "--name", "metered", "--boot", "--json")
+    deadline = time.monotonic() + 80
+    start, end = ((utc_now() - timedelta(seconds=s)).isoformat() for s in (60, 25))
+    window = ("--start", start, "--end", end)
+    while not (seen := shell("usage", *window, "--json").json)["complete"]:
+        assert time.monotonic() < deadline, seen
+        time.sleep(0.5)
+    assert seen["complete_until"] >= end[:19]
+    assert "complete" in shell("usage", *window).out

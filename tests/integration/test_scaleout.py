@@ -23,10 +23,10 @@ from schemas import subjects
 from schemas.events import HostSuspected, decode_host_event, event_type
 from schemas.frames import HEADER_COMPLETE_MS, Frame, decode_enriched_frame, encode_frame
 from schemas.ids import new_id
-from schemas.progress import decode_host_progress
+from schemas.subjects import partition_of
 from schemas.vms import decode_vm_record
 from tests.support.collector import CollectorProcess, all_collected, collector_process, roll_of
-from tests.support.frames import busy_frames, record
+from tests.support.frames import Row, busy_frames, frame, record
 from tests.support.nats import NatsServer, bus_with_streams, nats_server
 
 pytestmark = pytest.mark.chaos
@@ -267,36 +267,57 @@ async def test_the_number_of_partitions_changes_under_load(
         await crowd.check()
 
 
-async def test_a_claim_waits_for_frames_in_a_former_partition(
+async def test_progress_waits_for_frames_left_in_a_former_partition(
     served: tuple[NatsServer, Bus], tmp_path: Path
 ) -> None:
-    """A host's frames from before a change of partitions are still there: nothing is complete."""
+    """A host's claim lies in its new partition, and speaks of a frame in its old one as well."""
     server, bus = served
-    host = next(h for h in HOSTS if subjects.partition_of(h, 8) != subjects.partition_of(h, 12))
-    known, late = record(new_id(), host=host), record(new_id(), host=host)
+    host = next(h for h in HOSTS if partition_of(h, 8) != partition_of(h, 5))
+    known, awaited = new_id(), new_id()
     bucket = Bucket(bus, subjects.VM_SPECS, decode_vm_record)
-    await bucket.put(subjects.vm_key(known.customer_id, known.vm_id), known)
-    start_ms = time.time_ns() // 10**8 * 100 - 1000
-    (before,) = busy_frames([late.vm_id], 1, start_ms=start_ms, host=host)
-    (after,) = busy_frames([known.vm_id], 1, start_ms=start_ms + 100, host=host)
-    claimed_ms = after.tick_ms
-    publisher, told, seen = Publisher(bus), asyncio.Queue[Message](), asyncio.Event()
+    await bucket.put(subjects.vm_key("acme", known), record(known, host=host))
+    publisher, run_id = Publisher(bus), new_id()
+    first_ms = time.time_ns() // 10**8 * 100 - 10_000
 
-    async def see(_: Message) -> None:
-        seen.set()
-
-    await bus.subscribe("metrics.enriched.*", see)
-    await bus.subscribe(f"{subjects.METRICS_PROGRESS}>", told.put)
-    await publish(publisher, before)
-    await apply(bus, declared(partitions=12))
-    async with collector_process(tmp_path, server.url, unknown_wait_s="60"), asyncio.timeout(30):
+    async def send(seq: int, *, claims: bool) -> None:
+        vm_ids = [known] if seq else [known, awaited]
+        sent = frame(
+            [Row(v) for v in vm_ids],
+            run_id=run_id,
+            seq=seq,
+            tick_ms=first_ms + seq * 100,
+            host=host,
+        )
         await publisher.publish(
-            subjects.metrics_raw(host), encode_frame(after), msg_id=after.msg_id,
-            headers={HEADER_COMPLETE_MS: str(claimed_ms)},
-        )  # fmt: skip
-        await seen.wait()
-        await asyncio.sleep(1.5)  # three times as long as it takes to be told
-        assert told.empty()
-        await bucket.put(subjects.vm_key(late.customer_id, late.vm_id), late)
-        progress = decode_host_progress((await told.get()).data)
-        assert progress.complete_ms == {host: claimed_ms}
+            subjects.metrics_raw(host),
+            encode_frame(sent),
+            msg_id=sent.msg_id,
+            headers={HEADER_COMPLETE_MS: str(sent.tick_ms)} if claims else None,
+        )
+
+    async def told() -> tuple[int, int]:
+        """Places of the first frame and of the first word of progress, once both are there."""
+        while True:
+            places: dict[int, int] = {}
+            for place, message in enumerate(await read_stream(bus, subjects.METRICS_ENRICHED), 1):
+                if message.subject.startswith(subjects.METRICS_PROGRESS):
+                    places.setdefault(-1, place)
+                else:
+                    places.setdefault(decode_enriched_frame(message.data).seq, place)
+            if -1 in places:
+                return places.get(0, 0), places[-1]
+            await asyncio.sleep(0.05)
+
+    await send(0, claims=False)
+    async with collector_process(tmp_path, server.url, unknown_wait_s="60"):
+        await apply(bus, declared(partitions=5))
+        for seq in (1, 2, 3):
+            await send(seq, claims=True)
+        # What must not come can only be waited for.
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(4):
+                await told()
+        await bucket.put(subjects.vm_key("acme", awaited), record(awaited, host=host))
+        async with asyncio.timeout(30):
+            frame_at, progress_at = await told()
+        assert 0 < frame_at < progress_at

@@ -20,6 +20,7 @@ from runtime.publisher import Publisher
 from runtime.reading import read_stream
 from schemas import subjects
 from schemas.codec import encode
+from schemas.hosts import HostLoss, decode_host_loss
 from schemas.ids import new_id
 from schemas.usage import UsageQuery, UsageReport, decode_usage_reply
 from schemas.vms import VmRecord, decode_vm_record
@@ -174,6 +175,43 @@ async def test_a_vm_on_a_host_that_has_not_told_holds_the_time_back(
         )
         await late.tick(1)
         assert (await complete(bus, 20)).complete_until == at(20)
+
+
+async def test_a_host_that_is_lost_is_not_waited_for(
+    served: tuple[NatsServer, Bus], tmp_path: Path
+) -> None:
+    """The answer names it; what comes from it all the same counts; once found, it is waited for."""
+    server, bus = served
+    losses = Bucket(bus, subjects.LOST_HOSTS, decode_host_loss)
+    loss = HostLoss(
+        host_id="host-b", reason="burnt", requested_by="ops", declared_at=datetime.now(UTC)
+    )
+    async with (
+        AsyncExitStack() as stack,
+        collector_process(tmp_path, server.url),
+        batcher_process(tmp_path, server.url),
+    ):
+        a, b = await two_hosts(stack, bus, tmp_path)
+        await a.tick(41)
+        await b.tick(21)
+        assert (await complete(bus, 20)).lost_hosts == ()
+        await losses.put("host-b", loss)
+        without = await complete(bus, 40)
+        assert without.complete_until == at(40)
+        assert without.lost_hosts == ("host-b",)
+        assert [row.samples for row in without.vms] == [40, 21]
+        # What was complete before it was lost needs no such word.
+        assert (await ask(bus, 20, VM_A)).lost_hosts == ()
+        await b.tick(20)
+        async with asyncio.timeout(30):
+            while sum(row.samples for row in (await ask(bus, 40)).vms) < 2 * 40:
+                await asyncio.sleep(0.05)
+        await b.tick(10)
+        await losses.delete("host-b")
+        async with asyncio.timeout(30):
+            while (await ask(bus, 40)).lost_hosts:
+                await asyncio.sleep(0.05)
+        await complete(bus, 40)
 
 
 async def test_nobody_s_vms_are_complete_until_a_moment_ago(

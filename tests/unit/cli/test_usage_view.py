@@ -35,3 +35,17 @@ def test_the_table_says_whether_it_is_final(
     )
     caption = str(usage_table(report, {}).caption)
     assert caption.endswith(f" to {NOON.isoformat()}, {words}")
+
+
+def test_the_table_names_hosts_that_are_lost() -> None:
+    """What they still hold is not in it."""
+    report = UsageReport(
+        customer_id="acme",
+        start=NOON,
+        end=NOON,
+        vms=(),
+        totals={},
+        complete=True,
+        lost_hosts=("h1", "h2"),
+    )
+    assert "not counting what was lost with h1, h2" in str(usage_table(report, {}).caption)

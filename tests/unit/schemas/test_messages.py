@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from schemas import audit, collectors, commands, consoles, events, hosts, usage, vms
+from schemas import audit, collectors, commands, consoles, events, hosts, progress, usage, vms
 from schemas.codec import encode
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.ids import new_id
@@ -117,6 +117,11 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
             host_id="h1", draining=True, reason="new disks", requested_by="ops", ordered_at=NOW
         ),
     ),
+    (
+        hosts.decode_host_loss,
+        hosts.HostLoss(host_id="h1", reason="burnt", requested_by="ops", declared_at=NOW),
+    ),
+    (progress.decode_host_progress, progress.HostProgress(complete_ms={"h1": 1000})),
     (hosts.decode_customer, hosts.Customer(customer_id="acme", created_at=NOW)),
     (
         hosts.decode_operation,
