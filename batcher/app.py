@@ -17,6 +17,7 @@ from batcher.buffer import Buffer, Custody, Limits
 from batcher.feeds import Feeder
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
+from batcher.memory import spare_the_collector
 from batcher.migrations import migrate, shipped
 from batcher.progress import ProgressKeeper
 from batcher.records import FEEDS
@@ -46,7 +47,8 @@ _log = structlog.get_logger("decisec.batcher")
 DURABLE = "batcher"
 _ACK_WAIT_S = 6.0
 """After a crash the next batcher gets the frames again this late; who lives renews in time."""
-_MAX_ACK_PENDING = 20_000
+_MAX_ACK_PENDING = 50_000
+"""Four batches of small frames are in hand at once, in each of several batchers."""
 _FETCH = 256
 _RENEW_EVERY_S = 1.0
 _PENDING_EVERY_S = 2.0
@@ -115,7 +117,9 @@ async def main(service: Service[BatcherSettings]) -> None:
             clock=clock,
             keep_ns=int(retention.ticks / timedelta(microseconds=1)) * 1000,
             stop=service.stop,
+            encode=store.encode,
         )
+        spare_the_collector()
         async with asyncio.TaskGroup() as group:
             progress = ProgressKeeper(store, custody, refusals, consumer.ack_floor)
             intake = Intake(consumer, buffer, custody, refusals, progress)

@@ -1,127 +1,34 @@
 """Rollups against ticks: where they differ, and the rollups made again from the ticks.
 
-Compared is per customer and UTC day, so that no query outgrows the memory. A rollup that lacks
-something is behind; one that knows more than the ticks that are left is ahead, which is no harm
-(ticks were lost or removed after they had been counted) and is never taken back.
+Compared is per customer and UTC day and some of the VMs at a time, so that no query outgrows the
+memory or holds up the inserts of an embedded store for long. A rollup that lacks something is
+behind; one that knows more than the ticks that are left is ahead, which is no harm (ticks were lost
+or removed after they had been counted) and is never taken back.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 
+from batcher.consistency_sql import CUSTOMERS, REPAIR, ROLLUPS, VMS, comparison
 from batcher.store import Store
-from batcher.windows import DAY_MS, HOUR_MS, MINUTE_MS, Retention
+from batcher.windows import DAY_MS, Retention
 from runtime.clock import Clock
 from schemas.ids import CustomerId
 from schemas.store import DayCheck, Difference, Level
 from schemas.units import NS_PER_S
-from schemas.vms import METERS
 
 _LOOK_AGAIN_AFTER_S = 1.0
-_TICK_SLOTS = range(10)
+_VMS_AT_ONCE = 20
+"""Up to 17 million ticks of a day."""
+
 _SETTINGS = {
     "max_execution_time": 300,
     "max_memory_usage": 4 * 1024**3,
     "max_bytes_before_external_group_by": 1024**3,
 }
-_MAXIMA = (*METERS, "last_tick_ms")
-# Ticks ahead of the collector's clock are refused: what was collected before cannot be of the day.
-_OF_DAY = """tick_ms >= {from:Int64} AND tick_ms < {to:Int64}
-            AND collected_at >= fromUnixTimestamp64Milli({from:Int64}) - toIntervalHour(1)"""
-
-
-@dataclass(frozen=True, slots=True)
-class _Rollup:
-    level: Level
-    table: str
-    time: str
-    unit_ms: int
-    bits: tuple[str, ...]
-
-
-_ROLLUPS = (
-    _Rollup(Level.MINUTE, "usage_minute", "minute_ms", MINUTE_MS,
-            ("flags", *(f"ticks_{i}" for i in _TICK_SLOTS))),
-    _Rollup(Level.HOUR, "usage_hour", "hour_ms", HOUR_MS, ("flags",)),
-    _Rollup(Level.DAY, "usage_day", "day_ms", DAY_MS, ("flags",)),
-)  # fmt: skip
-
-
-def _from_ticks(name: str) -> str:
-    """How a column of a rollup is made of ticks."""
-    if name.startswith("ticks_"):
-        slot = name.removeprefix("ticks_")
-        return (
-            "toUInt64(groupBitOrIf(bitShiftLeft(toUInt64(1), intDiv(tick_ms % 6000, 100)), "
-            f"intDiv(tick_ms % 60000, 6000) = {slot}))"
-        )
-    if name == "last_tick_ms":
-        return "max(samples.tick_ms)"
-    return f"groupBitOr(samples.{name})" if name == "flags" else f"max(samples.{name})"
-
-
-def _comparison(rollup: _Rollup) -> str:
-    names = (*_MAXIMA, *rollup.bits)
-    ticks = ", ".join(f"{_from_ticks(name)} AS {name}" for name in names)
-    kept = ", ".join(
-        f"{'groupBitOr' if name in rollup.bits else 'max'}({rollup.table}.{name}) AS {name}"
-        for name in names
-    )
-    both = ", ".join(
-        f"maxIf(sides.{name}, side = {side}) AS {name}_{side}" for name in names for side in (0, 1)
-    )
-
-    def beyond(one: int, other: int) -> str:
-        maxima = [f"{name}_{one} > {name}_{other}" for name in _MAXIMA]
-        bits = [f"bitAnd({name}_{one}, bitNot({name}_{other})) != 0" for name in rollup.bits]
-        return " OR ".join(maxima + bits)
-
-    return f"""
-    SELECT count(), countIf({beyond(0, 1)}), countIf({beyond(1, 0)})
-    FROM
-    (
-        SELECT vm_id, incarnation, time_ms, {both}
-        FROM
-        (
-            SELECT vm_id, incarnation, tick_ms - tick_ms % {rollup.unit_ms} AS time_ms,
-                0 AS side, {ticks}
-            FROM samples
-            WHERE customer_id = {{customer:String}} AND {_OF_DAY}
-            GROUP BY vm_id, incarnation, time_ms
-            UNION ALL
-            SELECT vm_id, incarnation, {rollup.time} AS time_ms, 1 AS side, {kept}
-            FROM {rollup.table}
-            WHERE customer_id = {{customer:String}}
-                AND {rollup.time} >= {{from:Int64}} AND {rollup.time} < {{to:Int64}}
-            GROUP BY vm_id, incarnation, time_ms
-        ) AS sides
-        GROUP BY vm_id, incarnation, time_ms
-    )"""  # noqa: S608 - put together from our own names only
-
-
-_CUSTOMERS = f"""
-    SELECT DISTINCT customer_id FROM samples WHERE {_OF_DAY}
-    UNION DISTINCT
-    SELECT DISTINCT customer_id FROM usage_day
-    WHERE day_ms >= {{from:Int64}} AND day_ms < {{to:Int64}}
-    ORDER BY customer_id"""  # noqa: S608 - likewise
-
-_MINUTE = _ROLLUPS[0]
-_MINUTE_COLUMNS = (*_MAXIMA, *_MINUTE.bits)
-# The same rows again are what a repair is: they must not be taken for a repeated insert. Hours
-# and days follow by their views.
-_REPAIR = f"""
-    INSERT INTO usage_minute
-        (customer_id, vm_id, incarnation, minute_ms, collected_on, {", ".join(_MINUTE_COLUMNS)})
-    SETTINGS insert_deduplicate = 0, max_bytes_before_external_group_by = 1073741824
-    SELECT customer_id, vm_id, incarnation, tick_ms - tick_ms % {MINUTE_MS} AS minute_ms,
-        toDate(collected_at) AS collected_on,
-        {", ".join(f"{_from_ticks(name)} AS {name}" for name in _MINUTE_COLUMNS)}
-    FROM samples
-    WHERE customer_id = {{customer:String}} AND {_OF_DAY}
-    GROUP BY customer_id, vm_id, incarnation, minute_ms, collected_on"""  # noqa: S608 - likewise
+_Parameters = dict[str, int | str]
 
 
 def checkable(retention: Retention, now: datetime) -> tuple[date, date]:
@@ -150,15 +57,7 @@ class Consistency:
         Raises:
             As `Store.query` does.
         """
-        customers = await self._customers(day)
-        compared, differences = 0, list[Difference]()
-        for customer in customers:
-            rows, found = await self._settled(day, customer)
-            compared += rows
-            differences += found
-        return DayCheck(
-            day=day, customers=len(customers), compared=compared, differences=tuple(differences)
-        )
+        return await self._walk(day, repair=False)
 
     async def repair(self, day: date) -> DayCheck:
         """Check a day, and insert the rollups again from the ticks where they are behind.
@@ -168,51 +67,104 @@ class Consistency:
         Raises:
             As `Store.query` does.
         """
-        found = await self.check(day)
-        behind = sorted({d.customer_id for d in found.differences if d.behind})
-        left: list[Difference] = []
-        for customer in behind:
-            await self._store.command(_REPAIR, {"customer": customer, **_bounds(day)})
-            left += (await self._settled(day, customer))[1]
+        return await self._walk(day, repair=True)
+
+    async def _walk(self, day: date, *, repair: bool) -> DayCheck:
+        compared, found, left = 0, list[Difference](), list[Difference]()
+        repaired: list[CustomerId] = []
+        customers = await self._customers(day)
+        for customer in customers:
+            before, after = _Sum(customer), _Sum(customer)
+            for some in await self._vms(day, customer):
+                rows, differences = await self._settled(some)
+                compared += rows
+                before.add(differences)
+                if repair and any(d.behind for d in differences):
+                    await self._store.command(REPAIR, some)
+                    differences = (await self._settled(some))[1]
+                after.add(differences)
+            found += before.differences
+            if repair and any(d.behind for d in before.differences):
+                repaired.append(customer)
+                left += after.differences
         return DayCheck(
             day=day,
-            customers=found.customers,
-            compared=found.compared,
-            differences=found.differences,
-            repaired=tuple(behind),
+            customers=len(customers),
+            compared=compared,
+            differences=tuple(found),
+            repaired=tuple(repaired),
             left=tuple(left),
         )
 
+    async def _vms(self, day: date, customer: CustomerId) -> list[_Parameters]:
+        """What to compare at once: some neighbouring VMs of a customer's."""
+        of_day = {"customer": customer, **_bounds(day)}
+        rows = await self._store.query(VMS, of_day, settings=_SETTINGS)
+        vms = [str(row[0]) for row in rows]
+        parts = [vms[i : i + _VMS_AT_ONCE] for i in range(0, len(vms), _VMS_AT_ONCE)]
+        return [{**of_day, "first_vm": part[0], "last_vm": part[-1]} for part in parts]
+
     async def _customers(self, day: date) -> Sequence[CustomerId]:
-        rows = await self._store.query(_CUSTOMERS, _bounds(day), settings=_SETTINGS)
+        rows = await self._store.query(CUSTOMERS, _bounds(day), settings=_SETTINGS)
         return [str(row[0]) for row in rows]
 
-    async def _settled(self, day: date, customer: CustomerId) -> tuple[int, list[Difference]]:
+    async def _settled(self, some: _Parameters) -> tuple[int, list[Difference]]:
         """Rows compared, and differences seen twice.
 
         A server shows an insert in the ticks a moment before it shows in the rollups.
         """
-        compared, found = await self._look(day, customer)
+        compared, found = await self._look(some)
         if found:
             await self._clock.sleep_until(self._clock.monotonic_ns() + self._look_again_after_ns)
-            compared, found = await self._look(day, customer)
+            compared, found = await self._look(some)
         return compared, found
 
-    async def _look(self, day: date, customer: CustomerId) -> tuple[int, list[Difference]]:
+    async def _look(self, some: _Parameters) -> tuple[int, list[Difference]]:
         compared, found = 0, list[Difference]()
-        for rollup in _ROLLUPS:
-            rows = await self._store.query(
-                _comparison(rollup), {"customer": customer, **_bounds(day)}, settings=_SETTINGS
-            )
+        for rollup in ROLLUPS:
+            rows = await self._store.query(comparison(rollup), some, settings=_SETTINGS)
             count, behind, ahead = (int(number) for number in rows[0])
             compared += count
             if behind or ahead:
                 found.append(
-                    Difference(customer_id=customer, level=rollup.level, behind=behind, ahead=ahead)
+                    Difference(
+                        customer_id=str(some["customer"]),
+                        level=rollup.level,
+                        behind=behind,
+                        ahead=ahead,
+                    )
                 )
         return compared, found
 
 
-def _bounds(day: date) -> dict[str, int]:
+class _Sum:
+    """Differences of one customer's VMs, level by level."""
+
+    def __init__(self, customer_id: CustomerId) -> None:
+        self._customer_id = customer_id
+        self._counts: dict[Level, tuple[int, int]] = {}
+
+    def add(self, differences: Sequence[Difference]) -> None:
+        """Count some more."""
+        for d in differences:
+            behind, ahead = self._counts.get(d.level, (0, 0))
+            self._counts[d.level] = (behind + d.behind, ahead + d.ahead)
+
+    @property
+    def differences(self) -> list[Difference]:
+        """One per level that differs, from minutes to days."""
+        return [
+            Difference(customer_id=self._customer_id, level=level, behind=behind, ahead=ahead)
+            for level in Level
+            for behind, ahead in [self._counts.get(level, (0, 0))]
+            if behind or ahead
+        ]
+
+
+def _bounds(day: date) -> _Parameters:
     begin_ms = int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * 1000
-    return {"from": begin_ms, "to": begin_ms + DAY_MS}
+    return {
+        "from": begin_ms,
+        "to": begin_ms + DAY_MS,
+        "first_partition": (day - timedelta(days=1)).strftime("%Y%m%d"),
+    }

@@ -7,9 +7,9 @@ built, one collected in the buffer. So the store's time is spent inserting, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 import structlog
@@ -45,8 +45,16 @@ _OVERLOAD_WAIT_S = 1.0
 class Sink(Protocol):
     """What a flusher needs of the store."""
 
-    async def insert(self, table: str, rows: pa.Table, *, token: str) -> None:
+    async def insert(self, table: str, rows: Any, *, token: str) -> None:
         """As `Store.insert`."""
+
+
+class Rows(Protocol):
+    """What a sink inserts: an Arrow table, or what it made of one ahead."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +68,7 @@ class Batch:
     """
 
     held: Sequence[Held]
-    rows: pa.Table | PoisonError
+    rows: Rows | PoisonError
     batch_id: str
     began_ns: int
 
@@ -70,6 +78,7 @@ class Flusher:
 
     Args:
         keep_ns: How long the store keeps rows; see `batch.table`.
+        encode: Done to each table while another one is inserted; see `Store.encode`.
         stop: Once set, a store that is away is no longer waited for: what it did not take is left
             unanswered, and comes again after the next start.
     """
@@ -87,8 +96,10 @@ class Flusher:
         clock: Clock,
         keep_ns: int,
         stop: asyncio.Event,
+        encode: Callable[[pa.Table], Rows] = lambda rows: rows,
     ) -> None:
         self._sink = sink
+        self._encode = encode
         self._buffer = buffer
         self._custody = custody
         self._refusals = refusals
@@ -143,9 +154,9 @@ class Flusher:
 
     def _build(self, held: Sequence[Held], began_ns: int) -> Batch:
         frames = [one.frame for one in held]
-        rows: pa.Table | PoisonError
+        rows: Rows | PoisonError
         try:
-            rows = table(frames, now_ns=self._clock.wall_ns(), keep_ns=self._keep_ns)
+            rows = self._encode(table(frames, now_ns=self._clock.wall_ns(), keep_ns=self._keep_ns))
         except PoisonError as error:
             rows = error
         return Batch(held, rows, token(frames), began_ns)
@@ -196,7 +207,7 @@ class Flusher:
                         await self._insert(batch.rows, batch.batch_id)
         return batch.rows.num_rows
 
-    async def _insert(self, rows: pa.Table, batch_id: str) -> None:
+    async def _insert(self, rows: Rows, batch_id: str) -> None:
         try:
             await self._sink.insert("samples", rows, token=batch_id)
         except TransientError as error:

@@ -33,9 +33,9 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         events_days: How long events of VMs and of metering are kept.
         audit_days: How long audit entries are kept.
         query_limit_s: Longest that a usage query may take.
-        complete_margin_s: `complete_until` is never later than so long ago: what a host's ticks may
-            be behind (15 s), a record may take to be written (5 s), and the clocks of gateways and
-            batchers may be apart.
+        complete_margin_s: `complete_until` is never later than so long ago: what the ticks of a
+            host that gets VMs may be behind (15 s), a record may take to be written (5 s), and
+            the clocks of gateways and batchers may be apart.
     """
 
     store_path: str = ""

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -39,6 +40,15 @@ _INSERT_SETTINGS: Mapping[str, Any] = {
 }
 _CONNECT_S = 5
 _ANSWER_S = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A table as the engine reads it."""
+
+    columns: Sequence[str]
+    num_rows: int
+    block: memoryview
 
 
 class Store:
@@ -84,7 +94,22 @@ class Store:
         """
         await self.command(render(sql, self.settings.store_cluster))
 
-    async def insert(self, table: str, rows: pa.Table, *, token: str) -> None:
+    def encode(self, rows: pa.Table) -> pa.Table | Encoded:
+        """Do ahead, in any thread, what of an insert needs no engine.
+
+        Only for an embedded store: its one thread then copies nothing. A client of a server
+        encodes with the compression that it agreed on.
+        """
+        if not self.settings.embedded:
+            return rows
+        # A buffer that grows would copy what is in it again and again: count first.
+        counted = pa.MockOutputStream()
+        _write(rows, counted)
+        block = pa.allocate_buffer(counted.size())
+        _write(rows, pa.FixedSizeBufferWriter(block))
+        return Encoded(rows.schema.names, rows.num_rows, memoryview(block))
+
+    async def insert(self, table: str, rows: pa.Table | Encoded, *, token: str) -> None:
         """Insert a whole Arrow table at once; returns when the engine has it.
 
         Args:
@@ -96,7 +121,16 @@ class Store:
             As `query` does. The rows may have been stored all the same: insert again.
         """
         settings = {**_INSERT_SETTINGS, "insert_deduplication_token": token}
-        await self._run(lambda client: client.insert_arrow(table, rows, settings=settings))
+
+        def call(client: Client) -> None:
+            if isinstance(rows, Encoded):
+                # It takes any bytes, whatever its annotation says; `bytes` would be a copy.
+                block: Any = rows.block
+                client.raw_insert(table, rows.columns, block, settings, "Arrow")
+            else:
+                client.insert_arrow(table, rows, settings=settings)
+
+        await self._run(call)
 
     async def close(self) -> None:
         """Let go of the engine once what is under way is done; later calls fail."""
@@ -163,6 +197,11 @@ class Store:
         if self._client is not None:
             self._client.close()
             self._client = None
+
+
+def _write(rows: pa.Table, sink: pa.NativeFile) -> None:
+    with pa.ipc.new_file(sink, rows.schema) as writer:
+        writer.write_table(rows)
 
 
 def keep_temporary_files_beside(store_path: str) -> None:

@@ -6,7 +6,9 @@ are those of a VM without a record. A host whose VMs are all deleted concerns no
 come past their end. A host that the operator has declared lost is not waited for.
 
 It is never later than a while ago: a VM that is made now may have ticks from a moment before, by a
-host's clock that is behind (`CLOCK_BEHIND_MS`), and its host was not asked for until now.
+clock that is behind, and its host was not asked for until now. Gateways place VMs only on hosts
+whose heartbeat, by their own clock, is at most 5 s old; an agent's ticks are at most 10 s behind
+that clock, and never go back.
 """
 
 from __future__ import annotations

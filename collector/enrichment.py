@@ -17,7 +17,6 @@ from collector.checks import CpuLimit, Ints, Rows, take
 from collector.history import History, Where
 from collector.specs import SpecIndex
 from schemas.frames import COLUMNS, EnrichedFrame, Frame, RejectReason
-from schemas.progress import CLOCK_BEHIND_MS
 from schemas.vms import VmRecord
 
 
@@ -32,8 +31,6 @@ class Layout:
         settled: The unknown ones have been waited for.
         where: Places of the kept rows in the history.
         cpus: Per kept row: vCPUs and overhead threads.
-        since_ms: Per kept row: the first tick that its VM can have.
-        youngest_ms: The last of them.
     """
 
     vm_ids: bytes
@@ -47,8 +44,6 @@ class Layout:
     settled: bool
     where: Where
     cpus: Ints
-    since_ms: Ints
-    youngest_ms: int
     region: str
     customers: tuple[str, ...]
     pools: tuple[str, ...]
@@ -98,7 +93,6 @@ def lay_out(frame: Frame, specs: SpecIndex, history: History, limit: CpuLimit) -
     pools, pool_index = _dictionary([r.pool for r in records])
     price_plans, price_plan_index = _dictionary([r.price_plan for r in records])
     vcpus = np.array([r.spec.vcpus for r in records], "<u2")
-    since_ms = np.array([_since_ms(record) for record in records], np.int64)
     return Layout(
         vm_ids=frame.vm_ids,
         incarnations=frame.incarnations,
@@ -111,8 +105,6 @@ def lay_out(frame: Frame, specs: SpecIndex, history: History, limit: CpuLimit) -
         settled=not unknown,
         where=where,
         cpus=vcpus.astype(np.int64) + limit.overhead_threads,
-        since_ms=since_ms,
-        youngest_ms=int(since_ms.max(initial=0)),
         region=records[0].region if records else specs.region(frame.host),
         customers=customers,
         pools=pools,
@@ -179,11 +171,6 @@ def enrich(frame: Frame, layout: Layout, good: Rows | None, now_ns: int) -> Enri
             "memory_mib": take(layout.memory_mib, "<u4", good),
         }
     return msgspec.structs.replace(enriched, **columns)
-
-
-def _since_ms(record: VmRecord) -> int:
-    placed_at = record.placed_at or record.created_at
-    return int(placed_at.timestamp() * 1000) - CLOCK_BEHIND_MS
 
 
 def _dictionary(words: list[str]) -> tuple[tuple[str, ...], bytes]:

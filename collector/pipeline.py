@@ -14,7 +14,6 @@ from collector.checks import (
     CpuLimit,
     Ints,
     Rows,
-    Verdict,
     all_advance,
     counters_of,
     judge,
@@ -45,6 +44,9 @@ from schemas.units import NS_PER_MS, NS_PER_S, TICK_MS
 
 _MAX_LAYOUTS = 8
 """Kept per host: a host of many VMs splits its tick over several frames."""
+
+_MAX_UNHEARD = 256
+"""Hosts remembered of which only replayed frames have come."""
 
 Refused = Mapping[RejectReason, Sequence[int] | Rows]
 
@@ -134,8 +136,9 @@ class Pipeline:
                 outcome.wait = True
                 return outcome
             layout.settled = True
-        if intake.complete_ms is not None and intake.complete_ms <= frame.tick_ms:
-            outcome.claim = (frame.host, intake.complete_ms)
+        claimed_ms = None if intake.replay else intake.complete_ms
+        if claimed_ms is not None and claimed_ms <= frame.tick_ms:
+            outcome.claim = (frame.host, claimed_ms)
         refused, good = self._check(host, layout, frame)
         return _finish(outcome, intake, frame, layout, refused, good, now)
 
@@ -144,9 +147,16 @@ class Pipeline:
         at = datetime.fromtimestamp(now.wall_ns / NS_PER_S, UTC)
         events = [event_message(event) for event in self.silence.watch(now.monotonic_ns, at)]
         for host_id in self.silence.forget(now.monotonic_ns):
-            self._hosts.pop(host_id, None)
-            self.gaps.forget(host_id)
+            self._forget(host_id)
+        if len(self._hosts) > self.silence.hosts + _MAX_UNHEARD:
+            # They came by replays only, and their silence says nothing.
+            for host_id in [h for h in self._hosts if not self.silence.knows(h)]:
+                self._forget(host_id)
         return events
+
+    def _forget(self, host_id: str) -> None:
+        self._hosts.pop(host_id, None)
+        self.gaps.forget(host_id)
 
     def _read(self, intake: Intake, now: Now) -> Frame:
         if len(intake.data) > MAX_FRAME_BYTES:
@@ -197,7 +207,7 @@ class Pipeline:
         counters = counters_of(frame, layout.kept)
         memory = memory_of(frame, layout.kept)
         history, where = host.history, layout.where
-        if frame.tick_ms >= layout.youngest_ms and all_advance(
+        if all_advance(
             counters=counters,
             memory=memory,
             before_ms=history.ticks(where),
@@ -224,8 +234,6 @@ class Pipeline:
             cpus=layout.cpus,
             limit=self.rules.cpu,
         )
-        early = layout.since_ms > frame.tick_ms
-        verdict = Verdict(*(mask & ~early for mask in verdict))
         newer = np.flatnonzero(verdict.newer)
         if len(newer):
             if isinstance(layout.where, slice):
@@ -237,7 +245,6 @@ class Pipeline:
             RejectReason.COUNTER_OVERFLOW: verdict.overflow,
             RejectReason.COUNTER_DECREASED: verdict.decreased,
             RejectReason.CPU_IMPLAUSIBLE: verdict.cpu,
-            RejectReason.CLOCK_SKEW: early,
         }
         if not any(mask.any() for mask in bad.values()):
             return layout.refused, None
@@ -246,7 +253,7 @@ class Pipeline:
             rows = np.flatnonzero(mask)
             if len(rows):
                 refused[reason] = rows if layout.kept is None else layout.kept[rows]
-        good = np.flatnonzero(~np.logical_or.reduce(list(bad.values())))
+        good = np.flatnonzero(~(verdict.overflow | verdict.decreased | verdict.cpu))
         return refused, good
 
 

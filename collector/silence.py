@@ -55,6 +55,10 @@ class Silence:
         """Hosts that have sent a frame and are not forgotten."""
         return len(self._hosts)
 
+    def knows(self, host_id: str) -> bool:
+        """Whether a host has sent a frame and is not forgotten."""
+        return host_id in self._hosts
+
     def heard(self, host_id: str, now_ns: int, at: datetime) -> list[HostHeard]:
         """Note that a frame of a host has come."""
         host = self._hosts.get(host_id)

@@ -281,9 +281,7 @@ class Creation:
         if entry is None or entry.value.deleted_at is not None:
             self._reservations.release(command_id)
             return None
-        moved = msgspec.structs.replace(
-            entry.value, host_id=host.host_id, region=host.region, placed_at=utc_now()
-        )
+        moved = msgspec.structs.replace(entry.value, host_id=host.host_id, region=host.region)
         try:
             await self._fleet.specs.update(key, moved, entry.revision)
         except RevisionConflictError as error:

@@ -73,22 +73,14 @@ class Publisher:
         full = inject({**(headers or {}), Header.MSG_ID: msg_id})
         async with self._slots:
             try:
+                # Nearly every publish is stored at once, and a policy costs more than a publish.
                 stored = await self._once(subject, payload, full)
-            except TransientError as error:
-                stored = await self._again(subject, payload, full, limit_s, error)
+            except TransientError:
+                async for attempt in publishing(limit_s):
+                    with attempt:
+                        stored = await self._once(subject, payload, full)
         self._published.add(1, {"stream": stored.stream})
         return stored
-
-    async def _again(
-        self, subject: str, payload: bytes, headers: dict[str, str], limit_s: float, last: Exception
-    ) -> Stored:
-        """Go on by the policy after a first failure: it costs more CPU than all the rest."""
-        async for attempt in publishing(limit_s):
-            with attempt:
-                if attempt.retry_state.attempt_number == 1:
-                    raise last
-                return await self._once(subject, payload, headers)
-        raise last
 
     async def _once(self, subject: str, payload: bytes, headers: dict[str, str]) -> Stored:
         if not self._bus.connected:

@@ -10,11 +10,6 @@ import msgspec
 from schemas.codec import decoder
 from schemas.ids import HostId
 
-CLOCK_BEHIND_MS = 15_000
-"""A host's ticks are at most so far behind the gateway's clock: no VM has ticks from longer before
-it was placed. So what was complete stays so when a VM is made. Agents follow a clock that was set
-forward by less than 10 s only slowly."""
-
 UnixMs = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 

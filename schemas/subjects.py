@@ -152,6 +152,11 @@ def filters_of_host(stream: str, host_id: str) -> tuple[str, ...]:
     return filters.get(stream, ())
 
 
+def filters_of_frames(stream: str) -> tuple[str, ...]:
+    """The subjects of all frames, in a stream that may hold other things as well; empty for all."""
+    return ("metrics.enriched.>",) if stream == METRICS_ENRICHED else ()
+
+
 def audit(entry: AuditEntry) -> str:
     """`audit.<customer>.<action>`."""
     return f"audit.{token(entry.customer_id)}.{token(entry.action)}"

@@ -137,9 +137,6 @@ class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     A deleted VM's record stays as a tombstone (`deleted_at` set) at least as long as raw
     metrics can be replayed, so that a late sample still finds its owner.
-
-    Attributes:
-        placed_at: When it was placed on its host, if that was later than `created_at`.
     """
 
     vm_id: VmId
@@ -152,7 +149,6 @@ class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
     price_plan: PricePlanId = "default"
     created_at: Timestamp
     deleted_at: Timestamp | None = None
-    placed_at: Timestamp | None = None
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):

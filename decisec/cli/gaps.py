@@ -12,7 +12,7 @@ import typer
 from decisec.cli.acts import HostOption, selection
 from decisec.cli.connection import DEFAULT_STATE, NatsUrl, StateDirectory, bus
 from decisec.cli.exits import EPILOG
-from decisec.cli.output import Json, say, show, show_json, show_line
+from decisec.cli.output import Json, say, show, show_json, show_line, show_text
 
 if TYPE_CHECKING:
     from decisec.streams.gaps import Gap, Ledger, Silence
@@ -74,7 +74,7 @@ async def _follow(
         if as_json:
             show_line(one)
         else:
-            show(plain(" ".join(row_of(one))))
+            show_text(plain(" ".join(row_of(one))))
 
     async with bus(nats_url, state_dir) as connection, tail(connection, HOST_EVENTS) as following:
         # Events that come meanwhile are in both; the ledger takes each once.

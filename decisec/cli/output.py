@@ -58,6 +58,14 @@ def show_line(document: Any) -> None:
     sys.stdout.buffer.flush()
 
 
+def show_text(line: str) -> None:
+    """Print one line as it is, with no markup and never cut off."""
+    output = sys.stdout
+    output.flush()
+    output.buffer.write(f"{line}\n".encode(output.encoding, "replace"))
+    output.buffer.flush()
+
+
 def say(line: str) -> None:
     """Tell a person of progress; never part of the result."""
     sys.stderr.write(f"{line}\n")

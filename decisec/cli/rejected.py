@@ -20,7 +20,7 @@ from decisec.cli.acts import (
 )
 from decisec.cli.connection import DEFAULT_STATE, NatsUrl, StateDirectory, bus
 from decisec.cli.exits import EPILOG, CommandError, Exit
-from decisec.cli.output import Json, show, show_json
+from decisec.cli.output import Json, show, show_json, show_text
 
 if TYPE_CHECKING:
     from decisec.streams.bounds import Bound
@@ -219,6 +219,8 @@ async def _chosen(
 
 def _report(treated: Treated | None, what: str, as_json: bool) -> None:
     """Tell what was done; the exit code is 1 if something was left."""
+    from decisec.cli.stream_lines import plain
+
     if treated is None:
         if as_json:
             show_json({"act_id": None, "done": [], "left": {}})
@@ -228,9 +230,9 @@ def _report(treated: Treated | None, what: str, as_json: bool) -> None:
     if as_json:
         show_json(treated)
     else:
-        show(f"{_number(treated.done)} {what}")
+        show_text(f"{_number(treated.done)} {what}")
         for sequence, why in treated.left.items():
-            show(f"  {sequence} was left: {why}")
+            show_text(f"  {sequence} was left: {plain(why)}")
     if treated.left:
         raise typer.Exit(Exit.FAILED)
 

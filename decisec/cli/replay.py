@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,14 +23,19 @@ from decisec.cli.acts import (
 )
 from decisec.cli.connection import DEFAULT_STATE, NatsUrl, StateDirectory, bus
 from decisec.cli.exits import EPILOG, CommandError, Exit
-from decisec.cli.output import Json, console, say, show, show_json, show_line
+from decisec.cli.output import Json, show_json, show_line, show_text
+from decisec.cli.replay_progress import (
+    kept_progress,
+    no_progress,
+    progress_bar,
+    show_counts,
+    warn_of_overflow,
+)
 
 if TYPE_CHECKING:
     from decisec.streams.checkpoint import Plan, Progress
     from decisec.streams.targets import Target
     from runtime.bus import Bus
-
-_SAVE_EVERY_S = 0.5
 
 
 def register(app: typer.Typer) -> None:
@@ -63,8 +66,13 @@ def replay(
     customer: CustomerOption = None,
     vm: VmOption = None,
     speed: Annotated[
-        str, typer.Option(metavar="Nx|max", help="N times as fast as it was; max: as it goes.")
-    ] = "max",
+        str,
+        typer.Option(
+            metavar="Nx|max",
+            help="N times as fast as it was; max: as it goes.",
+            show_default="max",
+        ),
+    ] = "",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be replayed; change nothing.")
     ] = False,
@@ -76,7 +84,7 @@ def replay(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Go on with an interrupted replay; nothing else is to be given.",
+            help="Go on with an interrupted replay; only --speed may be given anew.",
             show_default=False,
         ),
     ] = None,
@@ -91,15 +99,21 @@ def replay(
     in the audit. Interrupted, a replay leaves a checkpoint file to go on from (`--resume`). To the
     terminal, --json prints a line per sample.
     """
+    import msgspec
+
     from decisec.streams.checkpoint import Progress, read_checkpoint
     from decisec.streams.targets import GOES_BACK
 
     if resume is not None:
         if source or begin or end or host or customer or vm or again or reason or dry_run:
             raise CommandError(
-                "--resume: the checkpoint says the rest; give nothing else", Exit.USAGE, "usage"
+                "--resume: the checkpoint says the rest; give --speed at most", Exit.USAGE, "usage"
             )
         left = read_checkpoint(resume)
+        if speed:
+            left = msgspec.structs.replace(
+                left, plan=msgspec.structs.replace(left.plan, speed=_factor(speed))
+            )
         asyncio.run(
             _run(left.plan, left.progress, resume, as_json, nats_url, state_dir, resumed=True)
         )
@@ -168,7 +182,7 @@ def _check_target(stream: str, into: str, customers: list[str] | None) -> None:
 
 
 def _factor(speed: str) -> float:
-    if speed == "max":
+    if speed in ("", "max"):
         return 0.0
     try:
         factor = float(speed.removesuffix("x"))
@@ -190,14 +204,14 @@ async def _dry_run(
     unpaced = msgspec.structs.replace(plan, speed=0.0)
     async with bus(nats_url, state_dir) as connection:
         discarded = await overflow_bytes(connection, plan)
-        with _bar(plan, progress) as tell:
+        with progress_bar(plan, progress) as tell:
             await Replay(connection, unpaced, Nowhere(), progress=progress, told=tell).run()
     if as_json:
         show_json({"plan": plan, "would": progress, "discards_bytes": discarded})
         return
-    show(f"would replay {plan.words()}:")
-    _show_counts(progress)
-    _warn(discarded, plan)
+    show_text(f"would replay {plan.words()}:")
+    show_counts(progress)
+    warn_of_overflow(discarded, plan)
 
 
 async def _run(
@@ -220,13 +234,13 @@ async def _run(
         async with bus(nats_url, state_dir) as connection:
             target = _open(exits, plan, progress, connection, as_json, resumed=resumed)
             if goes_back and not resumed:
-                _warn(await overflow_bytes(connection, plan), plan)
+                warn_of_overflow(await overflow_bytes(connection, plan), plan)
             if plan.target != TERMINAL:
-                tell = exits.enter_context(_bar(plan, progress))
+                tell = exits.enter_context(progress_bar(plan, progress))
                 if not plan.target.endswith(".parquet"):
-                    tell = exits.enter_context(_kept(checkpoint, plan, tell))
+                    tell = exits.enter_context(kept_progress(checkpoint, plan, progress, tell))
             else:
-                tell = _nothing
+                tell = no_progress
             work = Replay(connection, plan, target, progress=progress, told=tell)
             if goes_back:
                 details = {"replay_id": str(plan.replay_id), "resumed": str(resumed).lower()}
@@ -246,6 +260,7 @@ async def _run(
                             "cursor": str(progress.cursor),
                             "messages": str(progress.messages),
                             "samples": str(progress.samples),
+                            "gone": str(progress.gone),
                         }
             else:
                 await work.run()
@@ -254,25 +269,23 @@ async def _run(
     if as_json:
         show_json({"plan": plan, "done": progress})
     else:
-        show(f"replayed {plan.words()}:")
-        _show_counts(progress)
-
-
-def _nothing(_progress: Progress) -> None:
-    """To the terminal itself no progress is shown."""
+        show_text(f"replayed {plan.words()}:")
+        show_counts(progress)
+    if progress.gone:
+        raise typer.Exit(Exit.FAILED)
 
 
 def _open(
     exits: ExitStack, plan: Plan, progress: Progress, connection: Bus, as_json: bool, *,
     resumed: bool,
 ) -> Target:  # fmt: skip
+    from decisec.streams.columns import parquet
     from decisec.streams.targets import (
         GOES_BACK,
         TERMINAL,
         BackOntoTheBus,
         Printed,
         json_lines,
-        parquet,
     )
 
     if plan.target in GOES_BACK:
@@ -281,103 +294,12 @@ def _open(
         return Printed(plan.source, show_line if as_json else _print_row)
     path = Path(plan.target)
     if path.suffix == ".parquet":
-        return exits.enter_context(parquet(path, plan.source))
+        return exits.enter_context(parquet(path))
     kept = progress.written_bytes if resumed else None
     return exits.enter_context(json_lines(path, plan.source, kept))
-
-
-@contextmanager
-def _kept(
-    path: Path, plan: Plan, tell: Callable[[Progress], None]
-) -> Iterator[Callable[[Progress], None]]:
-    """Keeps the progress in a file for the length of the block; it goes when all is done."""
-    import time
-
-    from decisec.streams.checkpoint import Checkpoint, write_checkpoint
-
-    saved_s = 0.0
-    last: Progress | None = None
-
-    def told(progress: Progress) -> None:
-        nonlocal saved_s, last
-        tell(progress)
-        last = progress
-        if time.monotonic() - saved_s >= _SAVE_EVERY_S:
-            write_checkpoint(path, Checkpoint(plan=plan, progress=progress))
-            saved_s = time.monotonic()
-
-    try:
-        yield told
-    except BaseException:
-        if last is not None:
-            write_checkpoint(path, Checkpoint(plan=plan, progress=last))
-        if path.exists():
-            say(f"not done; to go on: decisec replay --resume {path}")
-        raise
-    path.unlink(missing_ok=True)
-
-
-@contextmanager
-def _bar(plan: Plan, progress: Progress) -> Iterator[Callable[[Progress], None]]:
-    """A progress bar on stderr for the length of the block, if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield _nothing
-        return
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
-        TextColumn("{task.fields[messages]} messages, {task.fields[rate]}/s, left"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    began = progress.messages
-    with Bar(*columns, console=console(stderr=True), transient=True) as bar:
-        task = bar.add_task(
-            plan.source, total=plan.stretch.length, completed=progress.cursor - plan.first + 1,
-            messages=progress.messages, rate=0,
-        )  # fmt: skip
-
-        def told(now: Progress) -> None:
-            elapsed = bar.tasks[task].elapsed or 0.0
-            rate = round((now.messages - began) / elapsed) if elapsed else 0
-            bar.update(
-                task, completed=now.cursor - plan.first + 1, messages=now.messages, rate=rate
-            )
-
-        yield told
-
-
-def _show_counts(progress: Progress) -> None:
-    from decisec.live.quantities import size
-
-    show(f"  {progress.messages} messages, {progress.samples} samples, {size(progress.size_bytes)}")
-    hosts = sorted(progress.hosts.items())
-    shown = ", ".join(f"{host} {messages}" for host, messages in hosts[:20])
-    if shown:
-        more = f", and {len(hosts) - 20} more" if len(hosts) > 20 else ""
-        show(f"  hosts: {shown}{more}")
-    left_out = {
-        "replays": progress.replays,
-        "undecodable": progress.undecodable,
-        "not selected": progress.other,
-    }
-    if any(left_out.values()):
-        words = ", ".join(f"{number} {what}" for what, number in left_out.items() if number)
-        show(f"  left out: {words}")
-
-
-def _warn(discarded: int, plan: Plan) -> None:
-    from decisec.live.quantities import size
-
-    if discarded:
-        say(
-            f"warning: {plan.source} has no room for all of it and would discard about "
-            f"{size(discarded)} of its oldest messages; replay less at a time, or give it room"
-        )
 
 
 def _print_row(row: dict[str, Any]) -> None:
     from decisec.cli.stream_lines import line
 
-    show(line(row))
+    show_text(line(row))

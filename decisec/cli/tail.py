@@ -12,7 +12,7 @@ import typer
 from decisec.cli.acts import CustomerOption, HostOption, VmOption, selection
 from decisec.cli.connection import DEFAULT_STATE, NatsUrl, StateDirectory, bus
 from decisec.cli.exits import EPILOG
-from decisec.cli.output import say, show_line
+from decisec.cli.output import say, show_line, show_text
 
 if TYPE_CHECKING:
     from decisec.streams.reading import Record
@@ -137,21 +137,12 @@ async def _tail(
                     if as_json:
                         show_line(document)
                     else:
-                        _print(text)
+                        show_text(text)
                     shown += 1
                     if shown == count:
                         return
             except MalformedMessageError as error:
                 say(f"not shown: {error}"[:200])
-
-
-def _print(text: str) -> None:
-    from rich.text import Text
-
-    from decisec.cli.output import console
-
-    # Whole lines: a terminal wraps them by itself.
-    console().print(Text(text), soft_wrap=True)
 
 
 def _frame_lines(as_json: bool) -> Decode:

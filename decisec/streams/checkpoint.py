@@ -64,6 +64,7 @@ class Progress(msgspec.Struct, kw_only=True):
         replays: Messages left out because they were replays.
         undecodable: Messages left out because they are no frames.
         other: Messages left out because of the selection.
+        gone: Sequences that the stream had discarded before they were read, of other hosts too.
         written_bytes: Size of the target, if it is a file.
         hosts: Messages that went to the target, by host.
     """
@@ -75,6 +76,7 @@ class Progress(msgspec.Struct, kw_only=True):
     replays: _Count = 0
     undecodable: _Count = 0
     other: _Count = 0
+    gone: _Count = 0
     written_bytes: _Count = 0
     hosts: dict[str, int] = msgspec.field(default_factory=dict)
 

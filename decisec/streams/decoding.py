@@ -39,7 +39,7 @@ Row: TypeAlias = dict[str, Any]
 
 _F = TypeVar("_F", bound=Frame | EnrichedFrame)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_STATES = {number: state.value for state, number in STATE_NUMBERS.items()}
+STATE_NAMES = {number: state.value for state, number in STATE_NUMBERS.items()}
 
 
 def raw_frame(record: Record) -> Frame:
@@ -100,7 +100,7 @@ def sample_rows(frame: Frame | EnrichedFrame) -> Iterator[Row]:
             **shared,
             "vm_id": str(vm_id),
             "incarnation": numbers["incarnations"][place],
-            "state": _STATES.get(numbers["states"][place], ""),
+            "state": STATE_NAMES.get(numbers["states"][place], ""),
             "baseline": SampleFlag.BASELINE in flags,
             "final": SampleFlag.FINAL in flags,
             "simulated": SampleFlag.SIMULATED in flags,

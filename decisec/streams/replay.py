@@ -136,9 +136,18 @@ class Replay:
         stretch = plan.stretch._replace(first=max(plan.first, self.progress.cursor + 1))
         filters = plan.selection.filters(plan.source)
         async for batch in records(self._bus, plan.source, stretch, filters):
+            await self._miss(batch[0].sequence)
             await self._pass_on(batch)
+        await self._miss(plan.last + 1)
         self._advance(plan.last, _Portion())
         return self.progress
+
+    async def _miss(self, sequence: int) -> None:
+        """Count what the stream has discarded of its oldest before this sequence was reached."""
+        expected = self.progress.cursor + 1
+        if sequence > expected:
+            first = (await extent(self._bus, self.plan.source)).first
+            self.progress.gone += max(0, min(first, sequence) - expected)
 
     async def _pass_on(self, batch: Sequence[Record]) -> None:
         portion = _Portion()

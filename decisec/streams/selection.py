@@ -12,7 +12,7 @@ from runtime.buckets import Bucket
 from runtime.bus import Bus
 from schemas.frames import COLUMNS, ENRICHMENT_COLUMNS, Column, EnrichedFrame, Frame
 from schemas.ids import CustomerId, HostId
-from schemas.subjects import VM_SPECS, filters_of_host, parse_vm_key
+from schemas.subjects import VM_SPECS, filters_of_frames, filters_of_host, parse_vm_key
 from schemas.vms import decode_vm_record
 
 Owners = Mapping[bytes, str]
@@ -35,6 +35,8 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
     def filters(self, stream: str) -> tuple[str, ...]:
         """Subjects to ask the server for; empty for all."""
+        if not self.hosts:
+            return filters_of_frames(stream)
         return tuple(f for host in self.hosts for f in filters_of_host(stream, host))
 
     def has(self, *, host: str = "", customer: str = "", vm_id: UUID | None = None) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, Protocol
 from uuid import UUID
 
 import msgspec
@@ -20,8 +21,6 @@ from runtime.bus import Bus
 from runtime.errors import FatalError
 from runtime.publisher import Publisher
 from schemas.frames import (
-    COLUMNS,
-    ENRICHMENT_COLUMNS,
     HEADER_REPLAY,
     EnrichedFrame,
     Frame,
@@ -35,10 +34,6 @@ from schemas.subjects import (
     metrics_enriched,
     metrics_raw,
 )
-from schemas.vms import METERS
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 COLLECTOR = "collector"
 BATCHER = "batcher"
@@ -153,12 +148,10 @@ class JsonLines:
 
     async def take(self, items: Sequence[Item]) -> None:
         """Written, and handed to the kernel."""
-        lines = [
-            msgspec.json.encode(row) + b"\n"
-            for item in items
-            for row in rows_of(self._stream, item)
-        ]
-        self._file.write(b"".join(lines))
+        for item in items:
+            rows = rows_of(self._stream, item)
+            self._file.write(b"".join([msgspec.json.encode(row) + b"\n" for row in rows]))
+            await asyncio.sleep(0)  # whoever else has work may do it
         self._file.flush()
         self.written_bytes = self._file.tell()
 
@@ -186,52 +179,6 @@ def json_lines(path: Path, stream: str, kept_bytes: int | None) -> Iterator[Json
         raise FatalError(f"{path}: {error.strerror}") from error
 
 
-class Parquet:
-    """A file with a row per sample."""
-
-    written_bytes = 0
-
-    def __init__(self, stream: str, writer: Any, schema: pa.Schema) -> None:
-        self._stream = stream
-        self._writer = writer
-        self._schema = schema
-
-    async def take(self, items: Sequence[Item]) -> None:
-        """A row group of them."""
-        import pyarrow as pa
-
-        rows = [row for item in items for row in rows_of(self._stream, item)]
-        if rows:
-            await asyncio.to_thread(
-                lambda: self._writer.write_table(pa.Table.from_pylist(rows, schema=self._schema))
-            )
-
-
-@contextmanager
-def parquet(path: Path, stream: str) -> Iterator[Parquet]:
-    """A new file; it stands under its name only once the block has ended well.
-
-    Raises:
-        FatalError: It is there already or cannot be written, or pyarrow is not installed.
-    """
-    try:
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise FatalError("parquet needs pyarrow: install decisec[batcher]") from error
-    if path.exists():
-        raise FatalError(f"{path}: File exists")
-    schema = _schema(stream)
-    part = path.with_name(f"{path.name}.part")
-    try:
-        with pq.ParquetWriter(part, schema, compression="zstd") as writer:
-            yield Parquet(stream, writer, schema)
-        os.replace(part, path)  # noqa: PTH105 - atomic, and said so
-    except OSError as error:
-        raise FatalError(f"{path}: {error.strerror or error}") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def rows_of(stream: str, item: Item) -> Iterator[Row]:
     """A message's rows: its samples, or the one that an event or a reject is."""
     where = place(item.record)
@@ -240,30 +187,7 @@ def rows_of(stream: str, item: Item) -> Iterator[Row]:
             yield {**where, **row}
     elif stream == METRICS_REJECTED:
         reject = msgspec.to_builtins(reject_of(item.record))
-        yield {**where, **reject, "samples": samples_in(item.record)}
+        data = b64encode(item.record.data).decode()
+        yield {**where, **reject, "samples": samples_in(item.record), "data_base64": data}
     else:
         yield {**where, **message_row(stream, item.record)}
-
-
-def _schema(stream: str) -> pa.Schema:
-    """The columns of samples in the order of `sample_rows`."""
-    import pyarrow as pa
-
-    widths = {"<u1": pa.uint8(), "<u2": pa.uint16(), "<u4": pa.uint32(), "<u8": pa.uint64()}
-    kinds = {c.name: widths.get(c.dtype) for c in COLUMNS + ENRICHMENT_COLUMNS}
-    word = pa.dictionary(pa.int32(), pa.string())
-    fields: list[tuple[str, Any]] = [
-        ("sequence", pa.int64()), ("stored_at", pa.string()), ("replay", word),
-        ("host", word), ("run_id", word), ("seq", pa.int64()), ("tick_ms", pa.int64()),
-        ("tick", pa.string()), ("sampled_at_ns", pa.int64()), ("vm_id", word),
-        ("incarnation", kinds["incarnations"]), ("state", word), ("baseline", pa.bool_()),
-        ("final", pa.bool_()), ("simulated", pa.bool_()), ("mem_bytes", kinds["mem_bytes"]),
-        *((meter, kinds[meter]) for meter in METERS),
-    ]  # fmt: skip
-    if stream == METRICS_ENRICHED:
-        fields += [
-            ("customer_id", word), ("pool", word), ("price_plan", word), ("region", word),
-            ("vcpus", kinds["vcpus"]), ("memory_mib", kinds["memory_mib"]),
-            ("collected_at_ns", pa.int64()), ("collected_at", pa.string()),
-        ]  # fmt: skip
-    return pa.schema(fields)

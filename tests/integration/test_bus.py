@@ -389,3 +389,46 @@ async def test_a_consumer_knows_what_its_stream_still_holds(
     await server.kill()
     with pytest.raises(TransientError, match="no word"):
         await consumer.holds("vm.cmd.h1.v1.>")
+
+
+async def test_a_mirror_says_when_a_revision_has_come(served: tuple[NatsServer, Bus]) -> None:
+    """Deletions count as well."""
+    _, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    await bucket.put("acme", customer("acme"))
+    mirror = Mirror(bucket)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run(), name="mirror")
+        await mirror.reached(await bucket.last_revision("acme"))
+        assert mirror.values.keys() == {"acme"}
+        await bucket.delete("acme")
+        await mirror.reached(await bucket.last_revision("acme"))
+        assert not mirror.values
+        task.cancel()
+
+
+async def test_the_ack_floor_stands_before_the_first_message_that_waits(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """Also after a kill of the server, and after what waited has come again."""
+    server, bus = served
+    publisher = Publisher(bus)
+    for number in range(1, 6):
+        await publisher.publish("metrics.enriched.h1", b"x", msg_id=str(number))
+    consumer = Consumer(bus, "METRICS_ENRICHED", "reader", ack_wait_s=1)
+    stop = asyncio.Event()
+    seen: list[int] = []
+    async with asyncio.timeout(60):
+        async for batch in consumer.batches(stop):
+            for delivery in batch:
+                seen.append(delivery.sequence)
+                if delivery.sequence != 2:
+                    await delivery.ack_sync()
+                elif seen.count(2) > 1:
+                    assert await consumer.ack_floor() == 1
+                    await delivery.ack_sync()
+                    stop.set()
+            if len(seen) == 5:
+                await server.kill()
+                await server.start()
+    assert await consumer.ack_floor() == 5

@@ -90,6 +90,26 @@ async def test_what_is_missing_is_found_and_made_good_again_and_again(
     assert [(d.customer_id, d.behind) for d in following.differences] == [("acme", 1)] * 3
 
 
+async def test_a_customer_with_many_vms_is_compared_in_parts(
+    store: Store, consistency: Consistency
+) -> None:
+    """45 VMs are three parts: what each lacks is found, added up and made good."""
+    vms = [new_id() for _ in range(45)]
+    frame = enriched([Reading(vm, BASE_MS, 1, 0, {"cpu_ns": 9}, "many") for vm in vms])
+    await insert(store, [frame])
+    lost = ", ".join(f"'{vm}'" for vm in sorted(vms)[::9])
+    await store.command(
+        f"ALTER TABLE usage_minute DELETE WHERE vm_id IN ({lost}) SETTINGS mutations_sync = 2"
+    )
+    found = await consistency.repair(DAY)
+    many = [d for d in found.differences if d.customer_id == "many"]
+    assert [(d.level, d.behind, d.ahead) for d in many] == [(Level.MINUTE, 5, 0)]
+    assert "many" in found.repaired
+    assert found.left == ()
+    left = (await consistency.check(DAY)).differences
+    assert "many" not in {d.customer_id for d in left}
+
+
 @pytest.mark.parametrize("column", ["cpu_ns", "flags", "ticks_0", "last_tick_ms"])
 async def test_a_single_value_that_differs_is_found(
     filled: Store, consistency: Consistency, column: str
@@ -112,6 +132,24 @@ async def test_a_single_value_that_differs_is_found(
         left = (await consistency.check(DAY)).differences
         assert [(d.behind, d.ahead) for d in left] == ([(0, 1)] if ahead else [])
         await filled.command("OPTIMIZE TABLE usage_minute FINAL")
+
+
+async def test_ticks_that_came_days_later_are_compared_with_their_own_day(
+    store: Store, consistency: Consistency
+) -> None:
+    """Whatever day they were collected on, the one before by a clock that is behind included."""
+    reading = Reading(new_id(), BASE_MS, counters=dict.fromkeys(METERS, 3), customer="late")
+    for days in (-1, 0, 1, 2):
+        collected_ms = BASE_MS + days * 86_400_000 + (86_399_000 if days < 0 else 0)
+        await insert(store, [enriched([reading], collected_at_ns=collected_ms * 10**6)])
+    await store.command(
+        "ALTER TABLE usage_minute DELETE WHERE customer_id = 'late' SETTINGS mutations_sync = 2"
+    )
+    found = await consistency.repair(DAY)
+    late = [d for d in found.differences if d.customer_id == "late"]
+    assert [(d.level, d.behind) for d in late] == [(Level.MINUTE, 1)]
+    rows = await store.query("SELECT count() FROM usage_minute WHERE customer_id = 'late'")
+    assert (found.left, rows[0][0]) == ((), 4)
 
 
 def test_days_whose_ticks_may_have_expired_are_not_checked() -> None:

@@ -60,6 +60,7 @@ class BatcherFigures:
         flushes: Inserts of the last round.
         cpu_us_per_row: What the batcher's process took, its store and merges included.
         bytes_per_sample: On disk after all merges.
+        load_average: Of the machine when it began: above 1, others had a share of all this.
     """
 
     vms_per_frame: int
@@ -70,6 +71,7 @@ class BatcherFigures:
     flushes: int
     cpu_us_per_row: float
     bytes_per_sample: float
+    load_average: float
 
 
 async def measure_batcher(
@@ -84,6 +86,7 @@ async def measure_batcher(
     """
     count = min(rows // vms_per_frame, _MOST_FRAMES)
     bares, backlogs = [], []
+    load_average = round(os.getloadavg()[0], 1)
     with tempfile.TemporaryDirectory(prefix="bench-batcher-") as folder:
         for number in range(rounds):
             root = Path(folder) / str(number)
@@ -108,6 +111,7 @@ async def measure_batcher(
             median(run["cpu_s"] for run in backlogs) / (count * vms_per_frame) * 1e6, 3
         ),
         bytes_per_sample=bares[-1]["stored"]["samples"]["bytes_per_row"],
+        load_average=load_average,
     )
 
 

@@ -32,6 +32,7 @@ from tests.load.metering import baseline, batching, collecting, figures, live
 REPORT = Path(".decisec/bench/metering.json")
 _SHORT_OUTAGE_S = 30.0
 _LIVE_RATE = 20_000
+_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ async def _through_nats(run: Run, _: Progress) -> dict[str, Any]:
 
 
 async def _batcher(run: Run, _: Progress) -> dict[str, Any]:
-    return await batching.batcher(run.folder, run.seconds)
+    return await batching.batcher(run.seconds)
 
 
 async def _baseline(run: Run, _: Progress) -> dict[str, Any]:
@@ -202,7 +203,7 @@ def main(words: list[str] | None = None) -> int:
             console=Console(stderr=True),
         )
     )
-    Console().print(figures.table(details))
+    Console(width=_WIDTH).print(figures.table(details))
     sys.stdout.write(f"{arguments.out}\n")
     return 1 if any(map(_bad, details.values())) else 0
 

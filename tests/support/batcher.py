@@ -104,3 +104,16 @@ async def answered(bus: Bus, stream: str, durable: str) -> None:
         if not info.num_pending and not info.num_ack_pending:
             return
         await asyncio.sleep(0.05)
+
+
+async def begun(bus: Bus, stream: str, durable: str, *, after: int) -> None:
+    """Return once a consumer has answered for more than the first `after` messages."""
+    while True:
+        try:
+            info = await bus.js.consumer_info(stream, durable)
+        except nats.js.errors.NotFoundError:
+            await asyncio.sleep(0.05)
+            continue
+        if info.ack_floor and info.ack_floor.stream_seq > after:
+            return
+        await asyncio.sleep(0.05)

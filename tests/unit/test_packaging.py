@@ -26,6 +26,7 @@ ROOMS = {
     "decisec.sdk": ("cli",),
     "decisec.cli": ("cli",),
     "decisec.live": ("cli",),
+    "decisec.streams": ("cli",),
 }
 """Extras that make a package importable as a whole, its optional modules excepted."""
 

@@ -67,13 +67,14 @@ class FloodHost:
         self._order = np.random.default_rng((plan.seed, number)).permutation(_GROWTHS).tolist()
         self._vm_ids = [new_id() for _ in range(plan.vms)]
         self._counters = np.zeros((len(METERS), plan.vms), _COLUMNS)
+        now = datetime.now(UTC)
         self.records = [
             VmRecord(
                 vm_id=vm_id,
                 customer_id=f"flood-{flood_id}-c{(number + at) % CUSTOMERS}",
                 host_id=self.host_id,
                 spec=VmSpec(image="flood", memory_mib=_MEMORY_MIB),
-                created_at=datetime.now(UTC),
+                created_at=now,
             )
             for at, vm_id in enumerate(self._vm_ids)
         ]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.ids import new_id
-from schemas.subjects import METRICS_ENRICHED, METRICS_RAW
+from schemas.subjects import METRICS_ENRICHED
 from schemas.units import TICK_MS
 from tests.load.bench_collector import SIZES, columnar, prepare, rate, sample_by_sample
 from tests.load.machine import Watch
@@ -56,7 +56,6 @@ async def through_nats(folder: Path, seconds: float) -> dict[str, Any]:
         await stack.start("collector")
         async with Watch(stack.pids("nats-server", "collector")) as watch:
             await stream.holds(bus, METRICS_ENRICHED, frames, timeout_s=60 + seconds * 20)
-            await stream.answered(bus, METRICS_RAW, timeout_s=60)
         took_s = await stream.taken_s(bus, METRICS_ENRICHED)
     return {
         "samples": samples,

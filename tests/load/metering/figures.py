@@ -38,14 +38,16 @@ def _part(*path: str) -> Callable[[Details], Any]:
 
 
 GOALS = (
-    Goal("collector, 1000 VMs a frame", _part("collector", "1000", "samples_per_s"), least=2e6),
+    Goal(
+        "collector, 1000 VMs a frame", _part("collector", "1000", "samples_per_s"), least=2_000_000
+    ),
     Goal("collector, 100 VMs a frame", _part("collector", "100", "samples_per_s")),
-    Goal("collector, 20 VMs a frame", _part("collector", "20", "samples_per_s"), least=3e5),
-    Goal("collector through NATS", _part("through-nats", "samples_per_s"), least=7e5),
-    Goal("batcher", _part("batcher", "rows_per_s"), "rows/s", least=5e5),
+    Goal("collector, 20 VMs a frame", _part("collector", "20", "samples_per_s"), least=300_000),
+    Goal("collector through NATS", _part("through-nats", "samples_per_s"), least=700_000),
+    Goal("batcher", _part("batcher", "rows_per_s"), "rows/s", least=500_000),
     Goal("batcher to bare insert", _part("batcher", "ratio"), "", least=0.8),
     Goal("to one message per sample", _part("baseline", "ratio"), "times"),
-    Goal("end to end", _part("end-to-end", "samples_per_s"), least=1.98e5),
+    Goal("end to end", _part("end-to-end", "samples_per_s"), least=198_000),
     Goal("end to end, lost", _part("end-to-end", "lost"), "samples", most=0),
     Goal("end to end, lag p50", _part("end-to-end", "lag_ms", "p50"), "ms", most=400),
     Goal("end to end, lag p99", _part("end-to-end", "lag_ms", "p99"), "ms", most=1200),
@@ -82,7 +84,7 @@ def table(details: Details) -> Table:
     """What was measured, beside its goal."""
     out = Table(title="metering")
     for title in ("what", "figure", "unit", "goal"):
-        out.add_column(title, justify="right" if title == "figure" else "left")
+        out.add_column(title, justify="right" if title == "figure" else "left", no_wrap=True)
     for goal, figure in _measured(details):
         out.add_row(goal.what, _words(figure), goal.unit, _judged(goal, figure))
     return out
@@ -101,7 +103,7 @@ def _words(figure: Any) -> str:
 
 def _judged(goal: Goal, figure: Any) -> str:
     if goal.least is not None:
-        return f"{'met' if figure >= goal.least else 'MISSED'}: at least {goal.least:,g}"
+        return f"{'met' if figure >= goal.least else 'MISSED'}: at least {_words(goal.least)}"
     if goal.most is not None:
-        return f"{'met' if figure <= goal.most else 'MISSED'}: at most {goal.most:,g}"
+        return f"{'met' if figure <= goal.most else 'MISSED'}: at most {_words(goal.most)}"
     return ""

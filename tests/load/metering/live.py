@@ -26,6 +26,7 @@ _HELD_P99_MS = 2000
 _BEHIND_MS = 500
 _FIRST_HZ = 5.0
 _MOST_HZ = 160.0
+_LEAST_HZ = 0.5
 _CLOSE = 1.15
 """The search ends when what holds and what does not are this near."""
 _BEFORE_S = 5.0
@@ -55,19 +56,15 @@ async def end_to_end(folder: Path, plan: Plan, progress: Progress) -> dict[str, 
 async def ceiling(folder: Path, plan: Plan, progress: Progress) -> dict[str, Any]:
     """Twice the rate until it does not hold, then halfway between, until both are close."""
     steps: list[dict[str, Any]] = []
-    held, too_much = 0.0, 0.0
-    hz = _FIRST_HZ
+    held = too_much = None
     async with metering_stack(folder) as stack, stack.bus() as bus:
-        while hz <= _MOST_HZ:
+        while (hz := next_hz(held, too_much)) is not None:
             step = await _step(stack, bus, replace(plan, hz=hz), progress)
             steps.append(step)
             if step["held"]:
                 held = hz
             else:
                 too_much = hz
-            if too_much and (too_much <= held * _CLOSE or too_much < 1):
-                break
-            hz = (held + too_much) / 2 if too_much else 2 * held
     best = max((s["samples_per_s"] for s in steps if s["held"]), default=0)
     failed = [s for s in steps if not s["held"]]
     return {
@@ -77,6 +74,21 @@ async def ceiling(folder: Path, plan: Plan, progress: Progress) -> dict[str, Any
         else None,
         "steps": steps,
     }
+
+
+def next_hz(held: float | None, too_much: float | None) -> float | None:
+    """Ticks a second to try next; None once what holds and what does not are near.
+
+    Args:
+        held: The highest that held.
+        too_much: The lowest that did not.
+    """
+    if too_much is None:
+        following = _FIRST_HZ if held is None else 2 * held
+        return following if following <= _MOST_HZ else None
+    if held is None:
+        return too_much / 2 if too_much > _LEAST_HZ else None
+    return (held + too_much) / 2 if too_much > held * _CLOSE else None
 
 
 async def _step(stack: KillableStack, bus: Bus, plan: Plan, progress: Progress) -> dict[str, Any]:

@@ -69,23 +69,6 @@ async def _count(bus: Bus, stream: str) -> int:
         return 0
 
 
-async def answered(bus: Bus, stream: str, *, timeout_s: float) -> None:
-    """Return once a stream's consumers have answered for every message of theirs.
-
-    Raises:
-        TimeoutError: It has not in time.
-    """
-    async with asyncio.timeout(timeout_s):
-        while True:
-            try:
-                infos = await bus.js.consumers_info(stream)
-                if infos and not any(i.num_pending or i.num_ack_pending for i in infos):
-                    return
-            except (nats.errors.Error, nats.js.errors.Error, OSError):
-                pass  # not there yet
-            await asyncio.sleep(_LOOK_S)
-
-
 async def taken_s(bus: Bus, stream: str) -> float:
     """From a stream's first message to its last, by the server's clock."""
     state = (await bus.js.stream_info(stream)).state

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from batcher.consistency import Consistency
 from batcher.migrations import Migration, migrate, missing, shipped
 from batcher.retention import apply_retention, kept_days, set_retention
 from batcher.settings import BatcherSettings
 from batcher.store import Store
 from batcher.usage import report
 from batcher.windows import Window
+from runtime.clock import SystemClock
 from runtime.errors import FatalError, TransientError
 from schemas.ids import new_id
 from schemas.usage import UsageQuery
@@ -168,3 +170,23 @@ async def test_an_updated_store_says_what_its_minutes_had_lost(store: Store) -> 
         assert retention.known_since == today + timedelta(days=2)
     finally:
         await expired.close()
+
+
+async def test_a_migration_that_was_cut_off_is_run_again_as_a_whole(store: Store) -> None:
+    """Every statement of every migration may run twice: what was stored meanwhile is unharmed."""
+    again = await older(store, "again")
+    try:
+        retention = await apply_retention(again, again.settings, await migrate(again, shipped()))
+        born = retention.born
+        for _ in range(2):
+            await again.command(
+                "ALTER TABLE schema_migrations DELETE WHERE name != 'samples'"
+                " SETTINGS mutations_sync = 2"
+            )
+            repeated = await apply_retention(again, again.settings, await migrate(again, shipped()))
+            assert (repeated, repeated.born) == (retention, born)
+        day = datetime.now(UTC).date() - timedelta(days=1)
+        found = await Consistency(again, SystemClock(), look_again_after_s=0).check(day)
+        assert (found.compared, found.differences) == (3, ())
+    finally:
+        await again.close()

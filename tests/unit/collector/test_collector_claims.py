@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,10 +10,9 @@ from collector.claims import Claims, claimed_ms
 from collector.messages import Intake, Now, Outcome
 from schemas.frames import HEADER_COMPLETE_MS, Frame, RejectReason, encode_frame
 from schemas.ids import new_id
-from schemas.progress import CLOCK_BEHIND_MS
 from schemas.subjects import METRICS_RAW, metrics_raw
 from schemas.units import NS_PER_MS, NS_PER_S
-from tests.support.feed import Feed, enriched_of, ids_of, pipeline_of, rejected_of, uptime
+from tests.support.feed import pipeline_of
 from tests.support.frames import BASE_MS, HOST, Row, frame, record
 
 VM, OTHER = new_id(), new_id()
@@ -110,20 +106,3 @@ def test_a_frame_that_waits_claims_nothing_yet() -> None:
     outcome = claim(frame([Row(OTHER)], run_id=new_id()), BASE_MS)
     assert outcome.wait
     assert outcome.claim is None
-
-
-def test_no_vm_has_ticks_from_before_it_was_placed() -> None:
-    """Its host's clock must be wrong: such a row could change what was complete already."""
-    placed = datetime.fromtimestamp(BASE_MS / 1000, UTC)
-    young = msgspec.structs.replace(record(OTHER), placed_at=placed)
-    feed = Feed(record(VM), young)
-    run_id = new_id()
-    for seq, tick_ms in enumerate((BASE_MS - CLOCK_BEHIND_MS - 100, BASE_MS - CLOCK_BEHIND_MS)):
-        rows = [Row(VM, uptime(seq)), Row(OTHER, uptime(seq))]
-        outcome = feed(frame(rows, run_id=run_id, seq=seq, tick_ms=tick_ms))
-        if seq == 0:
-            assert rejected_of(outcome) == {RejectReason.CLOCK_SKEW: [OTHER]}
-            assert ids_of(enriched_of(outcome)) == [VM]
-        else:
-            assert not outcome.rejected
-            assert ids_of(enriched_of(outcome)) == [VM, OTHER]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from collector.messages import Now
+from collector.messages import Intake, Now
 from schemas.events import GapClosed, GapOpened, HostHeard, HostSilent, decode_host_event
-from schemas.frames import HEADER_REASON, HEADER_REPLAY, RejectReason, replay_of
+from schemas.frames import HEADER_REASON, HEADER_REPLAY, RejectReason, encode_frame, replay_of
 from schemas.ids import new_id
+from schemas.subjects import METRICS_RAW, metrics_raw
 from schemas.units import NS_PER_S
 from tests.support.feed import Feed, enriched_of, uptime
-from tests.support.frames import BASE_MS, Row, frame, record
+from tests.support.frames import BASE_MS, HOST, Row, frame, record
 
 RUN = new_id()
 VM, OTHER = new_id(), new_id()
@@ -120,3 +121,24 @@ def test_live_frames_pass_their_checks_amid_a_replay() -> None:
             outcome = feed(sent, at_ms=100 * n, replay=replay)
             assert outcome.rejected == {}
             assert outcome.samples == 1
+
+
+def test_hosts_of_replays_are_not_remembered_for_ever() -> None:
+    """There may be many that are gone for good; one that is heard is remembered."""
+    feed = Feed(record(VM))
+    feed(frame([Row(VM)], run_id=RUN))
+    for number in range(600):
+        host = f"gone-{number}"
+        feed(frame([], run_id=RUN, host=host), subject=metrics_raw(host), replay=REPLAY)
+        feed.pipeline.watch(Now(BASE_MS * 10**6, NS_PER_S))
+    assert len(feed.pipeline._hosts) <= 258
+    assert HOST in feed.pipeline._hosts
+
+
+def test_a_replay_claims_nothing() -> None:
+    """What its host said of itself held when it sent the frame first."""
+    pipeline = Feed(record(VM)).pipeline
+    data = encode_frame(frame([Row(VM)], run_id=RUN))
+    for replay, claim in (("", (HOST, BASE_MS)), (REPLAY, None)):
+        intake = Intake(metrics_raw(HOST), data, METRICS_RAW, 1, False, replay, BASE_MS)
+        assert pipeline.process(intake, Now(BASE_MS * 10**6, NS_PER_S)).claim == claim

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from decisec.cli.stream_lines import clock, frame_line, line, message_line, reject_line, sample_line
+from decisec.streams.columns import parquet
 from decisec.streams.decoding import (
     enriched_frame,
     message_row,
@@ -17,13 +20,15 @@ from decisec.streams.decoding import (
 )
 from decisec.streams.reading import Record
 from decisec.streams.rejects import grouped, reject_of, samples_in
+from decisec.streams.targets import Item, rows_of
+from runtime.errors import FatalError
 from schemas.codec import encode
 from schemas.commands import CreateVm
 from schemas.errors import MalformedMessageError
 from schemas.events import VmDeleted, VmStopped
 from schemas.frames import HEADER_DETAIL, HEADER_REASON, HEADER_REPLAY, encode_frame
 from schemas.ids import new_id
-from schemas.subjects import METRICS_RAW, VM_COMMANDS, VM_EVENTS
+from schemas.subjects import METRICS_ENRICHED, METRICS_RAW, VM_COMMANDS, VM_EVENTS
 from schemas.vms import METERS, Counters, ExitReason, VmSpec
 from tests.support.frames import HOST, Row, frame
 from tests.support.store import Reading, enriched
@@ -118,3 +123,53 @@ def test_a_time_that_is_none_stays_as_it_is() -> None:
     """Nothing is raised while somebody looks on."""
     assert clock("") == "-"
     assert clock("99999999999999999999") == "99999999999999999999"
+
+
+async def test_columns_hold_what_rows_hold(tmp_path: Path) -> None:
+    """Of an enriched frame, a final sample and one of a replay included."""
+    frames = [
+        enriched(
+            [
+                Reading(vm_id, 1000 + 100 * place, flags=2, customer=customer, pool=f"p{place}",
+                        counters=dict.fromkeys(METERS, 2**63 + place))
+                for vm_id, customer in ((VM, "acme"), (new_id(), "globex"))
+            ],
+            seq=place,
+        )
+        for place in range(3)
+    ]  # fmt: skip
+    items = [
+        Item(record("metrics.enriched.h1", b"", place, **{HEADER_REPLAY: "r1"} if place else {}), f)
+        for place, f in enumerate(frames)
+    ]
+    with parquet(tmp_path / "x.parquet") as target:
+        await target.take(items[:2])
+        await target.take(items[2:])
+    expected = [row for item in items for row in rows_of(METRICS_ENRICHED, item)]
+    found = pq.read_table(tmp_path / "x.parquet").to_pylist()
+    assert [{k: v for k, v in row.items() if v is not None} for row in found] == expected
+    assert expected[0]["final"]
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "away/x.parquet"])
+async def test_a_parquet_file_is_whole_or_not_there(tmp_path: Path, name: str) -> None:
+    """An interrupted one leaves nothing, and one that is there is not touched."""
+    item = Item(record("metrics.raw.h", b""), frame([Row(VM)], run_id=new_id()))
+
+    async def fail() -> None:
+        with parquet(tmp_path / name) as target:
+            await target.take([item])
+            raise RuntimeError("interrupted")
+
+    with pytest.raises((RuntimeError, FatalError)):
+        await fail()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "x.parquet").write_text("mine")
+    with pytest.raises(FatalError):
+        await fail_on(tmp_path / "x.parquet", item)
+    assert (tmp_path / "x.parquet").read_text() == "mine"
+
+
+async def fail_on(path: Path, item: Item) -> None:
+    with parquet(path) as target:
+        await target.take([item])

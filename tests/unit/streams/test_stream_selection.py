@@ -11,7 +11,7 @@ from decisec.streams.decoding import sample_rows
 from decisec.streams.selection import Selection, narrowed
 from schemas.frames import COLUMNS, ENRICHMENT_COLUMNS, check_shape
 from schemas.ids import new_id
-from schemas.subjects import METRICS_RAW, VM_EVENTS, filters_of_host
+from schemas.subjects import METRICS_ENRICHED, METRICS_RAW, VM_EVENTS, filters_of_host
 from schemas.vms import METERS
 from tests.support.feed import ids_of
 from tests.support.frames import Row, frame
@@ -85,6 +85,8 @@ def test_the_server_is_asked_for_hosts_where_subjects_name_them() -> None:
     wanted = (*filters_of_host(METRICS_RAW, "h1"), *filters_of_host(METRICS_RAW, "h2"))
     assert selection.filters(METRICS_RAW) == wanted
     assert selection.filters(VM_EVENTS) == ()
+    assert Selection().filters(METRICS_RAW) == ()
+    assert Selection().filters(METRICS_ENRICHED) == ("metrics.enriched.>",)
     assert selection.has(host="h2", customer="any")
     assert not selection.has(host="h3")
     assert not Selection(vm_ids=(VMS[0],)).has(host="h1")
