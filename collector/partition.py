@@ -143,14 +143,17 @@ class Partition:
                 (delivery, self.pipeline.process(_intake(delivery), self._now()))
                 for delivery in batch
             ]
+            passed: list[Outcome] = []
             async with asyncio.TaskGroup() as group:
                 for delivery, outcome in outcomes:
                     if outcome.claim is not None:
                         self.claims.note(*outcome.claim, delivery.sequence)
                     group.create_task(
-                        self._carry_out(delivery, outcome), name=f"frame-{delivery.sequence}"
+                        self._carry_out(delivery, outcome, passed),
+                        name=f"frame-{delivery.sequence}",
                     )
         self._busy_since_ns = None
+        self._instruments.passed(passed)
         self._instruments.batch((self._clock.monotonic_ns() - began_ns) / NS_PER_S)
         if rejected := _rejected(outcomes):
             _log.warning("samples.rejected", **rejected)
@@ -175,7 +178,7 @@ class Partition:
             except TransientError as error:
                 _log.warning("event.not_published", error=str(error))
 
-    async def _carry_out(self, delivery: Delivery, outcome: Outcome) -> None:
+    async def _carry_out(self, delivery: Delivery, outcome: Outcome, passed: list[Outcome]) -> None:
         try:
             for message in outcome.side:
                 await self._publish(message)
@@ -191,7 +194,7 @@ class Partition:
             self._instruments.postponed()
             _log.warning("frame.postponed", sequence=delivery.sequence, error=str(error))
         else:
-            self._instruments.passed(outcome)
+            passed.append(outcome)
 
     async def _publish(self, message: Outgoing) -> None:
         await self._tools.publisher.publish(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from collector.messages import Outcome
 from runtime.telemetry import meter
 from schemas.units import NS_PER_S
@@ -49,15 +51,15 @@ class Instruments:
             description="Partitions whose frames began to come here, or came again after another's",
         )
 
-    def passed(self, outcome: Outcome) -> None:
-        """A frame was decided about, and all that follows from it is stored."""
-        self._frames.add(1)
-        if outcome.samples:
-            self._samples.add(outcome.samples)
-        for reason, rows in outcome.rejected.items():
-            self._rejected.add(rows, {"reason": reason})
-        if outcome.lag_ns is not None:
-            self._lag.record(outcome.lag_ns / NS_PER_S)
+    def passed(self, outcomes: Sequence[Outcome]) -> None:
+        """Frames were decided about, and all that follows from them is stored."""
+        self._frames.add(len(outcomes))
+        self._samples.add(sum(outcome.samples for outcome in outcomes))
+        for outcome in outcomes:
+            for reason, rows in outcome.rejected.items():
+                self._rejected.add(rows, {"reason": reason})
+            if outcome.lag_ns is not None:
+                self._lag.record(outcome.lag_ns / NS_PER_S)
 
     def waited(self) -> None:
         """A frame was sent back because a VM's record may be on its way."""
