@@ -1,0 +1,199 @@
+"""Buckets and their mirrors against a real nats-server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.buckets import Bucket, Mirror, RevisionConflictError
+from runtime.bus import Bus
+from schemas.hosts import Customer, decode_customer
+from tests.support.nats import NatsServer, bus_with_streams
+
+
+@pytest.fixture
+async def served(tmp_path: Path) -> AsyncIterator[tuple[NatsServer, Bus]]:
+    async with bus_with_streams(tmp_path) as pair:
+        yield pair
+
+
+def customer(name: str) -> Customer:
+    from runtime.clock import utc_now
+
+    return Customer(customer_id=name, created_at=utc_now())
+
+
+async def test_a_mirror_follows_its_bucket_across_a_restart(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """A change and a deletion made after a kill of the server arrive in the mirror."""
+    server, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    await bucket.put("acme", customer("acme"))
+    await bucket.put("globex", customer("globex"))
+    changed = asyncio.Event()
+    mirror = Mirror(bucket, lambda _key, _value: changed.set())
+
+    async def until(condition: object) -> None:
+        while mirror.values.keys() != condition:
+            changed.clear()
+            await changed.wait()
+
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run(), name="mirror")
+        await mirror.synced()
+        assert mirror.values.keys() == {"acme", "globex"}
+        await server.kill()
+        await server.start()
+        await bus.reconnected_after(0)
+        await bucket.put("initech", customer("initech"))
+        await bucket.delete("acme")
+        await until({"globex", "initech"})
+        task.cancel()
+
+
+async def test_a_mirror_of_one_key_sees_no_other(served: tuple[NatsServer, Bus]) -> None:
+    """It is synced with what stands of that key, be it nothing, whatever else there is."""
+    _, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    await bucket.put("globex", customer("globex"))
+    heard: list[str] = []
+    mirror = Mirror(bucket, lambda key, _value: heard.append(key), key="acme")
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run(), name="mirror")
+        await mirror.synced()
+        assert mirror.values == {}
+        for name in ("initech", "acme", "globex"):
+            await bucket.put(name, customer(name))
+        await bucket.delete("acme")
+        while len(heard) < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+    assert heard == ["acme", "acme"]
+    await bucket.put("acme", customer("acme"))
+    await bucket.put("globex", customer("globex"))
+    late = Mirror(bucket, key="acme")
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(late.run(), name="mirror")
+        await late.synced()
+        assert late.values.keys() == {"acme"}
+        task.cancel()
+
+
+class _Hasty:
+    """A watcher that says "this is all" before its first entry, as nats-py's may."""
+
+    def __init__(self, watcher: Any) -> None:
+        self._watcher = watcher
+        self._said = False
+
+    async def __anext__(self) -> Any:
+        if not self._said:
+            self._said = True
+            return None
+        return await anext(self._watcher)
+
+    async def stop(self) -> None:
+        await self._watcher.stop()
+
+
+class _HastyStore:
+    def __init__(self, store: Any) -> None:
+        self._store = store
+
+    async def watch(self, keys: str) -> _Hasty:
+        return _Hasty(await self._store.watch(keys))
+
+
+class _HastyBucket(Bucket[Customer]):
+    async def store(self) -> Any:
+        return _HastyStore(await super().store())
+
+
+async def test_a_mirror_believes_the_bucket_and_not_the_watchers_mark(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """It is synced once everything is there, and never forgets a value on the way."""
+    server, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    names = {f"c{number}" for number in range(20)}
+    for name in names:
+        await bucket.put(name, customer(name))
+    hasty = _HastyBucket(bus, "customers", decode_customer)
+    forgotten: list[str] = []
+    mirror = Mirror(hasty, lambda key, value: forgotten.append(key) if value is None else None)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run(), name="mirror")
+        await mirror.synced()
+        assert mirror.values.keys() == names
+        await server.kill()
+        await server.start()
+        await bus.reconnected_after(0)
+        await bucket.put("late", customer("late"))
+        while "late" not in mirror.values:
+            await asyncio.sleep(0.01)
+        task.cancel()
+    assert forgotten == []
+    assert mirror.values.keys() == names | {"late"}
+
+
+async def test_all_values_are_read_at_once(served: tuple[NatsServer, Bus]) -> None:
+    """Also from an empty bucket, and while others write."""
+    _, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    async with asyncio.timeout(60):
+        assert await bucket.all() == {}
+        await bucket.put("gone", customer("gone"))
+        await bucket.delete("gone")
+        assert await bucket.all() == {}
+        names = {f"c{number}" for number in range(5)}
+        for name in names:
+            await bucket.put(name, customer(name))
+
+        async def write() -> None:
+            while True:
+                await bucket.put("busy", customer("busy"))
+
+        async with asyncio.TaskGroup() as group:
+            writing = group.create_task(write(), name="write")
+            for _ in range(200):
+                assert names <= (await bucket.all()).keys()
+            writing.cancel()
+
+
+async def test_a_key_is_created_once_and_updated_only_at_its_revision(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """Optimistic writes: the second creator and the stale updater both lose."""
+    _, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    assert await bucket.get("acme") is None
+    revision = await bucket.create("acme", customer("acme"))
+    with pytest.raises(RevisionConflictError):
+        await bucket.create("acme", customer("acme"))
+    newer = await bucket.update("acme", customer("acme"), revision)
+    with pytest.raises(RevisionConflictError):
+        await bucket.update("acme", customer("acme"), revision)
+    entry = await bucket.get("acme")
+    assert entry is not None
+    assert entry.revision == newer
+
+
+async def test_a_mirror_says_when_a_revision_has_come(served: tuple[NatsServer, Bus]) -> None:
+    """Deletions count as well."""
+    _, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    await bucket.put("acme", customer("acme"))
+    mirror = Mirror(bucket)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run(), name="mirror")
+        await mirror.reached(await bucket.last_revision("acme"))
+        assert mirror.values.keys() == {"acme"}
+        await bucket.delete("acme")
+        await mirror.reached(await bucket.last_revision("acme"))
+        assert not mirror.values
+        task.cancel()
