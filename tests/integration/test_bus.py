@@ -15,7 +15,6 @@ from runtime.errors import FatalError, PoisonError, TransientError
 from runtime.publisher import Publisher
 from runtime.streams import Drift, apply, compare, declared
 from runtime.telemetry import span
-from schemas.hosts import Customer
 from tests.support.nats import NatsServer, bus_with_streams
 
 
@@ -23,12 +22,6 @@ from tests.support.nats import NatsServer, bus_with_streams
 async def served(tmp_path: Path) -> AsyncIterator[tuple[NatsServer, Bus]]:
     async with bus_with_streams(tmp_path) as pair:
         yield pair
-
-
-def customer(name: str) -> Customer:
-    from runtime.clock import utc_now
-
-    return Customer(customer_id=name, created_at=utc_now())
 
 
 async def test_applying_the_declaration_twice_changes_nothing(
