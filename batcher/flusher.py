@@ -208,12 +208,14 @@ class Flusher:
         return batch.rows.num_rows
 
     async def _insert(self, rows: Rows, batch_id: str) -> None:
+        began_ns = self._clock.monotonic_ns()
         try:
             await self._sink.insert("samples", rows, token=batch_id)
         except TransientError as error:
             self._instruments.retried(error)
             self._health.unready(HEALTH_PART, str(error))
             raise
+        self._buffer.pace(self._clock.monotonic_ns() - began_ns)
         self._health.ready(HEALTH_PART)
 
     def _patience(self) -> AsyncRetrying:

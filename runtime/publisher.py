@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -72,11 +73,15 @@ class Publisher:
         """
         full = inject({**(headers or {}), Header.MSG_ID: msg_id})
         async with self._slots:
+            began_s = time.monotonic()
             try:
                 # Nearly every publish is stored at once, and a policy costs more than a publish.
                 stored = await self._once(subject, payload, full)
             except TransientError:
-                async for attempt in publishing(limit_s):
+                left_s = limit_s - (time.monotonic() - began_s)
+                if left_s <= 0:
+                    raise
+                async for attempt in publishing(left_s):
                     with attempt:
                         stored = await self._once(subject, payload, full)
         self._published.add(1, {"stream": stored.stream})

@@ -11,7 +11,7 @@ import pytest
 
 from runtime.bus import Bus, Message
 from runtime.consumer import Consumer
-from runtime.errors import FatalError, PoisonError, TransientError
+from runtime.errors import FatalError, OverloadedError, PoisonError, TransientError
 from runtime.publisher import Publisher
 from runtime.streams import Drift, apply, compare, declared
 from runtime.telemetry import span
@@ -63,6 +63,16 @@ async def test_a_message_over_the_limit_is_poison(served: tuple[NatsServer, Bus]
     _, bus = served
     with pytest.raises(PoisonError, match="max_payload"):
         await Publisher(bus).publish("metrics.raw.h1", b"x" * 2_000_000, msg_id="a")
+
+
+async def test_a_full_stream_says_so_at_once(served: tuple[NatsServer, Bus]) -> None:
+    """Nobody waits for an acknowledgement that will not come."""
+    _, bus = served
+    config = (await bus.js.stream_info("VM_COMMANDS")).config
+    await bus.js.update_stream(config.evolve(max_bytes=1))
+    async with asyncio.timeout(3):
+        with pytest.raises(OverloadedError, match="full"):
+            await Publisher(bus).publish("vm.cmd.h1.v.boot", b"x", msg_id="1", limit_s=0.2)
 
 
 async def test_a_batch_comes_at_once_and_holds_what_has_arrived(

@@ -17,6 +17,7 @@ from runtime.consumer import Delivery
 from runtime.errors import TransientError
 from schemas.frames import encode_frame
 from schemas.ids import new_id
+from schemas.units import NS_PER_MS
 from tests.support.store import Reading, enriched
 
 
@@ -106,6 +107,21 @@ async def test_a_lone_frame_goes_at_its_age() -> None:
     await buffer.put(held(0))
     async with asyncio.timeout(5):
         assert len(await buffer.take()) == 1
+
+
+@pytest.mark.parametrize(
+    ("insert_ms", "least_ms", "age_ms"),
+    [(10, 200, 200), (100, 200, 300), (166, 200, 498), (10_000, 200, 500), (10_000, 900, 900)],
+)
+def test_batches_grow_older_where_the_store_is_slow(
+    insert_ms: int, least_ms: int, age_ms: int
+) -> None:
+    """Three times as old as the last insert took, within bounds; and younger again after that."""
+    buffer = Buffer(Limits(rows=10, size=10**9, age_ms=least_ms), SystemClock())
+    buffer.pace(insert_ms * NS_PER_MS)
+    assert buffer.age_ms == age_ms
+    buffer.pace(0)
+    assert buffer.age_ms == least_ms
 
 
 async def test_a_repeated_delivery_is_taken_once() -> None:
