@@ -19,6 +19,7 @@ from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
 from batcher.memory import spare_the_collector
 from batcher.migrations import migrate, shipped
+from batcher.priorities import let_merges_wait
 from batcher.progress import ProgressKeeper
 from batcher.records import FEEDS
 from batcher.refusals import Refusals
@@ -126,13 +127,14 @@ async def main(service: Service[BatcherSettings]) -> None:
             fetching = group.create_task(intake.run(service.stop), name="intake")
             renewing = group.create_task(_renew(custody), name="renewal")
             watching = group.create_task(_watch(consumer, instruments), name="pending")
+            yielding = group.create_task(_let_merges_wait(), name="priorities")
             for feed in FEEDS:
                 feeder = Feeder(service.bus, store, feed, instruments, clock)
                 group.create_task(feeder.run(service.stop), name=f"feed-{feed.table}")
             noting = group.create_task(progress.run(), name="progress")
             following = group.create_task(watermark.run(), name="watermark")
             await flusher.run()
-            for task in (fetching, renewing, watching, noting, following):
+            for task in (fetching, renewing, watching, yielding, noting, following):
                 task.cancel()
         if service.bus.connected:
             await subscription.unsubscribe()
@@ -160,6 +162,12 @@ async def _renew(custody: Custody) -> None:
     while True:
         await asyncio.sleep(_RENEW_EVERY_S)
         await custody.renew()
+
+
+async def _let_merges_wait() -> None:
+    while True:
+        let_merges_wait()
+        await asyncio.sleep(_PENDING_EVERY_S)
 
 
 async def _watch(consumer: Consumer, instruments: Instruments) -> None:

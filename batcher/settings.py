@@ -25,7 +25,8 @@ class BatcherSettings(CommonSettings, frozen=True, kw_only=True):
         database: Created if missing.
         flush_rows: A batch is sent once it holds this many rows,
         flush_bytes: or this many bytes of frames,
-        flush_age_ms: or once its first frame has waited this long, in ms.
+        flush_age_ms: or once its first frame has waited this long, in ms; longer, up to 500 ms,
+            where the store is slow.
         samples_days: How long single ticks are kept.
         usage_days: How long the rollup per minute is kept; not shorter than ticks.
         usage_hour_days: How long the rollup per hour is kept; not shorter than minutes.

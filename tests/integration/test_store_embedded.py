@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from batcher.batch import table
+from batcher.priorities import let_merges_wait
 from batcher.settings import BatcherSettings
 from batcher.store import Encoded, Store
 from runtime.errors import FatalError
@@ -56,3 +59,24 @@ def test_a_server_gets_the_table_itself() -> None:
     store = Store(BatcherSettings(store_url="http://localhost:1"))
     rows = table([enriched([Reading(new_id(), TICK_MS)])], now_ns=time.time_ns(), keep_ns=DAY_NS)
     assert store.encode(rows) is rows
+
+
+async def test_merges_of_the_engine_have_a_lower_priority(tmp_path: Path) -> None:
+    """Its threads are found by the name that this version of the engine gives them."""
+    async with embedded_store(tmp_path) as store:
+        for number in range(3):
+            await store.command("INSERT INTO host_progress VALUES ('h', {n:Int64})", {"n": number})
+        await store.command("OPTIMIZE TABLE host_progress FINAL")
+        assert let_merges_wait() > 0
+        assert _priorities("MergeMutate") == {10}
+    assert os.getpriority(os.PRIO_PROCESS, 0) == 0
+
+
+def _priorities(name: str) -> set[int]:
+    """Of this process's threads with a name."""
+    found = set()
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # threads end
+            if (task / "comm").read_text().strip() == name:
+                found.add(os.getpriority(os.PRIO_PROCESS, int(task.name)))
+    return found
