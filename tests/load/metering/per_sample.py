@@ -86,21 +86,18 @@ def _consumer(bus: Bus, stream: str) -> Consumer:
 
 async def _owners(bus: Bus) -> dict[str, dict[str, Any]]:
     bucket = Bucket(bus, subjects.VM_SPECS, decode_vm_record)
-    found: dict[str, dict[str, Any]] = {}
-    for key in await (await bucket.store()).keys():
-        entry = await bucket.get(key)
-        if entry is not None:
-            record = entry.value
-            found[str(record.vm_id)] = {
-                "host": record.host_id,
-                "customer_id": record.customer_id,
-                "pool": record.pool,
-                "region": record.region,
-                "price_plan": record.price_plan,
-                "vcpus": record.spec.vcpus,
-                "memory_mib": record.spec.memory_mib,
-            }
-    return found
+    return {
+        str(record.vm_id): {
+            "host": record.host_id,
+            "customer_id": record.customer_id,
+            "pool": record.pool,
+            "region": record.region,
+            "price_plan": record.price_plan,
+            "vcpus": record.spec.vcpus,
+            "memory_mib": record.spec.memory_mib,
+        }
+        for record in (await bucket.all()).values()
+    }
 
 
 async def check(bus: Bus, stop: asyncio.Event) -> None:
