@@ -125,14 +125,7 @@ class Consumer:
 
     async def ensure(self) -> None:
         """Create the consumer, or bring it up to date; waits for stream and server."""
-        async for attempt in forever(f"consumer-{self.durable}"):
-            with attempt:
-                try:
-                    await self._bus.js.add_consumer(self.stream, self._config)
-                except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
-                    raise TransientError(
-                        f"cannot set up consumer {self.durable} of {self.stream}: {error}"
-                    ) from error
+        await set_up(self._bus, self.stream, self._config)
 
     async def _forget(self) -> None:
         """Remove the consumer, and with it what it knows of deliveries; the messages stay."""
@@ -285,6 +278,19 @@ class stop_wakes:  # noqa: N801 - reads as a statement: `async with stop_wakes(.
     async def _run(self) -> None:
         await self._stop.wait()
         self._event.set()
+
+
+async def set_up(bus: Bus, stream: str, config: ConsumerConfig) -> None:
+    """Create a durable consumer, or bring it up to date; waits for stream and server."""
+    durable = config.durable_name
+    async for attempt in forever(f"consumer-{durable}"):
+        with attempt:
+            try:
+                await bus.js.add_consumer(stream, config)
+            except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+                raise TransientError(
+                    f"cannot set up consumer {durable} of {stream}: {error}"
+                ) from error
 
 
 async def info_of(bus: Bus, stream: str, durable: str) -> ConsumerInfo:

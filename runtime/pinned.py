@@ -22,9 +22,8 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from runtime.bus import Bus
-from runtime.consumer import Delivery, answered, delivery_of, status_of, stop_wakes
+from runtime.consumer import Delivery, answered, delivery_of, set_up, status_of, stop_wakes
 from runtime.errors import TransientError
-from runtime.retry import forever
 
 _log = structlog.get_logger("decisec.pinned")
 
@@ -127,14 +126,7 @@ class PinnedConsumer:
 
     async def ensure(self) -> None:
         """Create the consumer, or bring it up to date; waits for stream and server."""
-        async for attempt in forever(f"consumer-{self.durable}"):
-            with attempt:
-                try:
-                    await self._bus.js.add_consumer(self._stream, self._config)
-                except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
-                    raise TransientError(
-                        f"cannot set up consumer {self.durable} of {self._stream}: {error}"
-                    ) from error
+        await set_up(self._bus, self._stream, self._config)
 
     async def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Delivery]]:
         """Batches of 1 to `max_batch` deliveries of one tenure, until `stop` is set.

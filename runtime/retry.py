@@ -35,22 +35,20 @@ def _report(policy: str) -> Callable[[RetryCallState], None]:
 
 def publishing(limit_s: float = 30.0) -> AsyncRetrying:
     """For a publish that must arrive: 50 ms to 2 s apart, at most `limit_s` in all."""
-    return AsyncRetrying(
-        retry=retry_if_exception_type(TransientError),
-        wait=wait_random_exponential(multiplier=0.05, max=2.0),
-        stop=stop_after_delay(limit_s),
-        before_sleep=_report("publishing"),
-        reraise=True,
-    )
+    return _awaited("publishing", limit_s)
 
 
 def reading(limit_s: float = 30.0) -> AsyncRetrying:
     """For a read that somebody waits for: 50 ms to 2 s apart, at most `limit_s` in all."""
+    return _awaited("reading", limit_s)
+
+
+def _awaited(policy: str, limit_s: float) -> AsyncRetrying:
     return AsyncRetrying(
         retry=retry_if_exception_type(TransientError),
         wait=wait_random_exponential(multiplier=0.05, max=2.0),
         stop=stop_after_delay(limit_s),
-        before_sleep=_report("reading"),
+        before_sleep=_report(policy),
         reraise=True,
     )
 
