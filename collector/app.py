@@ -19,6 +19,7 @@ from collector.specs import SpecIndex
 from collector.telemetry import Instruments
 from runtime.buckets import Bucket, Mirror
 from runtime.clock import SystemClock
+from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.service import Service
 from schemas import subjects
@@ -73,6 +74,7 @@ async def main(service: Service[CollectorSettings]) -> None:
         await asyncio.wait({synced, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if synced.done():
             service.health.ready(HEALTH_PART)
+            spare_the_collector()
             await Crew(new_id(), tools).run(service.stop)
         for task in (following, synced, stopped):
             task.cancel()

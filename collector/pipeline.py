@@ -29,13 +29,13 @@ from collector.messages import (
     Intake,
     Now,
     Outcome,
-    Outgoing,
     event_message,
     reject_message,
     replay_headers,
 )
 from collector.silence import Silence, SilenceLimits
 from collector.specs import SpecIndex
+from runtime.publisher import Outgoing
 from schemas.errors import MalformedMessageError
 from schemas.events import HostEvent
 from schemas.frames import MAX_FRAME_BYTES, Frame, RejectReason, decode_frame, encode_frame
