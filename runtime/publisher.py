@@ -116,8 +116,9 @@ class Publisher:
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._ack_timeout_s):
+                    traced = inject()
                     for message in messages:
-                        sent.append(await self._send(message))  # noqa: PERF401 - kept on a timeout
+                        sent.append(await self._send(message, traced))  # noqa: PERF401 - kept on a timeout
                     for one in sent:
                         if isinstance(one, Awaited):
                             await one.answer
@@ -130,10 +131,12 @@ class Publisher:
             self._failed.add(failed)
         return results
 
-    async def _send(self, message: Outgoing) -> Awaited | TransientError | PoisonError:
+    async def _send(
+        self, message: Outgoing, traced: Mapping[str, str]
+    ) -> Awaited | TransientError | PoisonError:
         if not self._bus.connected:
             return TransientError("not connected to NATS")
-        headers = inject({**(message.headers or {}), Header.MSG_ID: message.msg_id})
+        headers = {**(message.headers or {}), Header.MSG_ID: message.msg_id, **traced}
         try:
             return await self._acks.send(message.subject, message.payload, headers)
         except nats.errors.MaxPayloadError as error:

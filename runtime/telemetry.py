@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import structlog
@@ -151,6 +152,11 @@ def inject(headers: dict[str, str] | None = None) -> dict[str, str]:
     return carrier
 
 
+@cache
+def _tracer() -> trace.Tracer:
+    return trace.get_tracer("decisec")
+
+
 def extract(headers: Mapping[str, str] | None) -> Context:
     """The trace context that a message carries."""
     return propagate.extract(headers or {})
@@ -165,9 +171,8 @@ def span(
     attributes: Mapping[str, str | int | float | bool] | None = None,
 ) -> Iterator[Span]:
     """A span around a block; `parent` are the headers of the message that caused it."""
-    tracer = trace.get_tracer("decisec")
     context = extract(parent) if parent is not None else None
-    with tracer.start_as_current_span(
+    with _tracer().start_as_current_span(
         name, context=context, kind=kind, attributes=attributes
     ) as current:
         yield current
