@@ -48,11 +48,14 @@ class Unit(NamedTuple):
         durable: Name of its consumer.
         filter_subject: Its frames.
         tells_of: Whether a host's silence is to be told here.
+        others_until: Up to this place in the stream, all frames here of hosts that are not told of
+            may be; their later ones went elsewhere.
     """
 
     durable: str
     filter_subject: str
     tells_of: Callable[[str], bool]
+    others_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,9 @@ class Partition:
 
     @staticmethod
     def _fresh(tools: Tools, unit: Unit) -> Pipeline:
-        return Pipeline(tools.rules, tools.specs, tells_of=unit.tells_of)
+        return Pipeline(
+            tools.rules, tools.specs, tells_of=unit.tells_of, others_until=unit.others_until
+        )
 
     async def _handle(self, batch: Sequence[Delivery]) -> None:
         """Decide about a batch, publish all that follows from it, ack what is published."""
