@@ -73,7 +73,7 @@ bench what="all" *args: setup
         exit 2 ;; \
     esac
 
-# Flood a pipeline with metrics, and check that each sample is stored and billed: `just flood --own`
+# Flood a deployment with metrics, or `commands`, and check what became of each: `just flood --own`
 [group('check')]
 flood *args: setup
     {{ python }} -m tests.load.flood {{ args }}
