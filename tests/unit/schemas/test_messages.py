@@ -96,6 +96,13 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
         ),
     ),
     (
+        vms.decode_vm_record,
+        vms.VmRecord(
+            vm_id=new_id(), customer_id="acme", host_id="h2", spec=SPEC, created_at=NOW,
+            former_hosts=(vms.FormerHost(host_id="h1", last_incarnation=3, left_at=NOW),),
+        ),
+    ),
+    (
         vms.decode_vm_status,
         vms.VmStatus(
             vm_id=new_id(), customer_id="acme", host_id="h1", state=vms.VmState.RUNNING,
