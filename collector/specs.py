@@ -82,8 +82,8 @@ class SpecIndex:
             for host_id in one.hosts if one is not None else ():
                 self._host_versions[host_id] = self.version
         if record is not None:
-            for key in (vm_id, missed_on(vm_id, record.host_id)):
-                if self._missed_at_ns.pop(key, None) is not None:
+            for missed in (vm_id, missed_on(vm_id, record.host_id)):
+                if self._missed_at_ns.pop(missed, None) is not None:
                     self.missed_version = self.version
 
     def worth_waiting(self, missed: Iterable[bytes], now_ns: int) -> bool:
