@@ -91,7 +91,7 @@ class UsageDoor:
         now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
         window = check(query, self._retention, now)
         # First this: what has arrived by then is in the answer that is read after it.
-        until = await self._watermark.complete_until(customer_id, query.vm_ids)
+        until = await self._watermark.complete_until(customer_id, query.vm_ids, query.start)
         answer = await report(self._store, customer_id, query, window, limit_s=self._limit_s)
         return msgspec.structs.replace(
             answer,

@@ -23,6 +23,7 @@ from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.service import Service
 from schemas import subjects
+from schemas.hosts import HostLoss, decode_host_loss
 from schemas.ids import new_id
 from schemas.units import NS_PER_MS, NS_PER_S
 from schemas.vms import VmRecord, decode_vm_record
@@ -55,10 +56,12 @@ async def main(service: Service[CollectorSettings]) -> None:
     specs = SpecIndex(rules.unknown_wait_ns)
     bucket: Bucket[VmRecord] = Bucket(service.bus, subjects.VM_SPECS, decode_vm_record)
     mirror = Mirror(bucket, specs.change)
+    losses = Mirror(Bucket(service.bus, subjects.LOST_HOSTS, decode_host_loss))
     tools = Tools(
         bus=service.bus,
         rules=rules,
         specs=specs,
+        losses=losses.values,
         publisher=Publisher(service.bus),
         instruments=Instruments(),
         clock=SystemClock(),
@@ -69,15 +72,21 @@ async def main(service: Service[CollectorSettings]) -> None:
     service.health.unready(HEALTH_PART, "the VMs' records are not read yet")
     async with asyncio.TaskGroup() as group:
         following = group.create_task(mirror.run(), name="specs")
-        synced = group.create_task(mirror.synced(), name="specs-synced")
+        losing = group.create_task(losses.run(), name="losses")
+        synced = group.create_task(_both(mirror, losses), name="buckets-synced")
         stopped = group.create_task(service.stop.wait(), name="stop")
         await asyncio.wait({synced, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if synced.done():
             service.health.ready(HEALTH_PART)
             spare_the_collector()
             await Crew(new_id(), tools).run(service.stop)
-        for task in (following, synced, stopped):
+        for task in (following, losing, synced, stopped):
             task.cancel()
+
+
+async def _both(specs: Mirror[VmRecord], losses: Mirror[HostLoss]) -> None:
+    await specs.synced()
+    await losses.synced()
 
 
 def _ns(seconds: float) -> int:

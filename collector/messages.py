@@ -64,6 +64,7 @@ class Outcome:
         rejected: Refused rows per reason; a message without readable rows counts as one.
         lag_ns: Collected less sampled; None for a message that is refused as a whole, or replayed.
         claim: A host and what it claims of itself, where that can be believed.
+        passed_on: Host and tick of a frame that leaves for the batcher, unless it is replayed.
     """
 
     side: list[Outgoing] = field(default_factory=list)
@@ -73,6 +74,7 @@ class Outcome:
     rejected: dict[str, int] = field(default_factory=dict)
     lag_ns: int | None = None
     claim: tuple[str, int] | None = None
+    passed_on: tuple[str, int] | None = None
 
 
 def event_message(event: HostEvent) -> Outgoing:

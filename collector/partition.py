@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from itertools import islice
 from typing import NamedTuple, TypeAlias
 
 import structlog
 from opentelemetry.trace import SpanKind
 
+from collector.adjustments import Adjustments, Late
 from collector.claims import Claims, claimed_ms
-from collector.messages import Intake, Now, Outcome
+from collector.messages import Intake, Now, Outcome, event_message
 from collector.pipeline import Pipeline, Rules
 from collector.specs import SpecIndex
 from collector.telemetry import Instruments
@@ -26,6 +28,7 @@ from runtime.publisher import Outgoing, Publisher, Result
 from runtime.telemetry import span
 from schemas import subjects
 from schemas.frames import replay_of
+from schemas.hosts import HostLoss
 from schemas.units import NS_PER_S
 
 _log = structlog.get_logger("decisec.collector")
@@ -65,6 +68,7 @@ class Tools:
     bus: Bus
     rules: Rules
     specs: SpecIndex
+    losses: Mapping[str, HostLoss]
     publisher: Publisher
     instruments: Instruments
     clock: Clock
@@ -95,6 +99,12 @@ class Partition:
         self._instruments = tools.instruments
         self._tenure = 0
         self._busy_since_ns: int | None = None
+        # What is not acknowledged in time comes again: long before that all is told.
+        self._adjustments = Adjustments(
+            tools.losses,
+            hold_ns=int(tools.ack_wait_s * NS_PER_S / 3),
+            most=max(1, tools.max_ack_pending // 4),
+        )
         self._consumer = PinnedConsumer(
             tools.bus,
             subjects.METRICS_RAW,
@@ -127,11 +137,13 @@ class Partition:
                     self._take_over()
                 await self._handle(batch)
             watching.cancel()
+        await self._tell(self._adjustments.rest())
 
     def _take_over(self) -> None:
         self._tenure = self._consumer.tenure
         self.pipeline = self._fresh(self._tools, self.unit)
         self.claims = Claims()
+        self._adjustments.rest()  # others may have been given it, and tell of it
         self._instruments.taken_over()
         _log.info("partition.taken_over", consumer=self.unit.durable)
 
@@ -168,6 +180,7 @@ class Partition:
         looked_ns = self._clock.monotonic_ns()
         while True:
             await asyncio.sleep(_WATCH_S)
+            await self._tell(self._adjustments.due(self._clock.monotonic_ns()))
             now = self._now()
             busy_since_ns = self._busy_since_ns
             busy = busy_since_ns is not None and now.monotonic_ns - busy_since_ns > _BUSY_NS
@@ -180,14 +193,30 @@ class Partition:
             if error is not None:
                 _log.warning("event.not_published", error=str(error))
 
+    async def _tell(self, several: Sequence[Late]) -> None:
+        """Tell of late frames, then answer for them; those not told of come again."""
+        now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
+        events = [late.event(now) for late in several]
+        told = await self._publish([[event_message(event)] for event in events])
+        for late, event, error in zip(several, events, told, strict=True):
+            try:
+                if error is not None:
+                    raise error
+                for delivery in late.deliveries:
+                    await delivery.ack()
+            except (TransientError, PoisonError) as failure:
+                _log.warning("event.not_published", error=str(failure))
+            else:
+                _log.warning(
+                    "metering.adjusted", host=event.host_id, frames=event.frames, rows=event.rows
+                )
+
     async def _carry_out(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> list[Outcome]:
         """Publish all that follows from a batch, answer its frames; returns what is done."""
         tried = await self._publish([outcome.side for _, outcome in outcomes])
         enriched = await self._publish(
             [
-                [outcome.enriched]
-                if outcome.enriched and not outcome.wait and error is None
-                else []
+                [outcome.enriched] if outcome.enriched and error is None else []
                 for (_, outcome), error in zip(outcomes, tried, strict=True)
             ]
         )
@@ -201,7 +230,8 @@ class Partition:
                     self._instruments.waited()
                     await delivery.nak(_AGAIN_S)
                     continue
-                await delivery.ack()
+                if not self._adjustments.hold(delivery, outcome, self._clock.monotonic_ns()):
+                    await delivery.ack()
             except (TransientError, PoisonError) as error:
                 # Unanswered, it is delivered again; what of it is stored already is stored once.
                 self._instruments.postponed()

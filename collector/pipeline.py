@@ -293,6 +293,7 @@ def _finish(
         msg_id = f"{msg_id}:{intake.replay}:{intake.sequence}"
     else:
         outcome.lag_ns = now.wall_ns - frame.sampled_at_ns
+        outcome.passed_on = (frame.host, frame.tick_ms)
     outcome.enriched = Outgoing(
         metrics_enriched(frame.host), payload, msg_id, replay_headers(intake) or None
     )
