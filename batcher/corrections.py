@@ -130,7 +130,9 @@ class Corrections:
         ]
 
     def _change(self, key: str, value: VmCorrections | None) -> None:
-        if not self._index.change(key, value):
+        before = self._index.version
+        self._index.change(key, value)
+        if self._index.version == before:
             return
         self._former.append(weakref.ref(self._view))
         self._view = View(self._index.version, self._index.by_vm)

@@ -22,6 +22,7 @@ from runtime.clock import SystemClock
 from runtime.publisher import Publisher
 from runtime.service import Service
 from schemas import subjects
+from schemas.corrections import VmCorrections, decode_vm_corrections
 from schemas.ids import new_id
 from schemas.units import NS_PER_MS, NS_PER_S
 from schemas.vms import VmRecord, decode_vm_record
@@ -65,16 +66,21 @@ async def main(service: Service[CollectorSettings]) -> None:
         max_ack_pending=settings.max_ack_pending,
         ack_wait_s=settings.ack_wait_s,
     )
+    corrected: Bucket[VmCorrections] = Bucket(
+        service.bus, subjects.CORRECTIONS, decode_vm_corrections
+    )
     service.health.unready(HEALTH_PART, "the VMs' records are not read yet")
     async with asyncio.TaskGroup() as group:
         following = group.create_task(mirror.run(), name="specs")
+        # Not waited for: a batcher stores nothing by what it says here alone.
+        correcting = group.create_task(Mirror(corrected, specs.corrections.change).run())
         synced = group.create_task(mirror.synced(), name="specs-synced")
         stopped = group.create_task(service.stop.wait(), name="stop")
         await asyncio.wait({synced, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if synced.done():
             service.health.ready(HEALTH_PART)
             await Crew(new_id(), tools).run(service.stop)
-        for task in (following, synced, stopped):
+        for task in (following, correcting, synced, stopped):
             task.cancel()
 
 

@@ -103,28 +103,23 @@ class CorrectionIndex:
         """What was corrected of a VM."""
         return self.by_vm.get(vm_id)
 
-    def change(self, key: str, value: VmCorrections | None) -> bool:
-        """Take over a change of the bucket; None for a key that is gone.
-
-        Returns:
-            Whether rows are another one's now, or have other words beside them.
-        """
+    def change(self, key: str, value: VmCorrections | None) -> None:
+        """Take over a change of the bucket; None for a key that is gone."""
         try:
             vm_id = parse_uuid(key).bytes
         except InvalidIdError as error:
             _log.error("correction.refused", key=key[:120], error=str(error))
-            return False
+            return
         if value is not None and value.vm_id.bytes != vm_id:
             _log.error("correction.refused", key=key, error="key and value name different VMs")
-            return False
+            return
         old, new = self.by_vm.get(vm_id), Attribution(value) if value is not None else None
         if (old and old.mark) == (new and new.mark):
-            return False
+            return
         rest = {known: one for known, one in self.by_vm.items() if known != vm_id}
         self.by_vm = {**rest, vm_id: new} if new is not None else rest
         self.version += 1
         self._versions[vm_id] = self.version
-        return True
 
     def changed_since(self, version: int) -> frozenset[bytes]:
         """VMs of which something else was said at this version."""
