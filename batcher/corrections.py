@@ -92,6 +92,11 @@ class Corrections:
         """What was corrected of a VM."""
         return self._index.get(vm_id.bytes)
 
+    def pending(self, vm_id: UUID) -> bool:
+        """Whether a correction of a VM has not been noted as applied."""
+        value = self._mirror.values.get(str(vm_id))
+        return value is not None and any(c.applied_at is None for c in value.corrections)
+
     def everything(self) -> list[UUID]:
         """All VMs of which something was corrected."""
         return [UUID(bytes=vm_id) for vm_id in self._index.by_vm]

@@ -30,7 +30,7 @@ from schemas.corrections import Correction, OwnerCorrection, VmCorrections
 
 _log = structlog.get_logger("decisec.settling")
 
-_LOOK_EVERY_S = 60.0
+_LOOK_EVERY_S = 300.0
 _AGAIN_AFTER_S = 1.0
 _REFUSED_AGAIN_AFTER_S = 60.0
 _AT_ONCE = 20
@@ -60,16 +60,22 @@ class Settler:
         await self._corrections.synced()
         while True:
             due = await self._corrections.due(self._look_every_s)
-            try:
-                for first in range(0, len(due), _AT_ONCE):
-                    await self.settle(due[first : first + _AT_ONCE])
-            except TransientError as error:
-                _log.warning("corrections.postponed", error=str(error))
-                await asyncio.sleep(_AGAIN_AFTER_S)
-            except (FatalError, PoisonError) as error:
-                # Frames go on: that rows of the past cannot be moved is no reason to lose new ones.
-                _log.error("corrections.refused", error=str(error))
-                await asyncio.sleep(_REFUSED_AGAIN_AFTER_S)
+            groups = [due[first : first + _AT_ONCE] for first in range(0, len(due), _AT_ONCE)]
+            waits_s = [await self._try(group) for group in groups]
+            await asyncio.sleep(max(waits_s, default=0.0))
+
+    async def _try(self, vm_ids: Sequence[UUID]) -> float:
+        """Settle some VMs; returns how long to wait before the next try, in s."""
+        try:
+            await self.settle(vm_ids)
+        except TransientError as error:
+            _log.warning("corrections.postponed", vms=len(vm_ids), error=str(error))
+            return _AGAIN_AFTER_S
+        except (FatalError, PoisonError) as error:
+            # Frames go on: that rows of the past cannot be moved is no reason to lose new ones.
+            _log.error("corrections.refused", vms=len(vm_ids), error=str(error))
+            return _REFUSED_AGAIN_AFTER_S
+        return 0.0
 
     async def settle(self, vm_ids: Sequence[UUID]) -> None:
         """Let the store agree with what was corrected of these VMs, and note it.
@@ -90,7 +96,8 @@ class Settler:
         if moved:
             _log.info("corrections.settled", vms=len(known), put_right=moved)
         for one in known:
-            await self._note(UUID(bytes=one.vm_id), one)
+            if self._corrections.pending(UUID(bytes=one.vm_id)):
+                await self._note(UUID(bytes=one.vm_id), one)
         self._corrections.settled(vm_ids, version)
 
     async def _unchanged(self, known: Sequence[Attribution]) -> bool:

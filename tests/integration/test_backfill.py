@@ -20,6 +20,7 @@ from schemas.corrections import BackfillWish, OwnerCorrection, PlanCorrection
 from schemas.ids import new_id
 from schemas.vms import METERS, Counters
 from tests.support.backfill import BASE_MS, Past, at, life, past
+from tests.support.store import insert
 
 ALL = range(10_000)
 
@@ -317,3 +318,44 @@ async def test_a_move_of_many_ticks_lets_frames_through(store: Past) -> None:
         {"vm": str(vm_id)},
     )
     assert [(str(c), int(n), int(m)) for c, n, m in found] == [("bolt", 400_000, 2_799_993)]
+
+
+async def test_rows_that_another_batcher_left_by_a_former_view_are_found(store: Past) -> None:
+    """It was killed before it could know better, and never came back."""
+    vm_id = new_id()
+    frames = life(vm_id, range(100))
+    await store.publish(frames[:50])
+    await store.stored()
+    await store.correct(own(vm_id, "bolt", running=True))
+    await insert(store.store, frames[50:])
+    assert await store.rows("acme", vm_id) != {}
+    settler = store.settler(look_every_s=0.05)
+    settling = asyncio.create_task(settler.run())
+    async with asyncio.timeout(30):
+        while await store.rows("acme", vm_id):
+            await asyncio.sleep(0.05)
+    settling.cancel()
+    assert await store.used("bolt", ALL) == {vm_id: used(100)}
+
+
+async def test_answers_are_not_complete_while_rows_move(store: Past) -> None:
+    """Neither the former owner's nor the new one's; others' are."""
+    vm_id, other = new_id(), new_id()
+    await store.publish([*life(vm_id, range(50)), *life(other, range(50))])
+    await store.stored()
+    watermark = store.watermark()
+    assert await watermark.undisturbed("acme", ()) is not None
+    await store.correct(own(vm_id, "bolt"), settle=False)
+    for customer, vm_ids, moving in (
+        ("acme", (), True),
+        ("acme", (vm_id,), True),
+        ("acme", (other,), False),
+        ("bolt", (), True),
+        ("corp", (), False),
+    ):
+        assert (await watermark.undisturbed(customer, vm_ids) is None) == moving, customer
+    await store.settle(vm_id)
+    before = await watermark.undisturbed("acme", ())
+    assert before is not None
+    await store.correct(own(vm_id, "corp"))
+    assert await watermark.undisturbed("acme", ()) not in (before, None)

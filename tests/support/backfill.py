@@ -27,7 +27,7 @@ from batcher.settling import Settler
 from batcher.store import Encoded, Store
 from batcher.telemetry import Instruments
 from batcher.usage import report
-from batcher.watermark import Placements
+from batcher.watermark import Placements, Watermark, decode_placed
 from batcher.windows import Window
 from runtime.buckets import Bucket
 from runtime.bus import Bus
@@ -44,6 +44,7 @@ from schemas.corrections import (
     decode_vm_corrections,
 )
 from schemas.frames import EnrichedFrame, SampleFlag, encode_frame
+from schemas.hosts import decode_host_loss
 from schemas.ids import new_id
 from schemas.usage import UsageQuery
 from schemas.vms import METERS, Counters
@@ -146,9 +147,26 @@ class Past:
     figures: Figures
     stop: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def settler(self) -> Settler:
+    def settler(self, look_every_s: float = 60.0) -> Settler:
         """One that knows nothing of what was done before."""
-        return Settler(Mover(self.store), self.figures, self.corrections, Publisher(self.bus))
+        return Settler(
+            Mover(self.store),
+            self.figures,
+            self.corrections,
+            Publisher(self.bus),
+            look_every_s=look_every_s,
+        )
+
+    def watermark(self) -> Watermark:
+        """Says how far answers are complete; knows of no VM's host."""
+        return Watermark(
+            self.store,
+            Bucket(self.bus, subjects.VM_SPECS, decode_placed),
+            Bucket(self.bus, subjects.LOST_HOSTS, decode_host_loss),
+            SystemClock(),
+            corrections=self.corrections,
+            margin_ms=0,
+        )
 
     async def publish(self, frames: Sequence[EnrichedFrame], *, again: bool = False) -> None:
         """Put enriched frames into their stream."""
