@@ -206,7 +206,7 @@ class Backfills:
             if not (one.ended or wish.running):
                 raise RefusedBackfillError(
                     f"incarnation {one.incarnation} has not ended: what it still uses would be the "
-                    "new owner's as well. Say that you mean it, or wait"
+                    "new owner's as well. Say that you mean it (--running), or wait"
                 )
         return OwnerCorrection(
             correction_id=act_id,

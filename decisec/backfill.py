@@ -117,13 +117,20 @@ def changes(before: Sequence[Total], after: Sequence[Total]) -> list[Change]:
     return [one for one in sums if one.before != one.after]
 
 
-def changed(correction: Correction) -> list[Change]:
-    """What an applied correction has changed that it should not have."""
+def changed(correction: Correction, *, growing: bool = False) -> list[Change]:
+    """What an applied correction has changed that it should not have.
+
+    Args:
+        correction: As it was noted once it was applied.
+        growing: Samples may have come meanwhile, of an incarnation that runs: only less is wrong.
+    """
     if isinstance(correction, OwnerCorrection):
-        return changes(correction.before, correction.after)
+        found = changes(correction.before, correction.after)
+        return [one for one in found if one.after < one.before] if growing else found
     before = sum(row.samples for row in correction.before)
     after = sum(row.samples for row in correction.after)
-    return [Change(meter="samples", before=before, after=after)] if before != after else []
+    # Late ones may have come here too: counters are not touched by it.
+    return [Change(meter="samples", before=before, after=after)] if after < before else []
 
 
 def words(correction: Correction) -> str:

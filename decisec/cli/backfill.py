@@ -47,6 +47,10 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.", show_defau
 Within = Annotated[
     float, typer.Option("--timeout", min=1, help="Seconds to wait for all of it to be done.")
 ]
+_VERDICTS = {
+    True: "the sums over all customers are the same to the unit",
+    False: "the sums over all customers have not become less; what still ran has gone on counting",
+}
 
 
 @app.command(epilog=EPILOG)
@@ -79,8 +83,9 @@ def owner(
 ) -> None:  # fmt: skip
     """Give incarnations of VMs to the customer whose they were. Safe to repeat.
 
-    An incarnation lasts from a VM's start to its stop and is corrected as a whole. Exit code 1 if
-    the sums over all customers are not the same to the unit afterwards.
+    An incarnation lasts from a VM's start to its stop and is corrected as a whole.
+
+    Exit code 1 if the sums over all customers are not the same to the unit afterwards.
     """
     first, last = _incarnations(incarnations)
     from schemas.corrections import BackfillWish
@@ -245,7 +250,12 @@ def _tell(previews: Sequence[Backfill], done: dict[UUID, Correction], *, as_json
     from decisec.backfill import changed
     from decisec.cli.backfill_tables import done_tables
 
-    wrong = {vm_id: found for vm_id, one in done.items() if (found := changed(one))}
+    growing = {one.vm_id for one in previews if any(not known.ended for known in one.incarnations)}
+    wrong = {
+        vm_id: found
+        for vm_id, one in done.items()
+        if (found := changed(one, growing=vm_id in growing))
+    }
     if as_json:
         show_json(
             {
@@ -264,7 +274,7 @@ def _tell(previews: Sequence[Backfill], done: dict[UUID, Correction], *, as_json
     else:
         _show(done_tables(done))
         if not wrong:
-            show_text("the sums over all customers are the same to the unit")
+            show_text(_VERDICTS[growing.isdisjoint(done)])
     for vm_id, found in wrong.items():
         for one in found:
             say(
