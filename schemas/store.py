@@ -15,6 +15,7 @@ import msgspec
 
 from schemas.audit import MAX_AUDIT_REASON
 from schemas.codec import decoder
+from schemas.corrections import Backfill, BackfillWish
 from schemas.errors import ErrorInfo
 from schemas.ids import CustomerId
 from schemas.units import Counter
@@ -27,6 +28,8 @@ class StoreVerb(StrEnum):
     STATUS = "status"
     CHECK = "check"
     REPAIR = "repair"
+    PREVIEW = "preview"
+    BACKFILL = "backfill"
 
 
 class StoreQuestion(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,13 +37,15 @@ class StoreQuestion(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         day: Of a check or a repair: which UTC day's usage.
-        actor: Of a repair: who says to do it.
-        reason: Of a repair: why, in one line.
+        actor: Of a repair or a backfill: who says to do it.
+        reason: Of a repair or a backfill: why, in one line.
+        backfill: Of a backfill or its preview: what is to be corrected.
     """
 
     day: date | None = None
     actor: Annotated[str, msgspec.Meta(max_length=255)] = ""
     reason: Annotated[str, msgspec.Meta(max_length=MAX_AUDIT_REASON)] = ""
+    backfill: BackfillWish | None = None
 
 
 class MigrationState(StrEnum):
@@ -154,6 +159,7 @@ class StoreReply(msgspec.Struct, frozen=True, kw_only=True):
 
     status: StoreStatus | None = None
     check: DayCheck | None = None
+    backfill: Backfill | None = None
     error: ErrorInfo | None = None
 
 
