@@ -20,7 +20,7 @@ from schemas.corrections import BackfillWish, OwnerCorrection, PlanCorrection
 from schemas.ids import new_id
 from schemas.vms import METERS, Counters
 from tests.support.backfill import BASE_MS, Past, at, life, past
-from tests.support.store import insert
+from tests.support.store import Reading, enriched, insert
 
 ALL = range(10_000)
 
@@ -226,6 +226,14 @@ async def test_a_wish_that_cannot_be_fulfilled_is_refused_with_what_to_change(st
     assert "both ends" in await refused(
         BackfillWish(vm_id=vm_id, price_plan="gold", first_incarnation=1, last_incarnation=1)
     )
+    huge = new_id()
+    for number in (1, 2):
+        await insert(
+            store.store,
+            [enriched([Reading(huge, BASE_MS, number, 2, {"mem_kib_ms": 2**63 - 1})])],
+        )
+    with pytest.raises(RefusedBackfillError, match="give fewer incarnations"):
+        await store.correct(own(huge, "bolt", 1, 2))
     with pytest.raises(RefusedBackfillError, match="no samples of VM"):
         await store.correct(own(new_id(), "bolt"))
     assert await store.used("acme", ALL, vm_id)
