@@ -12,6 +12,7 @@ from uuid import UUID
 import pytest
 
 from batcher.backfill_rules import RefusedBackfillError
+from decisec.backfill import Corrections, RefusedError
 from runtime.errors import TransientError
 from runtime.reading import read_stream
 from schemas import subjects
@@ -367,3 +368,24 @@ async def test_answers_are_not_complete_while_rows_move(store: Past) -> None:
     assert before is not None
     await store.correct(own(vm_id, "corp"))
     assert await watermark.undisturbed("acme", ()) not in (before, None)
+
+
+async def test_a_store_that_refuses_is_told_of_and_asked_again(store: Past) -> None:
+    """Whoever waits hears why; once it may, it is done, and the problem is gone."""
+    vm_id = new_id()
+    await store.publish(life(vm_id, range(50)))
+    await store.stored()
+    asked = await store.correct(own(vm_id, "bolt"), settle=False)
+    assert asked.correction is not None
+    store.store.refuses = True
+    settling = asyncio.create_task(store.settler().run())
+    with pytest.raises(RefusedError, match="may not"):
+        await Corrections(store.bus).applied(vm_id, asked.correction.correction_id)
+    settling.cancel()
+    assert len(await store.rows("acme", vm_id)) == 4
+    assert await store.rows("bolt", vm_id) == {}
+    store.store.refuses = False
+    await store.settle(vm_id)
+    applied = await Corrections(store.bus).applied(vm_id, asked.correction.correction_id)
+    assert applied.problem == ""
+    assert await store.rows("acme", vm_id) == {}

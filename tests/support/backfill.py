@@ -33,7 +33,7 @@ from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
-from runtime.errors import TransientError
+from runtime.errors import FatalError, TransientError
 from runtime.health import Health
 from runtime.publisher import Publisher
 from schemas import subjects
@@ -98,6 +98,7 @@ class Gated(Store):
         open: While it is not set, inserts wait.
         waiting: Set while one does.
         lives: So many statements are still done; none ends with an error before anything is done.
+        refuses: Statements are refused.
     """
 
     def __init__(self, store: Store) -> None:
@@ -107,6 +108,7 @@ class Gated(Store):
         self.open.set()
         self.waiting = asyncio.Event()
         self.lives: int | None = None
+        self.refuses = False
 
     async def query(
         self,
@@ -118,6 +120,8 @@ class Gated(Store):
         return await self._inner.query(sql, parameters, settings=settings)
 
     async def command(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
+        if self.refuses:
+            raise FatalError("this user may not do that")
         if self.lives is not None:
             if not self.lives:
                 raise TransientError("killed")
