@@ -54,6 +54,7 @@ from tests.support.store import DAY_NS, Reading, embedded_store, enriched
 
 BASE_MS = time.time_ns() // 10**9 * 1000 - 3_600_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ALL = range(10_000)
 
 
 def at(ticks: int) -> datetime:
@@ -89,6 +90,24 @@ def life(
         )
         for tick in ticks
     ]
+
+
+def own(
+    vm_id: UUID, customer: str, first: int = 1, last: int = 1, *, running: bool = False
+) -> BackfillWish:
+    """A wish that incarnations were a customer's."""
+    return BackfillWish(
+        vm_id=vm_id,
+        customer_id=customer,
+        first_incarnation=first,
+        last_incarnation=last,
+        running=running,
+    )
+
+
+def used(ticks: int, step: int = 10) -> Counters:
+    """What a life of so many ticks has used at its end."""
+    return Counters(**{m: (ticks - 1) * (step + place) for place, m in enumerate(METERS)})
 
 
 class Gated(Store):
