@@ -20,7 +20,6 @@ from batcher.feeds import Feeder
 from batcher.figures import Figures
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.intake import Intake
-from batcher.memory import spare_the_collector
 from batcher.migrations import migrate, shipped
 from batcher.mover import Mover
 from batcher.priorities import let_merges_wait
@@ -42,6 +41,7 @@ from runtime.clock import SystemClock
 from runtime.consumer import Consumer
 from runtime.errors import TransientError
 from runtime.health import Health
+from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.retry import forever
 from runtime.service import Service

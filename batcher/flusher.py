@@ -25,7 +25,7 @@ from runtime.clock import Clock
 from runtime.errors import OverloadedError, PoisonError, TransientError
 from runtime.health import Health
 from runtime.retry import forever
-from runtime.telemetry import span
+from runtime.telemetry import span, thinned
 from schemas import subjects
 from schemas.codec import encode
 from schemas.frames import EnrichedFrame, FramesStored, replay_of
@@ -320,13 +320,6 @@ class Flusher:
         except TransientError as error:
             # Nobody bills from this message; those who wait for it ask again.
             _log.warning("batch.announcement_failed", batch_id=batch_id, error=str(error))
-
-
-def thinned(values: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most `most` of the values, evenly spread, the first one included."""
-    if len(values) <= most:
-        return tuple(values)
-    return tuple(values[i * len(values) // most] for i in range(most))
 
 
 def newest(frames: Sequence[EnrichedFrame]) -> dict[str, int]:

@@ -155,7 +155,10 @@ FEEDS = (
         },
         filter_subjects=tuple(
             f"host.evt.*.{kind}"
-            for kind in ("gap_opened", "gap_closed", "host_suspected", "host_silent", "host_heard")
+            for kind in (
+                "gap_opened", "gap_closed", "host_suspected", "host_silent", "host_heard",
+                "metering_adjusted",
+            )
         ),
     ),
     Feed(

@@ -92,7 +92,7 @@ class UsageDoor:
         window = check(query, self._retention, now)
         # First this: what has arrived by then is in the answer that is read after it.
         before = await self._watermark.undisturbed(customer_id, query.vm_ids)
-        until = await self._watermark.complete_until(customer_id, query.vm_ids)
+        until = await self._watermark.complete_until(customer_id, query.vm_ids, query.start)
         answer = await report(self._store, customer_id, query, window, limit_s=self._limit_s)
         after = await self._watermark.undisturbed(customer_id, query.vm_ids)
         if before is None or before != after:

@@ -1,9 +1,10 @@
 """`complete_until`: the time before which an answer will not change any more.
 
 It is the earliest time to which the hosts have come that can still send rows of the VMs in
-question. Those are the hosts that the VMs' records name: rows of another host are rejected, and so
-are those of a VM without a record. A host whose VMs are all deleted concerns nobody once it has
-come past their end. A host that the operator has declared lost is not waited for.
+question. Those are the hosts that the VMs' records name, former ones included: rows of another host
+are rejected, and so are those of a VM without a record. A host whose VMs are all deleted, or have
+left it, concerns nobody once it has come past their end there, and no window that begins later.
+A host that the operator has declared lost is not waited for.
 
 It is never later than a while ago: a VM that is made now may have ticks from a moment before, by a
 clock that is behind, and its host was not asked for until now. Gateways place VMs only on hosts
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
@@ -35,7 +36,7 @@ from schemas.hosts import HostLoss
 from schemas.ids import CustomerId, HostId, VmId
 from schemas.subjects import parse_vm_key
 from schemas.units import NS_PER_MS
-from schemas.vms import Timestamp
+from schemas.vms import FormerHost, Timestamp
 
 _log = structlog.get_logger("decisec.watermark")
 
@@ -56,6 +57,14 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True):
     customer_id: CustomerId
     host_id: HostId
     deleted_at: Timestamp | None = None
+    former_hosts: tuple[FormerHost, ...] = ()
+
+    @property
+    def ends(self) -> Iterator[tuple[str, Timestamp | None]]:
+        """Each host that may have rows of it, and since when there is nothing of it there."""
+        yield self.host_id, self.deleted_at
+        for former in self.former_hosts:
+            yield former.host_id, former.left_at
 
 
 decode_placed: Callable[[bytes], Placed] = decoder(Placed)
@@ -99,18 +108,17 @@ class Placements:
             taken_over: Others' VMs of which rows are this customer's, by a correction.
 
         Returns:
-            Per host, when the last of its VMs was deleted, Unix ms; None if one is not.
+            Per host, when the last of them was deleted or had left it, Unix ms; None if one may
+            be there.
         """
         all_vms = dict(self._by_customer.get(customer_id, {}))
         all_vms |= {vm_id: placed for vm_id in taken_over if (placed := self.of_vm(vm_id))}
         wanted = [all_vms[vm_id] for vm_id in vm_ids if vm_id in all_vms]
         ends: dict[str, int | None] = {}
         for placed in wanted if vm_ids else all_vms.values():
-            known = ends.get(placed.host_id, 0)
-            if placed.deleted_at is None or known is None:
-                ends[placed.host_id] = None
-            else:
-                ends[placed.host_id] = max(known, _ms(placed.deleted_at))
+            for host_id, end in placed.ends:
+                known = ends.get(host_id, 0)
+                ends[host_id] = None if end is None or known is None else max(known, _ms(end))
         return ends
 
 
@@ -124,6 +132,38 @@ class Until(NamedTuple):
 
     time: datetime | None
     lost_hosts: tuple[str, ...] = ()
+
+
+def settle(
+    ends_ms: Mapping[str, int | None],
+    told_ms: Mapping[str, int],
+    lost: Container[str],
+    *,
+    start_ms: int,
+    latest_ms: int,
+    margin_ms: int,
+) -> Until:
+    """How far an answer is complete, from what is known of the hosts.
+
+    Args:
+        ends_ms: As `Placements.hosts` says.
+        told_ms: How far hosts have come.
+        lost: Those that are not waited for.
+        start_ms: Begin of the window: what ended before it is no part of the answer.
+        latest_ms: The answer is not complete beyond this.
+        margin_ms: What the clocks of hosts and of those who wrote the ends are apart.
+    """
+    open_ms = {
+        host_id: told_ms.get(host_id, -1)
+        for host_id, end_ms in ends_ms.items()
+        if end_ms is None or max(told_ms.get(host_id, -1), start_ms) < end_ms + margin_ms
+    }
+    waited_for = [until_ms for host_id, until_ms in open_ms.items() if host_id not in lost]
+    until_ms = min([latest_ms, *waited_for])
+    passed = tuple(sorted(h for h, told in open_ms.items() if h in lost and told < until_ms))
+    if until_ms < 0:
+        return Until(None, passed)
+    return Until(_EPOCH + timedelta(milliseconds=until_ms), passed)
 
 
 class Watermark:
@@ -164,12 +204,15 @@ class Watermark:
             group.create_task(self._mirror.run(), name="placements")
             group.create_task(self._losses.run(), name="losses")
 
-    async def complete_until(self, customer_id: str, vm_ids: Sequence[UUID]) -> Until:
+    async def complete_until(
+        self, customer_id: str, vm_ids: Sequence[UUID], start: datetime
+    ) -> Until:
         """The time before which what is read from the store after this call never changes.
 
         Args:
             customer_id: Whose VMs.
             vm_ids: Which of them; empty for all that there are or will be.
+            start: Begin of the window.
 
         Returns:
             No time if a host has not told yet, or the records cannot be read.
@@ -183,17 +226,14 @@ class Watermark:
         taken_over = self._corrections.taken_over(customer_id)
         ends = self.placements.hosts(customer_id, vm_ids, taken_over)
         told = await self._told(list(ends)) if ends else {}
-        open_ms = {
-            host_id: told.get(host_id, -1)
-            for host_id, end_ms in ends.items()
-            if end_ms is None or told.get(host_id, -1) < end_ms + self._margin_ms
-        }
-        lost = open_ms.keys() & self._losses.values.keys()
-        latest_ms = min([latest_ms, *(open_ms[host_id] for host_id in open_ms.keys() - lost)])
-        passed = tuple(sorted(host_id for host_id in lost if open_ms[host_id] < latest_ms))
-        if latest_ms < 0:
-            return Until(None, passed)
-        return Until(_EPOCH + timedelta(milliseconds=latest_ms), passed)
+        return settle(
+            ends,
+            told,
+            self._losses.values,
+            start_ms=_ms(start),
+            latest_ms=latest_ms,
+            margin_ms=self._margin_ms,
+        )
 
     async def undisturbed(self, customer_id: str, vm_ids: Sequence[UUID]) -> int | None:
         """The revision of the corrections, if no rows of these VMs are being moved.

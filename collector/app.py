@@ -19,10 +19,12 @@ from collector.specs import SpecIndex
 from collector.telemetry import Instruments
 from runtime.buckets import Bucket, Mirror
 from runtime.clock import SystemClock
+from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.service import Service
 from schemas import subjects
 from schemas.corrections import VmCorrections, decode_vm_corrections
+from schemas.hosts import HostLoss, decode_host_loss
 from schemas.ids import new_id
 from schemas.units import NS_PER_MS, NS_PER_S
 from schemas.vms import VmRecord, decode_vm_record
@@ -55,10 +57,12 @@ async def main(service: Service[CollectorSettings]) -> None:
     specs = SpecIndex(rules.unknown_wait_ns)
     bucket: Bucket[VmRecord] = Bucket(service.bus, subjects.VM_SPECS, decode_vm_record)
     mirror = Mirror(bucket, specs.change)
+    losses = Mirror(Bucket(service.bus, subjects.LOST_HOSTS, decode_host_loss))
     tools = Tools(
         bus=service.bus,
         rules=rules,
         specs=specs,
+        losses=losses.values,
         publisher=Publisher(service.bus),
         instruments=Instruments(),
         clock=SystemClock(),
@@ -72,16 +76,25 @@ async def main(service: Service[CollectorSettings]) -> None:
     service.health.unready(HEALTH_PART, "the VMs' records are not read yet")
     async with asyncio.TaskGroup() as group:
         following = group.create_task(mirror.run(), name="specs")
+        losing = group.create_task(losses.run(), name="losses")
         # Not waited for: a batcher stores nothing by what it says here alone.
-        correcting = group.create_task(Mirror(corrected, specs.corrections.change).run())
-        synced = group.create_task(mirror.synced(), name="specs-synced")
+        correcting = group.create_task(
+            Mirror(corrected, specs.corrections.change).run(), name="corrections"
+        )
+        synced = group.create_task(_both(mirror, losses), name="buckets-synced")
         stopped = group.create_task(service.stop.wait(), name="stop")
         await asyncio.wait({synced, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if synced.done():
             service.health.ready(HEALTH_PART)
+            spare_the_collector()
             await Crew(new_id(), tools).run(service.stop)
-        for task in (following, correcting, synced, stopped):
+        for task in (following, losing, correcting, synced, stopped):
             task.cancel()
+
+
+async def _both(specs: Mirror[VmRecord], losses: Mirror[HostLoss]) -> None:
+    await specs.synced()
+    await losses.synced()
 
 
 def _ns(seconds: float) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from collector.checks import CpuLimit, Ints, Rows, take
 from collector.corrections import correct
 from collector.history import History, Where
-from collector.specs import SpecIndex
+from collector.specs import SpecIndex, missed_on
 from schemas.frames import COLUMNS, EnrichedFrame, Frame, RejectReason
 from schemas.vms import VmRecord
 
@@ -28,8 +28,8 @@ class Layout:
     Attributes:
         kept: The other rows; None if all are.
         refused: Rows per reason.
-        unknown: Ids of the rows refused as unknown.
-        settled: The unknown ones have been waited for.
+        unknown: Of the rows refused for want of a record that names VM and host: what to wait for.
+        settled: It has been waited for.
         where: Places of the kept rows in the history.
         cpus: Per kept row: vCPUs and overhead threads.
         corrections_version: Of the corrections that it goes by.
@@ -82,6 +82,7 @@ def lay_out(frame: Frame, specs: SpecIndex, history: History, limit: CpuLimit) -
     kept: list[int] = []
     keys: dict[bytes, None] = {}
     records: list[VmRecord] = []
+    incarnations: list[int] = np.frombuffer(frame.incarnations, "<u4").tolist()
     for row in range(frame.rows):
         vm_id = frame.vm_ids[16 * row : 16 * row + 16]
         key = vm_id + frame.incarnations[4 * row : 4 * row + 4]
@@ -89,8 +90,10 @@ def lay_out(frame: Frame, specs: SpecIndex, history: History, limit: CpuLimit) -
         if record is None:
             refused.setdefault(RejectReason.UNKNOWN_VM, []).append(row)
             unknown.append(vm_id)
-        elif record.host_id != frame.host:
+        elif not record.ran_on(frame.host, incarnations[row]):
             refused.setdefault(RejectReason.FOREIGN_VM, []).append(row)
+            if record.is_open(incarnations[row]):
+                unknown.append(missed_on(vm_id, frame.host))
         elif key in keys:
             refused.setdefault(RejectReason.DUPLICATE_VM, []).append(row)
         else:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from runtime.publisher import Outgoing
 from schemas.codec import encode
 from schemas.errors import InvalidIdError
 from schemas.events import HostEvent
@@ -51,15 +51,6 @@ class Now(NamedTuple):
     monotonic_ns: int
 
 
-class Outgoing(NamedTuple):
-    """A message to publish to a stream."""
-
-    subject: str
-    payload: bytes
-    msg_id: str
-    headers: Mapping[str, str] | None = None
-
-
 @dataclass(slots=True)
 class Outcome:
     """What becomes of one message.
@@ -73,6 +64,7 @@ class Outcome:
         rejected: Refused rows per reason; a message without readable rows counts as one.
         lag_ns: Collected less sampled; None for a message that is refused as a whole, or replayed.
         claim: A host and what it claims of itself, where that can be believed.
+        passed_on: Host and tick of a frame that leaves for the batcher, unless it is replayed.
     """
 
     side: list[Outgoing] = field(default_factory=list)
@@ -82,6 +74,7 @@ class Outcome:
     rejected: dict[str, int] = field(default_factory=dict)
     lag_ns: int | None = None
     claim: tuple[str, int] | None = None
+    passed_on: tuple[str, int] | None = None
 
 
 def event_message(event: HostEvent) -> Outgoing:

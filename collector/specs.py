@@ -18,13 +18,18 @@ _MAX_MISSED = 65_536
 DEFAULT_REGION = "local"
 
 
+def missed_on(vm_id: bytes, host_id: str) -> bytes:
+    """What to wait for where a VM's record names another host: it may just have moved."""
+    return vm_id + host_id.encode()
+
+
 class SpecIndex:
     """VM id (16 bytes) to record. Records of deleted VMs stay as long as their bucket keeps them.
 
     Attributes:
         corrections: What operators have corrected of VMs' past.
         version: Grows with each change.
-        missed_version: Grows when an id that was looked for in vain gets its record.
+        missed_version: Grows when what was looked for in vain gets its record.
     """
 
     def __init__(self, wait_ns: int) -> None:
@@ -77,23 +82,29 @@ class SpecIndex:
             self._regions[record.host_id] = record.region
         self.version += 1
         for one in (old, record):
-            if one is not None:
-                self._host_versions[one.host_id] = self.version
-        if record is not None and self._missed_at_ns.pop(vm_id, None) is not None:
-            self.missed_version = self.version
+            for host_id in one.hosts if one is not None else ():
+                self._host_versions[host_id] = self.version
+        if record is not None:
+            for missed in (vm_id, missed_on(vm_id, record.host_id)):
+                if self._missed_at_ns.pop(missed, None) is not None:
+                    self.missed_version = self.version
 
-    def worth_waiting(self, vm_ids: Iterable[bytes], now_ns: int) -> bool:
-        """Whether any of these unknown VMs has been looked for only a short while.
+    def worth_waiting(self, missed: Iterable[bytes], now_ns: int) -> bool:
+        """Whether any of these has been looked for only a short while.
 
-        The gateway writes a record before the agent hears of the VM, so an unknown VM is
-        mostly one whose record is still on its way.
+        The gateway writes a record before the agent hears of the VM, so an unknown VM, or one
+        that is on another host, is mostly one whose record is still on its way.
+
+        Args:
+            missed: Ids of VMs without a record, and `missed_on` of those that are elsewhere.
+            now_ns: A clock that never goes back.
         """
         waiting = False
-        for vm_id in vm_ids:
-            since = self._missed_at_ns.get(vm_id)
+        for key in missed:
+            since = self._missed_at_ns.get(key)
             if since is None:
                 if len(self._missed_at_ns) >= _MAX_MISSED:
                     del self._missed_at_ns[next(iter(self._missed_at_ns))]
-                self._missed_at_ns[vm_id] = since = now_ns
+                self._missed_at_ns[key] = since = now_ns
             waiting = waiting or now_ns - since < self._wait_ns
         return waiting

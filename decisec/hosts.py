@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from enum import StrEnum
 from typing import TypeVar
 
 import msgspec
 
+from decisec.streams.acts import audited
 from gateway.placement import FRESH
 from runtime.buckets import Bucket
 from runtime.bus import Bus
@@ -23,6 +25,7 @@ from schemas.hosts import (
     decode_host_loss,
     decode_host_orders,
 )
+from schemas.ids import new_id
 from schemas.subjects import HOST_ORDERS, HOSTS, LOST_HOSTS, VM_STATUS
 from schemas.vms import VmState, VmStatus, decode_vm_status
 
@@ -111,6 +114,7 @@ class Hosts:
     """
 
     def __init__(self, bus: Bus) -> None:
+        self._bus = bus
         self._heartbeats = Bucket(bus, HOSTS, decode_host_info)
         self._orders = Bucket(bus, HOST_ORDERS, decode_host_orders)
         self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
@@ -173,22 +177,38 @@ class Hosts:
         return [found[host_id] for host_id in sorted(found)]
 
     async def declare_lost(self, host_id: str, *, reason: str, requested_by: str) -> HostLoss:
-        """Let usage answers no longer wait for a host; the first declaration stands."""
+        """Let usage answers no longer wait for a host; the first declaration stands. Audited."""
         entry = await self._losses.get(host_id)
         if entry is not None:
             return entry.value
         loss = HostLoss(
             host_id=host_id, reason=reason, requested_by=requested_by, declared_at=utc_now()
         )
-        await self._losses.put(host_id, loss)
+        async with self._audited("host-lost", loss, actor=requested_by, reason=reason):
+            await self._losses.put(host_id, loss)
         return loss
 
-    async def declare_found(self, host_id: str) -> bool:
-        """Let usage answers wait for a host again; false if it was not lost."""
-        lost = await self._losses.get(host_id) is not None
-        if lost:
+    async def declare_found(self, host_id: str, *, reason: str, requested_by: str) -> bool:
+        """Let usage answers wait for a host again; false if it was not lost. Audited."""
+        lost = await self._losses.get(host_id)
+        if lost is None:
+            return False
+        async with self._audited("host-found", lost.value, actor=requested_by, reason=reason):
             await self._losses.delete(host_id)
-        return lost
+        return True
+
+    def _audited(
+        self, action: str, loss: HostLoss, *, actor: str, reason: str
+    ) -> AbstractAsyncContextManager[dict[str, str]]:
+        return audited(
+            self._bus,
+            act_id=new_id(),
+            actor=actor,
+            action=action,
+            target=loss.host_id,
+            reason=reason,
+            details={"lost_at": loss.declared_at.isoformat()},
+        )
 
     async def until(
         self,

@@ -110,6 +110,26 @@ class HostHeard(_HostEvent, frozen=True, kw_only=True, tag="host_heard"):
     silent_ms: Count
 
 
+class MeteringAdjusted(_HostEvent, frozen=True, kw_only=True, tag="metering_adjusted"):
+    """A host that is declared lost has sent frames from before that after all; they count.
+
+    Usage answers did not wait for them, so some that were complete have changed.
+
+    Attributes:
+        lost_at: When it was declared lost.
+        first_tick: The oldest frame's time.
+        last_tick: The newest one's.
+        frames: How many there were. One that was delivered twice may be told of twice.
+        rows: Samples in them that were passed on.
+    """
+
+    lost_at: Timestamp
+    first_tick: Timestamp
+    last_tick: Timestamp
+    frames: Count
+    rows: Count
+
+
 class HostDrained(_HostEvent, frozen=True, kw_only=True, tag="host_drained"):
     """A draining host has no VM left; once per order.
 
@@ -125,7 +145,9 @@ class HostDrained(_HostEvent, frozen=True, kw_only=True, tag="host_drained"):
 VmEvent = (
     VmCreated | VmStarted | VmPaused | VmResumed | VmSnapshotted | VmStopped | VmDeleted | VmFailed
 )
-HostEvent = GapOpened | GapClosed | HostSuspected | HostSilent | HostHeard | HostDrained
+HostEvent = (
+    GapOpened | GapClosed | HostSuspected | HostSilent | HostHeard | HostDrained | MeteringAdjusted
+)
 
 decode_vm_event: Callable[[bytes], VmEvent] = decoder(VmEvent)
 decode_host_event: Callable[[bytes], HostEvent] = decoder(HostEvent)

@@ -58,8 +58,8 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         samples_since: `samples` are counted from here on only, because which ticks there were
             before is no longer kept; None if they are those of the whole window.
-        complete_until: What was used before this time will not change any more: all samples are
-            in the store. None if that is not known.
+        complete_until: What was used in the window before this time will not change any more: all
+            samples are in the store. None if that is not known.
         complete: The whole window lies before that time. Asked again, its counters and samples
             are the same.
         lost_hosts: Hosts that the operator has declared lost, and for which that time did not wait:

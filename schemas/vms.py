@@ -132,11 +132,35 @@ class VmSpec(Discreet, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, metadata=dict.fromkeys(self.metadata, ""))
 
 
+Incarnation = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
+MAX_FORMER_HOSTS = 16
+
+
+class FormerHost(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that a VM has left, and which of its incarnations are that host's to tell of.
+
+    Attributes:
+        first_incarnation: The first one that ran there.
+        last_incarnation: The last one that can have run there. Later ones are another host's.
+        left_at: When nothing of the VM ran there any more; None while nobody can tell, because
+            the host was lost. Usage answers wait for what the host may hold from before.
+    """
+
+    host_id: HostId
+    first_incarnation: Incarnation = 1
+    last_incarnation: Incarnation
+    left_at: Timestamp | None = None
+
+
 class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Value of bucket `vm_specs`, written by the gateway: what was asked for, and where it went.
 
     A deleted VM's record stays as a tombstone (`deleted_at` set) at least as long as raw
     metrics can be replayed, so that a late sample still finds its owner.
+
+    Attributes:
+        former_hosts: Where it was before, oldest first. Spans of incarnations do not overlap; what
+            comes after the last one's is the present host's.
     """
 
     vm_id: VmId
@@ -149,6 +173,59 @@ class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
     price_plan: PricePlanId = "default"
     created_at: Timestamp
     deleted_at: Timestamp | None = None
+    former_hosts: Annotated[tuple[FormerHost, ...], msgspec.Meta(max_length=MAX_FORMER_HOSTS)] = ()
+
+    def __post_init__(self) -> None:
+        told = 0
+        for former in self.former_hosts:
+            if not told < former.first_incarnation <= former.last_incarnation:
+                raise ValueError("incarnations of former hosts overlap or go back")
+            told = former.last_incarnation
+
+    @property
+    def hosts(self) -> frozenset[str]:
+        """Every host that may have something to tell of the VM."""
+        return frozenset({self.host_id, *(former.host_id for former in self.former_hosts)})
+
+    def ran_on(self, host_id: str, incarnation: int) -> bool:
+        """Whether an incarnation is a host's to tell of."""
+        for former in self.former_hosts:
+            if incarnation <= former.last_incarnation:
+                return host_id == former.host_id and incarnation >= former.first_incarnation
+        return host_id == self.host_id
+
+    def is_open(self, incarnation: int) -> bool:
+        """Whether a later record can say that an incarnation is another host's than this says."""
+        return not self.former_hosts or incarnation > self.former_hosts[-1].last_incarnation
+
+    def moved(self, host_id: str, *, last_incarnation: int, left_at: datetime | None) -> VmRecord:
+        """The record of the VM on another host, to be written before anything runs there.
+
+        The oldest former host goes when there are too many; what comes from it after that is
+        set aside as a foreign VM's, and billed to nobody.
+
+        Args:
+            host_id: In the same region and pool.
+            last_incarnation: The last one that can have run where it was. If none has, that host
+                is not remembered.
+            left_at: See `FormerHost`.
+
+        Raises:
+            ValueError: An earlier host had later incarnations.
+        """
+        formers = self.former_hosts
+        told = formers[-1].last_incarnation if formers else 0
+        if last_incarnation < told:
+            raise ValueError(f"incarnation {told} ran on an earlier host")
+        if last_incarnation > told:
+            left = FormerHost(
+                host_id=self.host_id,
+                first_incarnation=told + 1,
+                last_incarnation=last_incarnation,
+                left_at=left_at,
+            )
+            formers = (*formers, left)[-MAX_FORMER_HOSTS:]
+        return msgspec.structs.replace(self, host_id=host_id, former_hosts=formers)
 
 
 class Counters(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""`decisec gaps`: frames that did not come, and hosts that were silent."""
+"""`decisec gaps`: frames that did not come, hosts that were silent, and what came too late."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import typer
 
 from decisec.cli.acts import HostOption, selection
 from decisec.cli.connection import DEFAULT_STATE, NatsUrl, StateDirectory, bus
-from decisec.cli.exits import EPILOG
+from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, say, show, show_json, show_line, show_text
 
 if TYPE_CHECKING:
-    from decisec.streams.gaps import Gap, Ledger, Silence
+    from decisec.streams.gaps import Item, Ledger
     from decisec.streams.selection import Selection
 
 
@@ -28,6 +28,10 @@ def gaps(
     only_open: Annotated[
         bool, typer.Option("--open", help="Only what is missing or silent still.")
     ] = False,
+    adjustments: Annotated[
+        bool,
+        typer.Option("--adjustments", help="Only late frames of hosts that were declared lost."),
+    ] = False,
     host: HostOption = None,
     follow: Annotated[
         bool,
@@ -39,14 +43,18 @@ def gaps(
 ) -> None:
     """Show holes in the frames of hosts, and hosts that sent none, from the last 30 days.
 
-    A hole is closed once all its frames have come. With --follow, --json prints a line each.
+    A hole is closed once all its frames have come. What a host that was declared lost has sent late
+    is an adjustment: it counts, and changes usage answers that were complete. With --follow, --json
+    prints a line each.
     """
+    if only_open and adjustments:
+        raise CommandError("--open: not with --adjustments", Exit.USAGE, "usage")
     meant = selection(host)
     if follow:
-        asyncio.run(_follow(meant, only_open, as_json, nats_url, state_dir))
+        asyncio.run(_follow(meant, only_open, adjustments, as_json, nats_url, state_dir))
         return
     ledger = asyncio.run(_read(meant, nats_url, state_dir))
-    found = ledger.all(only_open=only_open)
+    found = _wanted(ledger, only_open, adjustments)
     if as_json:
         show_json({"gaps": found})
     else:
@@ -60,17 +68,31 @@ async def _read(meant: Selection, nats_url: str, state_dir: Path) -> Ledger:
         return await read_ledger(connection, meant)
 
 
+def _wanted(ledger: Ledger, only_open: bool, adjustments: bool) -> list[Item]:
+    from decisec.streams.gaps import Adjustment
+
+    found = ledger.all(only_open=only_open)
+    return [one for one in found if isinstance(one, Adjustment) or not adjustments]
+
+
 async def _follow(
-    meant: Selection, only_open: bool, as_json: bool, nats_url: str, state_dir: Path
+    meant: Selection,
+    only_open: bool,
+    adjustments: bool,
+    as_json: bool,
+    nats_url: str,
+    state_dir: Path,
 ) -> None:
     from decisec.cli.stream_lines import plain
-    from decisec.streams.gaps import read_ledger
+    from decisec.streams.gaps import Adjustment, read_ledger
     from decisec.streams.tail import tail
     from schemas.errors import MalformedMessageError
     from schemas.events import decode_host_event
     from schemas.subjects import HOST_EVENTS
 
-    def tell(one: Gap | Silence) -> None:
+    def tell(one: Item) -> None:
+        if adjustments and not isinstance(one, Adjustment):
+            return
         if as_json:
             show_line(one)
         else:
@@ -91,7 +113,7 @@ async def _follow(
                 tell(changed)
 
 
-def gaps_table(found: list[Gap | Silence]) -> Any:
+def gaps_table(found: list[Item]) -> Any:
     """A row each."""
     from rich.table import Table
 
@@ -104,11 +126,20 @@ def gaps_table(found: list[Gap | Silence]) -> Any:
     return table
 
 
-def row_of(one: Gap | Silence) -> tuple[str, ...]:
+def row_of(one: Item) -> tuple[str, ...]:
     """What, host, from, to, state, and of what."""
     from decisec.live.quantities import seconds
-    from decisec.streams.gaps import Gap
+    from decisec.streams.gaps import Adjustment, Gap
 
+    if isinstance(one, Adjustment):
+        return (
+            f"{one.frames} frames",
+            one.host,
+            _when(one.first_tick),
+            _when(one.last_tick),
+            "adjusted",
+            f"{one.rows} samples; lost since {_when(one.lost_at)}",
+        )
     if isinstance(one, Gap):
         return (
             f"{one.frames} frames",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from decisec.cli.acts import operator
+from decisec.cli.acts import ask_reason, operator
 from decisec.cli.connection import DEFAULT_STATE, NatsUrl, StateDirectory, bus
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, say, show, show_json
@@ -176,7 +176,10 @@ def lost(
         str, typer.Argument(metavar="[HOST]", help="Name of the host; none lists those lost.")
     ] = "",
     reason: Annotated[
-        str, typer.Option(help="Why, for those who look at the bills.", show_default=False)
+        str,
+        typer.Option(
+            help="Why, for the audit and those who look at the bills.", show_default=False
+        ),
     ] = "",
     force: Annotated[
         bool,
@@ -189,16 +192,16 @@ def lost(
     """Declare a host lost: usage answers do not wait for its frames any more.
 
     They name it, since samples of its VMs may be missing in them. Should its frames come all the
-    same, they count, and answers that were complete change. It stands until `found`; repeating it
-    changes nothing.
+    same, they count, and answers that were complete change; `decisec gaps --adjustments` lists
+    them. It stands until `found`; repeating it changes nothing.
     """
     from rich.text import Text
 
     if host:
         _check_name(host)
-        _check_reason(reason)
-    if bool(host) is not bool(reason):
-        raise CommandError("--reason: with HOST, and only with it", Exit.USAGE, "usage")
+        reason = ask_reason(reason)
+    elif reason:
+        raise CommandError("--reason: only with HOST", Exit.USAGE, "usage")
 
     async def act() -> list[HostLoss]:
         async with _hosts(nats_url, state_dir) as hosts:
@@ -224,16 +227,18 @@ def lost(
 @app.command(epilog=EPILOG)
 def found(
     host: HostArgument,
+    reason: Annotated[str, typer.Option(help="Why, for the audit.")] = "found again",
     as_json: Json = False,
     nats_url: NatsUrl = "",
     state_dir: StateDirectory = DEFAULT_STATE,
 ) -> None:
     """Take back that a host is lost: usage answers wait for its frames again. Safe to repeat."""
     _check_name(host)
+    reason = ask_reason(reason)
 
     async def act() -> bool:
         async with _hosts(nats_url, state_dir) as hosts:
-            return await hosts.declare_found(host)
+            return await hosts.declare_found(host, reason=reason, requested_by=operator())
 
     changed = asyncio.run(act())
     if as_json:

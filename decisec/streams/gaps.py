@@ -1,4 +1,4 @@
-"""What is missing: holes in the frames of hosts, and hosts that were silent, from their events."""
+"""What is missing, or came after nobody waited for it any more, from the events of hosts."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from schemas.events import (
     HostHeard,
     HostSilent,
     HostSuspected,
+    MeteringAdjusted,
     decode_host_event,
 )
 from schemas.subjects import HOST_EVENTS
@@ -77,14 +78,48 @@ class Silence(msgspec.Struct, frozen=True, kw_only=True, tag="silence", tag_fiel
         return self.heard_at is None
 
 
+class Adjustment(msgspec.Struct, frozen=True, kw_only=True, tag="adjustment", tag_field="kind"):
+    """A host that was declared lost has sent frames from before that; they count.
+
+    Attributes:
+        lost_at: When it was declared lost.
+        at: When the frames had come.
+        first_tick: Of the oldest of them.
+        last_tick: Of the newest.
+        rows: Samples in them.
+    """
+
+    host: str
+    lost_at: datetime
+    at: datetime
+    first_tick: datetime
+    last_tick: datetime
+    frames: int
+    rows: int
+
+    @property
+    def begin(self) -> datetime:
+        """When it was first heard of."""
+        return self.at
+
+    @property
+    def open(self) -> bool:
+        """Nothing is missing by it."""
+        return False
+
+
+Item = Gap | Silence | Adjustment
+
+
 class Ledger:
     """Takes events in their order, and knows what is missing after each."""
 
     def __init__(self) -> None:
         self._gaps: dict[tuple[str, UUID, int, int], Gap] = {}
         self._silences: dict[str, list[Silence]] = {}
+        self._adjustments: dict[UUID, Adjustment] = {}
 
-    def take(self, event: HostEvent) -> Gap | Silence | None:
+    def take(self, event: HostEvent) -> Item | None:
         """Take one; what has changed by it, if anything has."""
         match event:
             case GapOpened() | GapClosed():
@@ -93,13 +128,15 @@ class Ledger:
                 return self._quiet(event)
             case HostHeard():
                 return self._heard(event)
+            case MeteringAdjusted():
+                return self._adjusted(event)
             case _:
                 return None
 
-    def all(self, *, only_open: bool = False) -> list[Gap | Silence]:
+    def all(self, *, only_open: bool = False) -> list[Item]:
         """Everything, by the time at which it was first heard of."""
         silences = [one for several in self._silences.values() for one in several]
-        found: list[Gap | Silence] = [*self._gaps.values(), *silences]
+        found: list[Item] = [*self._gaps.values(), *silences, *self._adjustments.values()]
         wanted = [one for one in found if one.open or not only_open]
         return sorted(wanted, key=lambda one: (one.begin.timestamp() if one.begin else 0, one.host))
 
@@ -143,6 +180,20 @@ class Ledger:
             several[-1], heard_at=event.at, silent_ms=event.silent_ms
         )
         return several[-1]
+
+    def _adjusted(self, event: MeteringAdjusted) -> Adjustment | None:
+        if event.event_id in self._adjustments:
+            return None
+        self._adjustments[event.event_id] = one = Adjustment(
+            host=event.host_id,
+            lost_at=event.lost_at,
+            at=event.at,
+            first_tick=event.first_tick,
+            last_tick=event.last_tick,
+            frames=event.frames,
+            rows=event.rows,
+        )
+        return one
 
 
 async def read_ledger(bus: Bus, selection: Selection) -> Ledger:

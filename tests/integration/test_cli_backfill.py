@@ -181,11 +181,11 @@ async def test_a_batcher_that_is_killed_amid_a_backfill_completes_it_when_it_is_
         for _ in range(2):
             # At other moments of the move each time: it takes two seconds or more.
             await asyncio.wait({ordered}, timeout=0.3 + 0.5 * number)
-            starts = served.batcher.log.count("service.started")
+            starts = served.batcher.log().count("service.started")
             await served.batcher.kill()
             await served.batcher.start()
             async with asyncio.timeout(60):
-                while served.batcher.log.count("service.started") == starts:
+                while served.batcher.log().count("service.started") == starts:
                     await asyncio.sleep(0.05)
         await served.publish(vms[1], range(100))
         done = await ordered

@@ -16,7 +16,7 @@ from runtime.bus import Bus
 from runtime.reading import count_messages
 from schemas.codec import encode
 from schemas.commands import CreateVm
-from schemas.events import GapClosed, GapOpened, HostSilent, VmDeleted
+from schemas.events import GapClosed, GapOpened, HostSilent, MeteringAdjusted, VmDeleted
 from schemas.frames import encode_frame
 from schemas.ids import new_id
 from schemas.subjects import (
@@ -123,6 +123,42 @@ async def test_gaps_are_listed_and_followed(operator: Operator) -> None:
     assert [g["closed_at"] for g in lines(running.stdout) if g["kind"] == "gap"] == [
         None, "2026-01-01T00:00:07Z",
     ]  # fmt: skip
+
+
+async def test_what_came_late_of_lost_hosts_is_listed(operator: Operator) -> None:
+    """Among the gaps, and by itself."""
+    adjusted = MeteringAdjusted(
+        event_id=new_id(), at=NOW, host_id="h1", lost_at=NOW,
+        first_tick=NOW - timedelta(seconds=9), last_tick=NOW - timedelta(seconds=1),
+        frames=80, rows=160,
+    )  # fmt: skip
+    await tell(operator.bus, hole(GapOpened, "h1", 3, new_id()), adjusted)
+    assert len((await operator("gaps", "--json")).json["gaps"]) == 2
+    (found,) = (await operator("gaps", "--adjustments", "--json")).json["gaps"]
+    assert found["kind"] == "adjustment"
+    assert (found["frames"], found["rows"], found["lost_at"]) == (80, 160, "2026-01-01T00:00:00Z")
+    assert "adjusted" in (await operator("gaps", "--adjustments")).out
+    assert (await operator("gaps", "--adjustments", "--host", "h2", "--json")).json["gaps"] == []
+    refused = await operator("gaps", "--adjustments", "--open", "--json")
+    assert (refused.code, refused.problem["code"]) == (Exit.USAGE, "usage")
+
+
+async def test_losing_and_finding_a_host_is_audited(operator: Operator) -> None:
+    """Who, when and why, before and after; a repetition does nothing and says nothing."""
+    for _ in range(2):
+        assert (await operator("host", "lost", "gone", "--reason", "burnt")).code == 0
+    assert (await operator("host", "lost", "gone", "--reason", " ")).code == Exit.USAGE
+    for _ in range(2):
+        assert (await operator("host", "found", "gone", "--reason", "was it not")).code == 0
+    entries = await audit_entries(operator.bus)
+    assert [(e.action, e.target, e.reason, e.outcome) for e in entries] == [
+        ("host-lost", "gone", "burnt", "under_way"),
+        ("host-lost", "gone", "burnt", "succeeded"),
+        ("host-found", "gone", "was it not", "under_way"),
+        ("host-found", "gone", "was it not", "succeeded"),
+    ]
+    assert len({e.details["lost_at"] for e in entries}) == 1
+    assert all(e.actor and e.customer_id == "operator" for e in entries)
 
 
 @pytest.mark.parametrize("as_json", [False, True])

@@ -17,10 +17,17 @@ from nats.aio.msg import Msg
 
 from runtime.buckets import Bucket
 from runtime.bus import Bus
+from runtime.clock import utc_now
 from runtime.publisher import Publisher
 from runtime.reading import read_stream
 from schemas import subjects
-from schemas.events import GapClosed, GapOpened, HostSuspected, decode_host_event
+from schemas.events import (
+    GapClosed,
+    GapOpened,
+    HostSuspected,
+    MeteringAdjusted,
+    decode_host_event,
+)
 from schemas.frames import (
     HEADER_ORIGIN_SEQUENCE,
     HEADER_REASON,
@@ -30,6 +37,7 @@ from schemas.frames import (
     decode_frame,
     encode_frame,
 )
+from schemas.hosts import HostLoss, decode_host_loss
 from schemas.ids import new_id
 from schemas.vms import VmRecord, decode_vm_record
 from tests.support.collector import all_collected, collector_process
@@ -249,3 +257,71 @@ async def test_gaps_and_silence_are_told_on_the_bus(
         assert [type(e) for e in events] == [GapOpened, GapClosed, HostSuspected]
         assert await collector.stop() == 0
     await subscription.unsubscribe()
+
+
+async def lose(bus: Bus, host: str) -> None:
+    """Declare a host lost now."""
+    loss = HostLoss(host_id=host, reason="burnt", requested_by="ops", declared_at=utc_now())
+    await Bucket(bus, subjects.LOST_HOSTS, decode_host_loss).put(host, loss)
+
+
+async def adjustments(bus: Bus) -> list[MeteringAdjusted]:
+    """What has been told of late frames."""
+    events = [decode_host_event(m.data) for m in await read_stream(bus, subjects.HOST_EVENTS)]
+    return [event for event in events if isinstance(event, MeteringAdjusted)]
+
+
+async def test_late_frames_of_a_lost_host_are_told_of_in_few_events(
+    served: tuple[NatsServer, Bus], tmp_path: Path
+) -> None:
+    """All of them, once; nothing of other hosts, nor of what is sent from then on."""
+    server, bus = served
+    lost, other = new_id(), new_id()
+    await put(bus, record(lost, host="h1"), record(other, host="h2"))
+    start_ms = recent_ms(60)
+    await lose(bus, "h1")
+    late = [*busy_frames([lost], 60, start_ms=start_ms, host="h1")]
+    publisher = Publisher(bus)
+    async with collector_process(tmp_path, server.url) as collector:
+        for frame in (*late, *busy_frames([other], 5, start_ms=start_ms, host="h2")):
+            await publish(publisher, frame)
+        now_ms = recent_ms(-5)
+        for frame in busy_frames([lost], 5, start_ms=now_ms, host="h1"):
+            await publish(publisher, frame)
+        await all_collected(bus)
+        assert await collector.stop() == 0
+    told = await adjustments(bus)
+    assert 1 <= len(told) <= 5
+    assert {event.host_id for event in told} == {"h1"}
+    assert sum(event.frames for event in told) == 60
+    assert sum(event.rows for event in told) == 60
+    ends = [(event.first_tick.timestamp(), event.last_tick.timestamp()) for event in told]
+    assert min(first for first, _ in ends) == start_ms / 1000
+    assert max(last for _, last in ends) == late[-1].tick_ms / 1000
+    assert await stored(bus, subjects.METRICS_ENRICHED) == 70
+
+
+@pytest.mark.chaos
+async def test_late_frames_are_told_of_although_the_collector_is_killed(
+    served: tuple[NatsServer, Bus], tmp_path: Path
+) -> None:
+    """After they were passed on and before they were told of: each is in an event in the end."""
+    server, bus = served
+    vm_id = new_id()
+    await put(bus, record(vm_id, host="h1"))
+    start_ms = recent_ms(300)
+    await lose(bus, "h1")
+    publisher = Publisher(bus)
+    async with collector_process(tmp_path, server.url) as collector:
+        for frame in busy_frames([vm_id], 300, start_ms=start_ms, host="h1"):
+            await publish(publisher, frame)
+        for reached in (1, 150):
+            await reach(bus, subjects.METRICS_ENRICHED, reached)
+            await collector.kill()
+            await collector.start()
+        await all_collected(bus)
+        assert await collector.stop() == 0
+    told = await adjustments(bus)
+    assert sum(event.frames for event in told) >= 300
+    assert min(event.first_tick.timestamp() for event in told) == start_ms / 1000
+    assert await stored(bus, subjects.METRICS_ENRICHED) == 300

@@ -29,9 +29,11 @@ from schemas.events import (
     HostDrained,
     HostEvent,
     HostHeard,
+    MeteringAdjusted,
     VmCreated,
     VmEvent,
     VmStopped,
+    decode_host_event,
 )
 from schemas.ids import new_id
 from schemas.vms import Counters, ExitReason
@@ -160,7 +162,11 @@ async def test_gaps_and_silences_are_stored_and_other_host_events_are_not(
     gap = GapOpened(event_id=new_id(), **base, run_id=new_id(), seq_first=5, seq_last=9)
     heard = HostHeard(event_id=new_id(), **base, silent_ms=12_000)
     drained = HostDrained(event_id=new_id(), **base)
-    events: tuple[HostEvent, ...] = (gap, heard, drained)
+    now = utc_now()
+    late = MeteringAdjusted(
+        event_id=new_id(), **base, lost_at=now, first_tick=now, last_tick=now, frames=2, rows=6
+    )
+    events: tuple[HostEvent, ...] = (gap, heard, drained, late)
     for event in events:
         await publish(bus, subjects.host_event(event), encode(event))
     async with feeding(bus, store, GAPS):
@@ -172,7 +178,12 @@ async def test_gaps_and_silences_are_stored_and_other_host_events_are_not(
     assert [tuple(row) for row in rows] == [
         (gap.event_id, "gap_opened", gap.run_id, 5, 9, None),
         (heard.event_id, "host_heard", None, None, None, 12_000),
+        (late.event_id, "metering_adjusted", None, None, None, None),
     ]
+    (body,) = await store.query(
+        "SELECT body FROM metering_gaps WHERE host = 'gappy' AND type = 'metering_adjusted'"
+    )
+    assert decode_host_event(body[0].encode()) == late
 
 
 async def test_what_cannot_be_stored_is_left_out_and_the_rest_goes_on(

@@ -53,9 +53,9 @@ async def write(bus: Bus, *records: VmRecord) -> None:
         await bucket.put(subjects.vm_key(one.customer_id, one.vm_id), one)
 
 
-async def ask(bus: Bus, ticks: int, *vm_ids: UUID) -> UsageReport:
+async def ask(bus: Bus, ticks: int, *vm_ids: UUID, start: int = 0) -> UsageReport:
     """Usage before a tick."""
-    query = encode(UsageQuery(start=at(0), end=at(ticks), vm_ids=vm_ids))
+    query = encode(UsageQuery(start=at(start), end=at(ticks), vm_ids=vm_ids))
     async with asyncio.timeout(60):
         while True:
             try:
@@ -69,10 +69,10 @@ async def ask(bus: Bus, ticks: int, *vm_ids: UUID) -> UsageReport:
             await asyncio.sleep(0.1)
 
 
-async def complete(bus: Bus, ticks: int, *vm_ids: UUID) -> UsageReport:
+async def complete(bus: Bus, ticks: int, *vm_ids: UUID, start: int = 0) -> UsageReport:
     """The answer, once it is complete."""
     async with asyncio.timeout(60):
-        while not (answer := await ask(bus, ticks, *vm_ids)).complete:
+        while not (answer := await ask(bus, ticks, *vm_ids, start=start)).complete:
             await asyncio.sleep(0.1)
     return answer
 
@@ -212,6 +212,50 @@ async def test_a_host_that_is_lost_is_not_waited_for(
             while (await ask(bus, 40)).lost_hosts:
                 await asyncio.sleep(0.05)
         await complete(bus, 40)
+
+
+async def test_a_host_that_a_vm_has_left_is_waited_for_and_its_late_frames_are_billed(
+    served: tuple[NatsServer, Bus], tmp_path: Path
+) -> None:
+    """What it has of the VM from before the move; a window from after it needs nothing of it."""
+    server, bus = served
+    first = record(VM_A, host="host-a")
+    await write(bus, first)
+    async with (
+        AsyncExitStack() as stack,
+        collector_process(tmp_path, server.url),
+        batcher_process(tmp_path, server.url, complete_margin_s="0"),
+        metered_host(bus, "host-a", VM_A, tmp_path / "a", base_ms=BASE_MS) as a,
+    ):
+        await a.tick(21)
+        await complete(bus, 20)
+        a.away = True
+        await a.tick(20)
+        await write(bus, first.moved("host-b", last_incarnation=1, left_at=at(41)))
+        assert (await ask(bus, 60)).complete_until is None
+        b = await stack.enter_async_context(
+            metered_host(bus, "host-b", VM_A, tmp_path / "b", base_ms=BASE_MS + 4100, incarnation=2)
+        )
+        await b.tick(21)
+        after_the_move = await complete(bus, 60, start=41)
+        assert [(row.samples, row.uptime_ms) for row in after_the_move.vms] == [(19, 1800)]
+        held = await ask(bus, 60)
+        assert (held.complete_until, held.complete) == (at(20), False)
+        assert sum(row.samples for row in held.vms) == 21 + 19
+
+        a.empty = True
+        a.away = False
+        await a.tick(12)
+        await b.tick(1)
+        whole = await complete(bus, 60)
+        assert [row.incarnations for row in whole.vms] == [2]
+        assert [row.samples for row in whole.vms] == [41 + 19]
+        assert whole.totals["uptime_ms"] == 4000 + 1800
+        assert without_time(await ask(bus, 60, start=41)) == without_time(after_the_move)
+        assert await read_stream(bus, subjects.METRICS_REJECTED) == []
+        # Only until it has come past the move: later it may be away.
+        await b.tick(40)
+        await complete(bus, 100)
 
 
 async def test_nobody_s_vms_are_complete_until_a_moment_ago(

@@ -7,7 +7,7 @@ is the truth that bills are held against.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -33,17 +33,14 @@ ACTS = ("work", "work", "work", "idle", "pause", "stop", "crash", "stay off", "s
 class _Vm:
     vm_id: UUID
     customer: str
-    host: str
-    vcpus: int
+    known: VmRecord
     incarnation: int = 0
     state: VmState = VmState.STOPPED
     counters: dict[str, int] = field(default_factory=dict)
 
-    def record(self) -> VmRecord:
-        return record(
-            self.vm_id, customer=self.customer, host=self.host, vcpus=self.vcpus,
-            memory_mib=_MEMORY_MIB,
-        )  # fmt: skip
+    @property
+    def host(self) -> str:
+        return self.known.host_id
 
     @property
     def runs(self) -> bool:
@@ -59,6 +56,8 @@ class World:
         records: Each VM's first one.
         moves: What the gateway wrote before a VM started on another host, and the first tick there.
         readings: Every row of every frame.
+        hosts: All there are.
+        owners: Which host each VM's incarnation ran on.
         ticks_ms: When there were frames.
     """
 
@@ -67,6 +66,8 @@ class World:
     moves: Sequence[tuple[int, VmRecord]]
     readings: Sequence[Reading]
     ticks_ms: Sequence[int]
+    hosts: Sequence[str]
+    owners: Mapping[tuple[UUID, int], str]
 
     def last(self) -> dict[tuple[UUID, int], dict[str, int]]:
         """The last counters of each incarnation."""
@@ -80,18 +81,26 @@ class _Host:
     seq: int = 0
 
 
+def _vm(customer: str, host: str, vcpus: int) -> _Vm:
+    known = record(
+        new_id(), customer=customer, host=host, vcpus=vcpus, memory_mib=_MEMORY_MIB
+    )  # fmt: skip
+    return _Vm(known.vm_id, customer, known)
+
+
 @st.composite
 def worlds(draw: st.DrawFn, customers: Sequence[str], base_ms: int) -> World:
     """Up to three hosts, four VMs, twenty frames of each host."""
     hosts = [_Host(f"host-{n}") for n in range(draw(st.integers(1, 3)))]
     vms = [
-        _Vm(
-            new_id(), draw(st.sampled_from(customers)), draw(st.sampled_from(hosts)).host_id,
+        _vm(
+            draw(st.sampled_from(customers)), draw(st.sampled_from(hosts)).host_id,
             draw(st.sampled_from([1, 2, 8])),
         )
         for _ in range(draw(st.integers(1, 4)))
     ]  # fmt: skip
-    first = [vm.record() for vm in vms]
+    first = [vm.known for vm in vms]
+    owners: dict[tuple[UUID, int], str] = {}
     frames: list[Frame] = []
     moves: list[tuple[int, VmRecord]] = []
     readings: list[Reading] = []
@@ -102,12 +111,13 @@ def worlds(draw: st.DrawFn, customers: Sequence[str], base_ms: int) -> World:
         lost_hosts = {h.host_id for h in hosts if draw(st.integers(0, 30)) == 0}
         told: dict[str, list[Row]] = {}
         for vm in vms:
-            before = vm.host
+            before = vm.known
             row = _live(draw, vm, gap, lost_hosts, hosts)
             if row is not None:
                 told.setdefault(vm.host, []).append(row)
-                if vm.host != before:
-                    moves.append((tick_ms, vm.record()))
+                owners[vm.vm_id, vm.incarnation] = vm.host
+                if vm.known is not before:
+                    moves.append((tick_ms, vm.known))
         for host in hosts:
             if host.host_id in lost_hosts or draw(st.integers(0, 9)) == 0:
                 host.run_id, host.seq = new_id(), 0
@@ -124,7 +134,7 @@ def worlds(draw: st.DrawFn, customers: Sequence[str], base_ms: int) -> World:
         ticks_ms.append(tick_ms)
         gap = draw(st.sampled_from(GAPS))
         tick_ms += gap * TICK_MS
-    return World(frames, first, moves, readings, ticks_ms)
+    return World(frames, first, moves, readings, ticks_ms, [h.host_id for h in hosts], owners)
 
 
 def _live(
@@ -142,7 +152,7 @@ def _live(
             other = draw(st.sampled_from(hosts)).host_id
             if other in lost_hosts:
                 return None
-            vm.host = other
+            vm.known = vm.known.moved(other, last_incarnation=vm.incarnation, left_at=None)
         vm.incarnation += 1
         vm.state, vm.counters = VmState.RUNNING, dict.fromkeys(METERS, 0)
         return Row(vm.vm_id, dict(vm.counters), vm.incarnation, flags=SampleFlag.BASELINE)
@@ -150,7 +160,9 @@ def _live(
     counters["uptime_ms"] += gap * TICK_MS
     counters["mem_kib_ms"] += gap * TICK_MS * _MEMORY_MIB * 1024
     if vm.state is VmState.RUNNING and act != "idle":
-        counters["cpu_ns"] += gap * _NS_PER_TICK * vm.vcpus * draw(st.integers(0, 100)) // 100
+        counters["cpu_ns"] += (
+            gap * _NS_PER_TICK * vm.known.spec.vcpus * draw(st.integers(0, 100)) // 100
+        )
         for meter in METERS[3:]:
             counters[meter] += draw(st.sampled_from(AMOUNTS))
     flags = 0
@@ -178,11 +190,13 @@ class Delivery:
 
     Attributes:
         restarted: The collector has forgotten everything just before.
+        forged: All its rows are of VMs that were elsewhere then.
     """
 
     frame: Frame
     redelivered: bool
     restarted: bool
+    forged: bool = False
 
 
 @st.composite
@@ -208,4 +222,27 @@ def deliveries(draw: st.DrawFn, frames: Sequence[Frame]) -> list[Delivery]:
         repeated = one.msg_id in seen
         seen.add(one.msg_id)
         out.append(Delivery(one, repeated and draw(st.booleans()), draw(st.integers(0, 9)) == 0))
+    return out
+
+
+@st.composite
+def forgeries(draw: st.DrawFn, world: World) -> list[Delivery]:
+    """Frames of hosts that claim what ran on another one: sooner, later, or never on theirs."""
+    made = []
+    for reading in draw(st.lists(st.sampled_from(world.readings), max_size=4)):
+        owner = world.owners[reading.vm_id, reading.incarnation]
+        liar = draw(st.sampled_from([h for h in (*world.hosts, "host-x") if h != owner]))
+        more = {meter: count + 2**41 for meter, count in reading.counters.items()}
+        row = Row(reading.vm_id, more, reading.incarnation, flags=draw(st.sampled_from([0, 2])))
+        one = frame([row], run_id=new_id(), tick_ms=reading.tick_ms, host=liar)
+        made.append(Delivery(one, redelivered=False, restarted=False, forged=True))
+    return made
+
+
+@st.composite
+def mixed(draw: st.DrawFn, first: Sequence[Delivery], more: Sequence[Delivery]) -> list[Delivery]:
+    """Some deliveries somewhere among others."""
+    out = list(first)
+    for one in more:
+        out.insert(draw(st.integers(0, len(out))), one)
     return out

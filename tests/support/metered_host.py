@@ -24,14 +24,26 @@ class MeteredHost:
 
     Attributes:
         away: NATS cannot be reached, as far as this host can tell: frames wait.
+        empty: The VM is gone; frames go on without it.
         ticks: How many there were.
     """
 
-    def __init__(self, bus: Bus, host: str, vm_id: UUID, folder: Path, *, base_ms: int) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        host: str,
+        vm_id: UUID,
+        folder: Path,
+        *,
+        base_ms: int,
+        incarnation: int = 1,
+    ) -> None:
         self.away = False
+        self.empty = False
         self.ticks = 0
         self._host = host
         self._vm_id = vm_id
+        self._incarnation = incarnation
         self._base_ms = base_ms
         self._run_id = new_id()
         self._outlet = FrameOutlet(bus, host)
@@ -53,8 +65,9 @@ class MeteredHost:
         """So many ticks; each arrives before the next one, unless `away`."""
         for _ in range(count):
             counters = {"uptime_ms": 100 * self.ticks, "net_tx_bytes": 7 * self.ticks}
+            row = Row(self._vm_id, counters, self._incarnation)
             made = frame(
-                [Row(self._vm_id, counters)],
+                [] if self.empty else [row],
                 run_id=self._run_id,
                 seq=self.ticks,
                 tick_ms=self._base_ms + 100 * self.ticks,
@@ -78,10 +91,10 @@ class MeteredHost:
 
 @asynccontextmanager
 async def metered_host(
-    bus: Bus, host: str, vm_id: UUID, folder: Path, *, base_ms: int
+    bus: Bus, host: str, vm_id: UUID, folder: Path, *, base_ms: int, incarnation: int = 1
 ) -> AsyncIterator[MeteredHost]:
     """A host that sends for the length of the block."""
-    one = MeteredHost(bus, host, vm_id, folder, base_ms=base_ms)
+    one = MeteredHost(bus, host, vm_id, folder, base_ms=base_ms, incarnation=incarnation)
     sending = asyncio.create_task(one.sender.run(), name=f"sender-{host}")
     try:
         yield one

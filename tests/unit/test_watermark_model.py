@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 
+import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from batcher.watermark import Placements, Until, decode_placed, settle
+from schemas.codec import encode
+from schemas.ids import new_id
+from schemas.subjects import vm_key
+from schemas.vms import MAX_FORMER_HOSTS
+from tests.support.frames import record
 from tests.support.pipeline_model import Agent, Batcher, Collector, Sent, Stream, Table
 
 HOSTS = st.integers(0, 1)
@@ -20,8 +28,73 @@ TELLING = st.sampled_from(("ok", "ok", "unheard", "lost"))
 FLUSHING = st.sampled_from(("ok", "ok", "unheard", "not yet"))
 
 
+CUSTOMER = "acme"
+MARGIN_MS = 0
+"""All clocks are right here."""
+
+
+def at(ms: int) -> datetime:
+    """Unix ms as an instant; None in an answer stands for all before 1970."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
+
+
+class MovingVm:
+    """A VM, where it was, and what its record says.
+
+    Attributes:
+        placements: What a batcher knows of it.
+        left_ms: When it left a host the last time.
+    """
+
+    def __init__(self, agent: Agent) -> None:
+        self.placements = Placements()
+        self.left_ms = 0
+        self._agent = agent
+        self._since_ms = 0
+        self._stays: list[tuple[str, int, int]] = []
+        self._record = record(new_id(), customer=CUSTOMER, host=agent.host)
+        self._write()
+
+    def move(self, agent: Agent, *, known: bool) -> None:
+        """To another host, before whose next tick the record stands.
+
+        Args:
+            agent: Of that host.
+            known: Whether it is known when it left the one that it was on.
+        """
+        if len(self._stays) == MAX_FORMER_HOSTS:
+            return  # rows of the oldest ones would be refused
+        self.left_ms = self._agent.tick_ms + 1
+        self._stays.append((self._agent.host, self._since_ms, self.left_ms))
+        self._record = self._record.moved(
+            agent.host,
+            last_incarnation=len(self._stays),
+            left_at=at(self.left_ms) if known else None,
+        )
+        self._agent, self._since_ms = agent, agent.tick_ms + 1
+        self._write()
+
+    def learn(self) -> None:
+        """Of all hosts that it has left, when that was."""
+        formers = tuple(
+            msgspec.structs.replace(former, left_at=at(left_ms))
+            for former, (_, _, left_ms) in zip(self._record.former_hosts, self._stays, strict=True)
+        )
+        self._record = msgspec.structs.replace(self._record, former_hosts=formers)
+        self._write()
+
+    def was_on(self, host: str, tick_ms: int) -> bool:
+        """Whether a host's frame of a tick tells of it."""
+        stays = [*self._stays, (self._agent.host, self._since_ms, 2**62)]
+        return any(on == host and a <= tick_ms < b for on, a, b in stays)
+
+    def _write(self) -> None:
+        placed = decode_placed(encode(self._record))
+        self.placements.change(vm_key(CUSTOMER, self._record.vm_id), placed)
+
+
 class Way(RuleBasedStateMachine):
-    """Two agents, one collector at a time, two batchers on one consumer."""
+    """Two agents, one collector at a time, two batchers on one consumer; a VM that moves."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,6 +103,9 @@ class Way(RuleBasedStateMachine):
         self.collector = Collector(self.raw, self.enriched)
         self.batchers = [Batcher(self.enriched, self.table) for _ in range(2)]
         self.answers: dict[tuple[str, int], frozenset[Sent]] = {}
+        self.vm = MovingVm(self.agents[0])
+        self.lost: set[str] = set()
+        self.bills: dict[tuple[int, Until], frozenset[Sent]] = {}
 
     @rule(
         host=HOSTS,
@@ -75,6 +151,18 @@ class Way(RuleBasedStateMachine):
         if self.agents[host].strays:
             self.raw.store(self.agents[host].strays.pop(0), twice=twice)
 
+    @rule(host=HOSTS, known=st.booleans())
+    def move(self, host: int, known: bool) -> None:
+        self.vm.move(self.agents[host], known=known)
+
+    @rule()
+    def learn_that_nothing_is_left(self) -> None:
+        self.vm.learn()
+
+    @rule(host=st.sampled_from(("a", "b")))
+    def lose_or_find(self, host: str) -> None:
+        self.lost ^= {host}
+
     @rule(fates=COLLECTING, data=st.data())
     def collect_again(self, fates: list[str], data: st.DataObject) -> None:
         self.collector.take(data.draw(st.permutations(self.raw.again())), fates)
@@ -116,6 +204,11 @@ class Way(RuleBasedStateMachine):
         for agent in self.agents:  # they claim once a second
             assert self.table.complete_ms[agent.host] > agent.tick_ms - 1000
         self.what_is_complete_never_changes()
+        self.what_a_vm_is_billed_never_changes()
+        self.lost.clear()
+        complete = self.settle(0).time
+        assert complete is not None
+        assert complete > at(min(agent.tick_ms for agent in self.agents) - 1000)
 
     async def _settle_batchers(self) -> None:
         self.batchers = [Batcher(self.enriched, self.table) for _ in range(2)]
@@ -136,10 +229,46 @@ class Way(RuleBasedStateMachine):
             assert self._before(host, until) == answer
 
     @invariant()
+    def what_a_vm_is_billed_never_changes(self) -> None:
+        """Wherever it was; where a lost host is named, but for what was there."""
+        for start_ms in (0, self.vm.left_ms + MARGIN_MS):
+            until = self.settle(start_ms)
+            self.bills.setdefault((start_ms, until), self._billed(start_ms, until))
+        for (start_ms, until), bill in self.bills.items():
+            assert self._billed(start_ms, until) == bill
+
+    def settle(self, start_ms: int) -> Until:
+        """How far the VM's bill is complete now."""
+        return settle(
+            self.vm.placements.hosts(CUSTOMER, ()),
+            self.table.complete_ms,
+            self.lost,
+            start_ms=start_ms,
+            # No agent's clock is behind this one.
+            latest_ms=min(agent.tick_ms for agent in self.agents) - MARGIN_MS,
+            margin_ms=MARGIN_MS,
+        )
+
+    def _billed(self, start_ms: int, until: Until) -> frozenset[Sent]:
+        return frozenset(
+            frame
+            for frame in self.table.frames
+            if until.time is not None
+            and start_ms <= frame.tick_ms
+            and at(frame.tick_ms) < until.time
+            and frame.host not in until.lost_hosts
+            and self.vm.was_on(frame.host, frame.tick_ms)
+        )
+
+    @invariant()
     def few_messages_wait(self) -> None:
         """One collector at a time speaks here: the first, one before a restart, and the last."""
         for batcher in self.batchers:
             assert len(batcher.keeper) <= 3 + len(self.agents)
+
+    def billed(self) -> frozenset[Sent]:
+        """All that is in the store of the VM."""
+        return self._billed(0, Until(at(2**40)))
 
     def _before(self, host: str, until: int) -> frozenset[Sent]:
         return frozenset(
@@ -167,3 +296,43 @@ def test_a_frame_that_outlives_its_agent_changes_nothing() -> None:
         way.go_on(0, 3, ok, ok, "ok", 0, "ok")
         way.what_is_complete_never_changes()
     assert way.answers
+
+
+def test_what_a_host_holds_of_a_vm_that_has_left_is_waited_for() -> None:
+    """Until it has come past that time; or is lost, and then it is named."""
+    way, ok = Way(), ["ok"] * 9
+
+    def both_go_on() -> None:
+        for agent in (0, 1):
+            way.go_on(agent, 3, ok, ok, "ok", 0, "ok")
+        way.what_a_vm_is_billed_never_changes()
+
+    both_go_on()
+    left_behind = way.agents[0]
+    for _ in range(4):
+        left_behind.sample(1)
+    left_behind.spool()
+    way.move(1, known=True)
+    left_ms = way.vm.left_ms
+    for _ in range(4):
+        way.go_on(1, 3, ok, ok, "ok", 0, "ok")
+    for _ in range(12):
+        left_behind.sample(1)
+    way.what_a_vm_is_billed_never_changes()
+    held = way.settle(0).time
+    assert held is not None
+    assert held < at(left_ms)
+    way.lose_or_find("a")
+    assert way.settle(0).lost_hosts == ("a",)
+    # What begins after the VM has left is no business of that host's.
+    assert way.settle(left_ms) == Until(way.settle(0).time)
+    way.lose_or_find("a")
+    before = way.billed()
+    while left_behind.waiting:
+        left_behind.send(ok)
+    for _ in range(4):
+        both_go_on()
+    assert len(way.billed() - before) >= 4
+    after = way.settle(0).time
+    assert after is not None
+    assert after > at(left_ms)

@@ -20,7 +20,7 @@ from schemas.frames import (
     encode_frame,
 )
 from schemas.ids import new_id
-from schemas.subjects import METRICS_RAW, vm_key
+from schemas.subjects import METRICS_RAW, metrics_raw, vm_key
 from schemas.units import MAX_COUNTER, NS_PER_MS, NS_PER_S, TICK_MS
 from schemas.vms import METERS
 from tests.support.feed import Feed, enriched_of, ids_of, rejected_of, uptime
@@ -95,11 +95,64 @@ def test_an_unknown_vm_is_refused_after_the_wait_and_taken_once_known() -> None:
 
 
 def test_a_vm_of_another_host_is_foreign() -> None:
-    """A host can report only VMs that were placed on it."""
+    """A host can report only VMs that were placed on it; its word is waited over only once."""
     feed = Feed(record(VM), record(OTHER, host="host-b"))
-    outcome = feed(frame([Row(VM), Row(OTHER)], run_id=RUN))
-    assert rejected_of(outcome) == {RejectReason.FOREIGN_VM: [OTHER]}
-    assert ids_of(enriched_of(outcome)) == [VM]
+    assert feed(frame([Row(VM), Row(OTHER)], run_id=RUN)).wait
+    for seq in range(2):
+        outcome = feed(frame([Row(VM), Row(OTHER)], run_id=RUN, seq=seq), at_ms=2000 + 100 * seq)
+        assert rejected_of(outcome) == {RejectReason.FOREIGN_VM: [OTHER]}
+        assert ids_of(enriched_of(outcome)) == [VM]
+
+
+def test_each_host_of_a_moved_vm_reports_what_ran_there() -> None:
+    """Late rows of a former host are good, and so are those after a return; no others."""
+    spans = {"host-a": (1, 2, 6, 7), "host-b": (3,), "host-c": (4, 5)}
+    moved = record(VM, host="host-a").moved("host-b", last_incarnation=2, left_at=None)
+    moved = moved.moved("host-c", last_incarnation=3, left_at=None)
+    moved = moved.moved("host-a", last_incarnation=5, left_at=None)
+    feed = Feed(moved)
+    for host in (*spans, "host-d"):
+        rows = [Row(VM, incarnation=number) for number in range(1, 8)]
+        sent, subject = frame(rows, run_id=RUN, host=host), metrics_raw(host)
+        if feed(sent, subject=subject).wait:
+            outcome = feed(sent, subject=subject, at_ms=2000)
+        else:
+            outcome = feed(sent, subject=subject)
+        lawful = spans.get(host, ())
+        kept = np.frombuffer(enriched_of(outcome).incarnations, "<u4").tolist()
+        assert kept == list(lawful)
+        assert sum(outcome.rejected.values()) == 7 - len(lawful)
+        assert set(outcome.rejected) == {RejectReason.FOREIGN_VM}
+
+
+def test_a_move_counts_from_the_next_frame_on() -> None:
+    """Layouts of both hosts are made anew: good a moment ago is refused, and vice versa."""
+    before = record(VM)
+    feed = Feed(before)
+    later = frame([Row(VM, incarnation=2)], run_id=RUN)
+    assert enriched_of(feed(later)).rows == 1
+    there = frame([Row(VM, incarnation=2)], run_id=RUN, host="host-b")
+    assert feed(there, subject=metrics_raw("host-b")).wait
+    after = before.moved("host-b", last_incarnation=1, left_at=None)
+    feed.pipeline.specs.change(vm_key("acme", VM), after)
+    # The record was on its way: nothing of the first frame of the new host is lost.
+    assert enriched_of(feed(there, subject=metrics_raw("host-b"), at_ms=100)).rows == 1
+    assert feed(later, at_ms=200).wait
+    assert rejected_of(feed(later, at_ms=2200)) == {RejectReason.FOREIGN_VM: [VM]}
+    late = frame([Row(VM)], run_id=RUN, seq=1)
+    assert enriched_of(feed(late, at_ms=2300)).rows == 1
+    back = after.moved(HOST, last_incarnation=1, left_at=None)
+    feed.pipeline.specs.change(vm_key("acme", VM), back)
+    assert enriched_of(feed(later, at_ms=2400)).rows == 1
+
+
+def test_a_word_against_a_record_is_not_waited_over_where_no_later_record_can_help() -> None:
+    """The record says already whose the incarnation is."""
+    feed = Feed(record(VM).moved("host-b", last_incarnation=3, left_at=None))
+    outcome = feed(
+        frame([Row(VM, incarnation=3)], run_id=RUN, host="host-b"), subject=metrics_raw("host-b")
+    )
+    assert rejected_of(outcome) == {RejectReason.FOREIGN_VM: [VM]}
 
 
 def test_a_record_of_another_customer_cannot_take_a_vm_over() -> None:
@@ -230,7 +283,11 @@ def test_a_tick_in_the_future_is_skew_and_the_past_is_not() -> None:
             RejectReason.BAD_SHAPE,
         ),
     ],
-)
+    ids=[
+        "empty", "not-msgpack", "a-map", "too-large", "between-ticks", "another-host",
+        "newer-version", "short-column",
+    ],
+)  # fmt: skip
 def test_what_is_no_frame_is_refused_as_it_came(data: bytes, reason: RejectReason) -> None:
     """The bytes go to the rejects under their place in the stream, with the reason in headers."""
     outcome = Feed()(data)

@@ -136,9 +136,22 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
     (events.decode_host_event, _host_event(events.HostHeard, silent_ms=1200)),
     (events.decode_host_event, _host_event(events.HostDrained, reason="x", ordered_at=NOW)),
     (
+        events.decode_host_event,
+        _host_event(
+            events.MeteringAdjusted, lost_at=NOW, first_tick=NOW, last_tick=NOW, frames=3, rows=9
+        ),
+    ),
+    (
         vms.decode_vm_record,
         vms.VmRecord(
             vm_id=new_id(), customer_id="acme", host_id="h1", spec=SPEC, created_at=NOW
+        ),
+    ),
+    (
+        vms.decode_vm_record,
+        vms.VmRecord(
+            vm_id=new_id(), customer_id="acme", host_id="h2", spec=SPEC, created_at=NOW,
+            former_hosts=(vms.FormerHost(host_id="h1", last_incarnation=3, left_at=NOW),),
         ),
     ),
     (

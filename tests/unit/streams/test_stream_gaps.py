@@ -6,8 +6,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from decisec.cli.gaps import gaps_table, row_of
-from decisec.streams.gaps import Gap, Ledger, Silence
-from schemas.events import GapClosed, GapOpened, HostDrained, HostHeard, HostSilent, HostSuspected
+from decisec.streams.gaps import Adjustment, Gap, Ledger, Silence
+from schemas.events import (
+    GapClosed,
+    GapOpened,
+    HostDrained,
+    HostHeard,
+    HostSilent,
+    HostSuspected,
+    MeteringAdjusted,
+)
 from schemas.ids import new_id
 
 RUN = new_id()
@@ -62,6 +70,23 @@ def test_a_silence_grows_and_ends() -> None:
     assert [one.host for one in ledger.all(only_open=True)] == ["h2", "h1"]
     assert len(ledger.all()) == 3
     assert ledger.take(event(HostDrained, 70)) is None
+
+
+def test_what_came_late_is_listed_once_and_is_nothing_open() -> None:
+    """An event that is told twice is one adjustment."""
+    ledger = Ledger()
+    late = event(
+        MeteringAdjusted, 60, lost_at=NOW, first_tick=NOW, last_tick=NOW, frames=4, rows=12
+    )
+    told = ledger.take(late)
+    assert isinstance(told, Adjustment)
+    assert ledger.take(late) is None
+    assert ledger.all() == [told]
+    assert ledger.all(only_open=True) == []
+    assert row_of(told) == (
+        "4 frames", "h1", "2026-01-01 00:00:00.000", "2026-01-01 00:00:00.000", "adjusted",
+        "12 samples; lost since 2026-01-01 00:00:00.000",
+    )  # fmt: skip
 
 
 def test_each_is_a_row_for_people() -> None:
