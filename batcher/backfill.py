@@ -52,7 +52,8 @@ from schemas.corrections import (
     VmCorrections,
 )
 from schemas.ids import CustomerId, new_id
-from schemas.units import NS_PER_S
+from schemas.units import MAX_COUNTER, NS_PER_S
+from schemas.vms import METERS
 
 ACTION = "backfill"
 
@@ -224,11 +225,12 @@ class Backfills:
         """With the figures of now, and those that will be."""
         vm_id = backfill.vm_id
         if isinstance(correction, OwnerCorrection):
+            before = await self._figures.totals(vm_id, customers, correction)
+            after = await self._figures.expected(vm_id, customers, correction)
+            if any(getattr(t.used, m) > MAX_COUNTER for t in (*before, *after) for m in METERS):
+                raise RefusedBackfillError("a total passes 2^63-1: give fewer incarnations")
             return msgspec.structs.replace(
-                backfill,
-                correction=correction,
-                before=await self._figures.totals(vm_id, customers, correction),
-                after=await self._figures.expected(vm_id, customers, correction),
+                backfill, correction=correction, before=before, after=after
             )
         rows = await self._figures.rows(vm_id, customers, correction)
         return msgspec.structs.replace(

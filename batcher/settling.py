@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Sequence
 from uuid import UUID
 
-import msgspec
 import structlog
+from msgspec.structs import replace
 
 from batcher.backfill import audit_entry
 from batcher.corrections import Corrections
@@ -26,7 +26,7 @@ from runtime.publisher import Publisher
 from schemas import subjects
 from schemas.audit import AuditOutcome, AuditPhase
 from schemas.codec import encode
-from schemas.corrections import Correction, OwnerCorrection, VmCorrections
+from schemas.corrections import MAX_PROBLEM, Correction, OwnerCorrection, VmCorrections
 
 _log = structlog.get_logger("decisec.settling")
 
@@ -74,6 +74,7 @@ class Settler:
         except (FatalError, PoisonError) as error:
             # Frames go on: that rows of the past cannot be moved is no reason to lose new ones.
             _log.error("corrections.refused", vms=len(vm_ids), error=str(error))
+            await self._note_problem(vm_ids, str(error))
             return _REFUSED_AGAIN_AFTER_S
         return 0.0
 
@@ -125,7 +126,7 @@ class Settler:
         for correction in applied.values():
             await self._audit(value, correction)
         corrections = tuple(applied.get(c.correction_id, c) for c in value.corrections)
-        noted = msgspec.structs.replace(value, corrections=corrections)
+        noted = replace(value, corrections=corrections)
         try:
             await bucket.update(str(vm_id), noted, entry.revision)
         except RevisionConflictError:
@@ -134,9 +135,26 @@ class Settler:
     async def _applied(self, value: VmCorrections, correction: Correction) -> Correction:
         if isinstance(correction, OwnerCorrection):
             totals = await self._figures.totals(value.vm_id, value.customers, correction)
-            return msgspec.structs.replace(correction, applied_at=utc_now(), after=totals)
+            return replace(correction, applied_at=utc_now(), problem="", after=totals)
         rows = await self._figures.rows(value.vm_id, value.customers, correction)
-        return msgspec.structs.replace(correction, applied_at=utc_now(), after=rows)
+        return replace(correction, applied_at=utc_now(), problem="", after=rows)
+
+    async def _note_problem(self, vm_ids: Sequence[UUID], problem: str) -> None:
+        """Tell whoever waits for it."""
+        bucket = self._corrections.bucket
+        for vm_id in filter(self._corrections.pending, vm_ids):
+            try:
+                if (entry := await bucket.get(str(vm_id))) is None:
+                    continue
+                noted = tuple(
+                    one if one.applied_at else replace(one, problem=problem[:MAX_PROBLEM])
+                    for one in entry.value.corrections
+                )
+                if noted != entry.value.corrections:
+                    value = replace(entry.value, corrections=noted)
+                    await bucket.update(str(vm_id), value, entry.revision)
+            except (RevisionConflictError, TransientError) as error:
+                _log.debug("problem.not_noted", vm_id=str(vm_id), error=str(error))
 
     async def _audit(self, value: VmCorrections, correction: Correction) -> None:
         entry = audit_entry(value.vm_id, correction, AuditPhase.ENDED, AuditOutcome.SUCCEEDED)

@@ -22,7 +22,7 @@ from schemas.corrections import (
     VmCorrections,
     decode_vm_corrections,
 )
-from schemas.errors import ErrorInfo
+from schemas.errors import ErrorCode, ErrorInfo
 from schemas.store import StoreQuestion, StoreReply, StoreVerb, decode_store_reply
 from schemas.subjects import CORRECTIONS, store_ask
 from schemas.vms import METERS
@@ -79,13 +79,20 @@ class Corrections:
         return await self._ask(StoreVerb.BACKFILL, question)
 
     async def applied(self, vm_id: UUID, correction_id: UUID) -> Correction:
-        """Return the correction once the store agrees with it."""
+        """Return the correction once the store agrees with it.
+
+        Raises:
+            RefusedError: The store has refused to. It is tried again.
+        """
         while True:
             entry = await self._bucket.get(str(vm_id))
-            if entry is not None:
-                for one in entry.value.corrections:
-                    if one.correction_id == correction_id and one.applied_at is not None:
-                        return one
+            for one in entry.value.corrections if entry is not None else ():
+                if one.correction_id != correction_id:
+                    continue
+                if one.applied_at is not None:
+                    return one
+                if one.problem:
+                    raise RefusedError(ErrorInfo(code=ErrorCode.INTERNAL, message=one.problem))
             await asyncio.sleep(_LOOK_EVERY_S)
 
     async def all(self) -> list[tuple[UUID, Correction]]:

@@ -22,6 +22,8 @@ from schemas.vms import Counters, Timestamp
 MAX_CORRECTIONS = 200
 """Of one VM: the value of a key is one message."""
 
+MAX_PROBLEM = 400
+
 Incarnation = Annotated[int, msgspec.Meta(ge=1, le=2**32 - 1)]
 _Actor = Annotated[str, msgspec.Meta(max_length=255)]
 _Reason = Annotated[str, msgspec.Meta(max_length=MAX_AUDIT_REASON)]
@@ -51,6 +53,7 @@ class _Act(msgspec.Struct, frozen=True, kw_only=True):
         at: When it was accepted.
         applied_at: When the store agreed with it; None until then. Rows that come later are
             corrected as they come.
+        problem: Why the store has refused to agree, if it has. It is tried again.
     """
 
     correction_id: VmId
@@ -58,6 +61,7 @@ class _Act(msgspec.Struct, frozen=True, kw_only=True):
     actor: _Actor
     reason: _Reason
     applied_at: Timestamp | None = None
+    problem: Annotated[str, msgspec.Meta(max_length=MAX_PROBLEM)] = ""
 
 
 class OwnerCorrection(_Act, frozen=True, kw_only=True, tag="owner"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -14,7 +14,7 @@ from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, say, show, show_json, show_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Sequence
     from datetime import datetime
     from uuid import UUID
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from decisec.backfill import Corrections
     from schemas.corrections import Backfill, BackfillWish, Correction
+
+T = TypeVar("T")
 
 app = typer.Typer(
     help="Correct the past: who owned a VM, or its pool, region and price plan.",
@@ -234,7 +236,7 @@ async def _done(
     try:
         async with asyncio.timeout(within_s):
             for vm_id, correction in ordered.items():
-                done[vm_id] = await corrections.applied(vm_id, correction.correction_id)
+                done[vm_id] = await _asked(corrections.applied(vm_id, correction.correction_id))
     except TimeoutError as error:
         raise CommandError(
             f"{len(ordered) - len(done)} of {len(ordered)} VMs are not done within {within_s:g} s. "
@@ -296,17 +298,16 @@ def _confirm(previews: Sequence[Backfill], wish: BackfillWish, *, yes: bool) -> 
     confirm(f"Correct the past of {len(previews)} VMs?", yes=yes)
 
 
-async def _asked(question: object) -> Backfill:
+async def _asked(question: Awaitable[T]) -> T:
     from decisec.backfill import RefusedError
     from schemas.errors import ErrorCode
 
     try:
-        answer: Backfill = await question  # type: ignore[misc]
+        return await question
     except RefusedError as error:
         codes = {ErrorCode.BAD_REQUEST: Exit.USAGE, ErrorCode.UNAVAILABLE: Exit.UNREACHABLE}
         code = codes.get(error.error.code, Exit.FAILED)
         raise CommandError(error.error.message, code, error.error.code) from error
-    return answer
 
 
 def _incarnations(text: str) -> tuple[int | None, int | None]:

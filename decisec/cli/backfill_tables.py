@@ -51,14 +51,14 @@ def corrections_table(found: Sequence[tuple[UUID, Correction]]) -> Table:
     """One correction per line."""
     table = Table()
     for heading in ("at", "VM", "what", "from", "to", "state", "by", "reason"):
-        table.add_column(heading, no_wrap=heading != "reason")
+        table.add_column(heading, no_wrap=heading not in ("reason", "state"))
     for vm_id, one in found:
         ends = ("-", "-")
         if isinstance(one, PlanCorrection):
             ends = (_time(one.from_ms), _time(one.until_ms))
         table.add_row(
             one.at.isoformat(timespec="seconds"), str(vm_id), words(one), *ends,
-            "applied" if one.applied_at else "under way", one.actor, one.reason,
+            "applied" if one.applied_at else one.problem or "under way", one.actor, one.reason,
         )  # fmt: skip
     return table
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 
@@ -19,33 +18,14 @@ from schemas.audit import AuditOutcome, decode_audit_entry
 from schemas.corrections import BackfillWish, OwnerCorrection, PlanCorrection
 from schemas.ids import new_id
 from schemas.vms import METERS, Counters
-from tests.support.backfill import BASE_MS, Past, at, life, past
-from tests.support.store import insert
-
-ALL = range(10_000)
+from tests.support.backfill import ALL, BASE_MS, Past, at, life, own, past, used
+from tests.support.store import Reading, enriched, insert
 
 
 @pytest.fixture
 async def store(tmp_path: Path) -> AsyncIterator[Past]:
     async with past(tmp_path) as opened:
         yield opened
-
-
-def own(
-    vm_id: UUID, customer: str, first: int = 1, last: int = 1, *, running: bool = False
-) -> BackfillWish:
-    return BackfillWish(
-        vm_id=vm_id,
-        customer_id=customer,
-        first_incarnation=first,
-        last_incarnation=last,
-        running=running,
-    )
-
-
-def used(ticks: int, step: int = 10) -> Counters:
-    """What a life of so many ticks has used at its end."""
-    return Counters(**{m: (ticks - 1) * (step + place) for place, m in enumerate(METERS)})
 
 
 async def test_an_incarnation_moves_to_its_owner_to_the_unit(store: Past) -> None:
@@ -226,6 +206,14 @@ async def test_a_wish_that_cannot_be_fulfilled_is_refused_with_what_to_change(st
     assert "both ends" in await refused(
         BackfillWish(vm_id=vm_id, price_plan="gold", first_incarnation=1, last_incarnation=1)
     )
+    huge = new_id()
+    for number in (1, 2):
+        await insert(
+            store.store,
+            [enriched([Reading(huge, BASE_MS, number, 2, {"mem_kib_ms": 2**63 - 1})])],
+        )
+    with pytest.raises(RefusedBackfillError, match="give fewer incarnations"):
+        await store.correct(own(huge, "bolt", 1, 2))
     with pytest.raises(RefusedBackfillError, match="no samples of VM"):
         await store.correct(own(new_id(), "bolt"))
     assert await store.used("acme", ALL, vm_id)
@@ -318,44 +306,3 @@ async def test_a_move_of_many_ticks_lets_frames_through(store: Past) -> None:
         {"vm": str(vm_id)},
     )
     assert [(str(c), int(n), int(m)) for c, n, m in found] == [("bolt", 400_000, 2_799_993)]
-
-
-async def test_rows_that_another_batcher_left_by_a_former_view_are_found(store: Past) -> None:
-    """It was killed before it could know better, and never came back."""
-    vm_id = new_id()
-    frames = life(vm_id, range(100))
-    await store.publish(frames[:50])
-    await store.stored()
-    await store.correct(own(vm_id, "bolt", running=True))
-    await insert(store.store, frames[50:])
-    assert await store.rows("acme", vm_id) != {}
-    settler = store.settler(look_every_s=0.05)
-    settling = asyncio.create_task(settler.run())
-    async with asyncio.timeout(30):
-        while await store.rows("acme", vm_id):
-            await asyncio.sleep(0.05)
-    settling.cancel()
-    assert await store.used("bolt", ALL) == {vm_id: used(100)}
-
-
-async def test_answers_are_not_complete_while_rows_move(store: Past) -> None:
-    """Neither the former owner's nor the new one's; others' are."""
-    vm_id, other = new_id(), new_id()
-    await store.publish([*life(vm_id, range(50)), *life(other, range(50))])
-    await store.stored()
-    watermark = store.watermark()
-    assert await watermark.undisturbed("acme", ()) is not None
-    await store.correct(own(vm_id, "bolt"), settle=False)
-    for customer, vm_ids, moving in (
-        ("acme", (), True),
-        ("acme", (vm_id,), True),
-        ("acme", (other,), False),
-        ("bolt", (), True),
-        ("corp", (), False),
-    ):
-        assert (await watermark.undisturbed(customer, vm_ids) is None) == moving, customer
-    await store.settle(vm_id)
-    before = await watermark.undisturbed("acme", ())
-    assert before is not None
-    await store.correct(own(vm_id, "corp"))
-    assert await watermark.undisturbed("acme", ()) not in (before, None)

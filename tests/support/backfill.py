@@ -33,7 +33,7 @@ from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
-from runtime.errors import TransientError
+from runtime.errors import FatalError, TransientError
 from runtime.health import Health
 from runtime.publisher import Publisher
 from schemas import subjects
@@ -54,6 +54,7 @@ from tests.support.store import DAY_NS, Reading, embedded_store, enriched
 
 BASE_MS = time.time_ns() // 10**9 * 1000 - 3_600_000
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+ALL = range(10_000)
 
 
 def at(ticks: int) -> datetime:
@@ -91,6 +92,24 @@ def life(
     ]
 
 
+def own(
+    vm_id: UUID, customer: str, first: int = 1, last: int = 1, *, running: bool = False
+) -> BackfillWish:
+    """A wish that incarnations were a customer's."""
+    return BackfillWish(
+        vm_id=vm_id,
+        customer_id=customer,
+        first_incarnation=first,
+        last_incarnation=last,
+        running=running,
+    )
+
+
+def used(ticks: int, step: int = 10) -> Counters:
+    """What a life of so many ticks has used at its end."""
+    return Counters(**{m: (ticks - 1) * (step + place) for place, m in enumerate(METERS)})
+
+
 class Gated(Store):
     """A store that can be made to wait before it inserts, and to die.
 
@@ -98,6 +117,7 @@ class Gated(Store):
         open: While it is not set, inserts wait.
         waiting: Set while one does.
         lives: So many statements are still done; none ends with an error before anything is done.
+        refuses: Statements are refused.
     """
 
     def __init__(self, store: Store) -> None:
@@ -107,6 +127,7 @@ class Gated(Store):
         self.open.set()
         self.waiting = asyncio.Event()
         self.lives: int | None = None
+        self.refuses = False
 
     async def query(
         self,
@@ -118,6 +139,8 @@ class Gated(Store):
         return await self._inner.query(sql, parameters, settings=settings)
 
     async def command(self, sql: str, parameters: Mapping[str, Any] | None = None) -> None:
+        if self.refuses:
+            raise FatalError("this user may not do that")
         if self.lives is not None:
             if not self.lives:
                 raise TransientError("killed")
