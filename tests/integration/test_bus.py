@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from runtime.acks import Stored
 from runtime.bus import Bus, Message
 from runtime.consumer import Consumer
 from runtime.errors import FatalError, OverloadedError, PoisonError, TransientError
-from runtime.publisher import Publisher
+from runtime.publisher import Outgoing, Publisher
 from runtime.streams import Drift, apply, compare, declared
 from runtime.telemetry import span
 from tests.support.nats import NatsServer, bus_with_streams
@@ -73,6 +75,89 @@ async def test_a_full_stream_says_so_at_once(served: tuple[NatsServer, Bus]) -> 
     async with asyncio.timeout(3):
         with pytest.raises(OverloadedError, match="full"):
             await Publisher(bus).publish("vm.cmd.h1.v.boot", b"x", msg_id="1", limit_s=0.2)
+
+
+async def test_many_are_published_at_once_each_with_its_own_result(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """In their order: where it stands, or why it does not; one that fails holds up no other."""
+    _, bus = served
+    config = (await bus.js.stream_info("VM_COMMANDS")).config
+    await bus.js.update_stream(config.evolve(max_bytes=1))
+    messages = [
+        Outgoing("metrics.raw.h1", b"a", "1"),
+        Outgoing("metrics.raw.h1", b"x" * 2_000_000, "2"),
+        Outgoing("nobody.takes.this", b"c", "3"),
+        Outgoing("vm.cmd.h1.v.boot", b"d", "4"),
+        Outgoing("metrics.raw.h1", b"e", "1"),
+        Outgoing("metrics.raw.h2", b"f", "6", {"Decisec-Test": "yes"}),
+    ]
+    results = await Publisher(bus).publish_all(messages, limit_s=0.2)
+    kinds = [type(result) for result in results]
+    assert kinds == [Stored, PoisonError, TransientError, OverloadedError, Stored, Stored]
+    stored = [result for result in results if isinstance(result, Stored)]
+    assert [one.duplicate for one in stored] == [False, True, False]
+    last = await bus.js.get_msg("METRICS_RAW", seq=stored[-1].sequence)
+    assert (last.data, (last.headers or {})["Decisec-Test"]) == (b"f", "yes")
+
+
+async def test_no_more_are_in_flight_than_allowed(served: tuple[NatsServer, Bus]) -> None:
+    """Several batches that are each larger than the room share it, and all end."""
+    _, bus = served
+    publisher = Publisher(bus, max_in_flight=5)
+    batches = [
+        [Outgoing("metrics.raw.h1", b"x", f"{batch}:{i}") for i in range(40)] for batch in range(4)
+    ]
+    async with asyncio.timeout(20):
+        results = await asyncio.gather(*(publisher.publish_all(batch) for batch in batches))
+    places = [one.sequence for some in results for one in some if isinstance(one, Stored)]
+    assert sorted(places) == list(range(1, 161))
+
+
+async def test_a_cancelled_publish_leaves_room_for_others(served: tuple[NatsServer, Bus]) -> None:
+    """Nobody waits for ever for the answer to what was given up."""
+    server, bus = served
+    publisher = Publisher(bus, max_in_flight=3, ack_timeout_s=30)
+    await publisher.publish("metrics.raw.h1", b"0", msg_id="0")
+    server.send(signal.SIGSTOP)
+    try:
+        lost = [Outgoing("metrics.raw.h1", b"x", f"lost:{i}") for i in range(10)]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await publisher.publish_all(lost)
+    finally:
+        server.send(signal.SIGCONT)
+    async with asyncio.timeout(20):
+        results = await publisher.publish_all(
+            [Outgoing("metrics.raw.h1", b"y", f"good:{i}") for i in range(10)]
+        )
+    assert all(isinstance(result, Stored) for result in results)
+
+
+async def test_what_follows_a_batch_closely_comes_together(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """A trickle under load is handed out in batches, not one by one."""
+    _, bus = served
+    stop = asyncio.Event()
+    publisher = Publisher(bus)
+    consumer = Consumer(bus, "METRICS_RAW", "test", max_batch=50)
+    sizes: list[int] = []
+
+    async def trickle() -> None:
+        for i in range(200):
+            await publisher.publish("metrics.raw.h1", b"x", msg_id=str(i))
+
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        group.create_task(trickle(), name="trickle")
+        async for batch in consumer.batches(stop):
+            sizes.append(len(batch))
+            for delivery in batch:
+                await delivery.ack()
+            if sum(sizes) == 200:
+                stop.set()
+    assert max(sizes) > 3
+    assert len(sizes) < 100
 
 
 async def test_a_batch_comes_at_once_and_holds_what_has_arrived(
