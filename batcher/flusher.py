@@ -203,7 +203,7 @@ class Flusher:
             stored_at_ns = self._clock.wall_ns()
             seconds = (self._clock.monotonic_ns() - part.began_ns) / NS_PER_S
             await self._answered()
-            # Its rows are let go of: only the answers remain, beside the next insert.
+            # Beside the next insert.
             self._answering = asyncio.create_task(
                 self._answer(part, rows, stored_at_ns, seconds),
                 name="flusher-answers",
