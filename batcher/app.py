@@ -16,6 +16,8 @@ import structlog
 from batcher.buffer import Buffer, Custody, Limits
 from batcher.feeds import Feeder
 from batcher.flusher import HEALTH_PART, Flusher
+from batcher.host_usage import HostUsages
+from batcher.incarnation_hosts import IncarnationHosts
 from batcher.intake import Intake
 from batcher.memory import spare_the_collector
 from batcher.migrations import migrate, shipped
@@ -92,7 +94,8 @@ async def main(service: Service[BatcherSettings]) -> None:
             reader, watermark, retention, instruments, clock, limit_s=settings.query_limit_s
         )
         subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
-        store_door = StoreDoor(reader, retention, service.bus, clock)
+        host_usages = HostUsages(reader, watermark, retention, clock, settings.query_limit_s)
+        store_door = StoreDoor(reader, retention, service.bus, clock, host_usages)
         await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
         custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 3)
         refusals = Refusals(Publisher(service.bus), custody, instruments)
@@ -107,8 +110,9 @@ async def main(service: Service[BatcherSettings]) -> None:
             max_ack_pending=_MAX_ACK_PENDING,
             ack_wait_s=_ACK_WAIT_S,
         )
+        sink = IncarnationHosts(store)
         flusher = Flusher(
-            sink=store,
+            sink=sink,
             buffer=buffer,
             custody=custody,
             refusals=refusals,
@@ -118,7 +122,7 @@ async def main(service: Service[BatcherSettings]) -> None:
             clock=clock,
             keep_ns=int(retention.ticks / timedelta(microseconds=1)) * 1000,
             stop=service.stop,
-            encode=store.encode,
+            encode=sink.encode,
         )
         spare_the_collector()
         async with asyncio.TaskGroup() as group:

@@ -10,10 +10,11 @@ import msgspec
 import structlog
 
 from batcher.consistency import Consistency, checkable
+from batcher.host_usage import HostUsages
 from batcher.migrations import shipped, statuses
 from batcher.retention import kept_days
 from batcher.store import Store
-from batcher.windows import Retention
+from batcher.windows import RefusedQueryError, Retention
 from runtime.bus import Bus, Message
 from runtime.clock import Clock
 from runtime.errors import DecisecError, FatalError, PoisonError, TransientError
@@ -56,12 +57,15 @@ class _RefusedError(ValueError):
 class StoreDoor:
     """A bus handler: one question after the other. Whoever may ask is an operator (by subject)."""
 
-    def __init__(self, store: Store, retention: Retention, bus: Bus, clock: Clock) -> None:
+    def __init__(
+        self, store: Store, retention: Retention, bus: Bus, clock: Clock, host_usages: HostUsages
+    ) -> None:
         self._store = store
         self._retention = retention
         self._publisher = Publisher(bus)
         self._clock = clock
         self._consistency = Consistency(store, clock)
+        self._host_usages = host_usages
 
     async def answer(self, message: Message) -> bytes:
         """The encoded `StoreReply`; errors travel inside it."""
@@ -77,9 +81,11 @@ class StoreDoor:
                     return StoreReply(check=_shown(await self._check(question)))
                 case StoreVerb.REPAIR:
                     return StoreReply(check=_shown(await self._repair(question)))
+                case StoreVerb.USAGE:
+                    return StoreReply(usage=await self._host_usages.answer(question))
                 case other:
                     return _refusal(ErrorCode.BAD_REQUEST, f"{other[:80]!r} asks nothing known")
-        except (MalformedMessageError, _RefusedError) as error:
+        except (MalformedMessageError, _RefusedError, RefusedQueryError) as error:
             return _refusal(ErrorCode.BAD_REQUEST, str(error))
         except (TransientError, PoisonError) as error:
             _log.warning("question.failed", subject=message.subject, error=str(error))

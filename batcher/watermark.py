@@ -213,6 +213,21 @@ class Watermark:
             margin_ms=self._margin_ms,
         )
 
+    async def host_complete_until(self, host_id: str) -> Until:
+        """The time before which what the store has of a host after this call never changes.
+
+        Raises:
+            TransientError, FatalError: As `Store.query` does.
+        """
+        return settle(
+            {host_id: None},
+            await self._told([host_id]),
+            self._losses.values,
+            start_ms=0,
+            latest_ms=self._clock.wall_ns() // NS_PER_MS - self._margin_ms,
+            margin_ms=self._margin_ms,
+        )
+
     async def _told(self, hosts: list[str]) -> Mapping[str, int]:
         rows = await self._store.query(_QUERY, {"hosts": hosts})
         return {str(host): int(complete_ms) for host, complete_ms in rows}
