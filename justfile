@@ -29,10 +29,10 @@ firecracker dest=".decisec/bin": setup
 linux-image store=".decisec/agent/images": setup
     {{ python }} -m decisec.devkit.linux --store {{ store }}
 
-# Run every check and every test, then list what was skipped and why
+# Run every check and every test, then list what was skipped and why; `-n 0`: one test at a time
 [group('check')]
 test *args: setup system lint types arch
-    {{ python }} -m pytest {{ args }}
+    {{ python }} -m pytest -n auto --maxprocesses 4 --dist worksteal {{ args }}
 
 # Run the unit tests only
 [group('check')]
@@ -73,7 +73,7 @@ bench what="all" *args: setup
         exit 2 ;; \
     esac
 
-# Flood a pipeline with metrics, and check that each sample is stored and billed: `just flood --own`
+# Flood a deployment with metrics, or `commands`, and check what became of each: `just flood --own`
 [group('check')]
 flood *args: setup
     {{ python }} -m tests.load.flood {{ args }}

@@ -13,20 +13,24 @@ from datetime import timedelta
 
 import structlog
 
+from batcher.backfill import Backfills
 from batcher.buffer import Buffer, Custody, Limits
+from batcher.corrections import Corrections
 from batcher.feeds import Feeder
+from batcher.figures import Figures
 from batcher.flusher import HEALTH_PART, Flusher
 from batcher.host_usage import HostUsages
 from batcher.incarnation_hosts import IncarnationHosts
 from batcher.intake import Intake
-from batcher.memory import spare_the_collector
 from batcher.migrations import migrate, shipped
+from batcher.mover import Mover
 from batcher.priorities import let_merges_wait
 from batcher.progress import ProgressKeeper
 from batcher.records import FEEDS
 from batcher.refusals import Refusals
 from batcher.retention import apply_retention
 from batcher.settings import BatcherSettings
+from batcher.settling import Settler
 from batcher.store import Store, keep_temporary_files_beside
 from batcher.store_door import SUBJECT as STORE_SUBJECT
 from batcher.store_door import StoreDoor
@@ -39,10 +43,12 @@ from runtime.clock import SystemClock
 from runtime.consumer import Consumer
 from runtime.errors import TransientError
 from runtime.health import Health
+from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.retry import forever
 from runtime.service import Service
 from schemas import subjects
+from schemas.corrections import decode_vm_corrections
 from schemas.hosts import decode_host_loss
 
 _log = structlog.get_logger("decisec.batcher")
@@ -83,19 +89,23 @@ async def main(service: Service[BatcherSettings]) -> None:
         retention = await _prepare(store, settings, service.health, service.stop)
         if retention is None:
             return
+        corrections = Corrections(Bucket(service.bus, subjects.CORRECTIONS, decode_vm_corrections))
         watermark = Watermark(
             reader,
             Bucket(service.bus, subjects.VM_SPECS, decode_placed),
             Bucket(service.bus, subjects.LOST_HOSTS, decode_host_loss),
             clock,
+            corrections=corrections,
             margin_ms=settings.complete_margin_s * 1000,
         )
         door = UsageDoor(
             reader, watermark, retention, instruments, clock, limit_s=settings.query_limit_s
         )
         subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
+        publisher, figures = Publisher(service.bus), Figures(reader)
+        backfills = Backfills(figures, corrections, watermark.placements, publisher, clock)
         host_usages = HostUsages(reader, watermark, retention, clock, settings.query_limit_s)
-        store_door = StoreDoor(reader, retention, service.bus, clock, host_usages)
+        store_door = StoreDoor(reader, retention, service.bus, clock, backfills, host_usages)
         await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
         custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 3)
         refusals = Refusals(Publisher(service.bus), custody, instruments)
@@ -122,6 +132,7 @@ async def main(service: Service[BatcherSettings]) -> None:
             clock=clock,
             keep_ns=int(retention.ticks / timedelta(microseconds=1)) * 1000,
             stop=service.stop,
+            corrections=corrections,
             encode=sink.encode,
         )
         spare_the_collector()
@@ -137,8 +148,13 @@ async def main(service: Service[BatcherSettings]) -> None:
                 group.create_task(feeder.run(service.stop), name=f"feed-{feed.table}")
             noting = group.create_task(progress.run(), name="progress")
             following = group.create_task(watermark.run(), name="watermark")
+            correcting = group.create_task(corrections.run(), name="corrections")
+            settler = Settler(Mover(reader), figures, corrections, publisher)
+            settling = group.create_task(settler.run(), name="settling")
             await flusher.run()
-            for task in (fetching, renewing, watching, yielding, noting, following):
+            for task in (
+                fetching, renewing, watching, yielding, noting, following, correcting, settling,
+            ):  # fmt: skip
                 task.cancel()
         if service.bus.connected:
             await subscription.unsubscribe()

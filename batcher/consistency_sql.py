@@ -32,6 +32,11 @@ class Rollup:
     unit_ms: int
     bits: tuple[str, ...]
 
+    @property
+    def collected(self) -> str:
+        """The column that says when it was collected, by which it is parted and expires."""
+        return "collected_on" if self.level is Level.MINUTE else "collected_in"
+
 
 ROLLUPS = (
     Rollup(Level.MINUTE, "usage_minute", "minute_ms", MINUTE_MS,

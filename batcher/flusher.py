@@ -7,7 +7,7 @@ built, one collected in the buffer. So the store's time is spent inserting, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import structlog
 from tenacity import AsyncRetrying, RetryCallState
 
+from batcher.amendment import View
 from batcher.batch import table, token
 from batcher.buffer import Buffer, Custody, Held
 from batcher.refusals import Refusals
@@ -24,7 +25,7 @@ from runtime.clock import Clock
 from runtime.errors import OverloadedError, PoisonError, TransientError
 from runtime.health import Health
 from runtime.retry import forever
-from runtime.telemetry import span
+from runtime.telemetry import span, thinned
 from schemas import subjects
 from schemas.codec import encode
 from schemas.frames import EnrichedFrame, FramesStored, replay_of
@@ -49,6 +50,16 @@ class Sink(Protocol):
         """As `Store.insert`."""
 
 
+class Amender(Protocol):
+    """What a flusher needs of the corrections."""
+
+    def view(self) -> View:
+        """As `Corrections.view`."""
+
+    async def passed(self, view: View, frames: Iterable[EnrichedFrame]) -> bool:
+        """As `Corrections.passed`."""
+
+
 class Rows(Protocol):
     """What a sink inserts: an Arrow table, or what it made of one ahead."""
 
@@ -65,12 +76,14 @@ class Batch:
         rows: What to insert, or why there is no table of these frames.
         batch_id: Their identity by content.
         began_ns: When they were taken, on the monotonic clock.
+        view: The corrections that they were built by.
     """
 
     held: Sequence[Held]
     rows: Rows | PoisonError
     batch_id: str
     began_ns: int
+    view: View
 
 
 class Flusher:
@@ -79,6 +92,7 @@ class Flusher:
     Args:
         keep_ns: How long the store keeps rows; see `batch.table`.
         encode: Done to each table while another one is inserted; see `Store.encode`.
+        corrections: What frames are corrected by.
         stop: Once set, a store that is away is no longer waited for: what it did not take is left
             unanswered, and comes again after the next start.
     """
@@ -96,9 +110,11 @@ class Flusher:
         clock: Clock,
         keep_ns: int,
         stop: asyncio.Event,
+        corrections: Amender,
         encode: Callable[[pa.Table], Rows] = lambda rows: rows,
     ) -> None:
         self._sink = sink
+        self._corrections = corrections
         self._encode = encode
         self._buffer = buffer
         self._custody = custody
@@ -129,6 +145,8 @@ class Flusher:
                 ahead = asyncio.create_task(self._ahead(), name="flusher-ahead")
                 await self._store(batch)
                 self._count(-1)
+                # Whoever holds a batch holds up what is to be done once its view is out of use.
+                del batch
         except TransientError as error:
             # Only after `stop`: until then a transient error is retried.
             await self._answered()
@@ -150,16 +168,16 @@ class Flusher:
     async def _built(self, held: Sequence[Held]) -> Batch:
         began_ns = self._clock.monotonic_ns()
         with span("build metrics.enriched.{host}", attributes={"frames": len(held)}):
-            return await asyncio.to_thread(self._build, held, began_ns)
+            return await asyncio.to_thread(self._build, held, began_ns, self._corrections.view())
 
-    def _build(self, held: Sequence[Held], began_ns: int) -> Batch:
-        frames = [one.frame for one in held]
+    def _build(self, held: Sequence[Held], began_ns: int, view: View) -> Batch:
+        frames, mark = view.amend([one.frame for one in held])
         rows: Rows | PoisonError
         try:
             rows = self._encode(table(frames, now_ns=self._clock.wall_ns(), keep_ns=self._keep_ns))
         except PoisonError as error:
             rows = error
-        return Batch(held, rows, token(frames), began_ns)
+        return Batch(held, rows, token(frames) + mark, began_ns, view)
 
     async def _store(self, batch: Batch) -> None:
         """Store a batch, whole or in halves until only frames that cannot be stored are left.
@@ -187,7 +205,7 @@ class Flusher:
             await self._answered()
             # Its rows are let go of: only the answers remain, beside the next insert.
             self._answering = asyncio.create_task(
-                self._answer(held, part.batch_id, rows, stored_at_ns, seconds),
+                self._answer(part, rows, stored_at_ns, seconds),
                 name="flusher-answers",
             )
 
@@ -229,15 +247,29 @@ class Flusher:
 
         return policy.copy(wait=wait, stop=lambda _: self._stop.is_set())
 
-    async def _answer(
-        self,
-        held: Sequence[Held],
-        batch_id: str,
-        rows: int,
-        stored_at_ns: int,
-        seconds: float,
-    ) -> None:
+    async def _corrected(self, batch: Batch) -> None:
+        """Return once what the batch holds is stored by every correction that was written.
+
+        Raises:
+            TransientError: Nobody can say, and `stop` is set.
+            FatalError: As `run`.
+        """
+        policy = forever("corrections-asked").copy(stop=lambda _: self._stop.is_set())
+        async for attempt in policy:
+            with attempt:
+                while await self._corrections.passed(batch.view, [h.frame for h in batch.held]):
+                    batch = await self._built(batch.held)
+                    await self._insert_in_turn(batch)
+
+    async def _answer(self, batch: Batch, rows: int, stored_at_ns: int, seconds: float) -> None:
         """Ack what the store has said yes to, and tell of it."""
+        try:
+            await self._corrected(batch)
+        except TransientError as error:
+            # Only after `stop`: the frames come again after the next start.
+            _log.warning("batch.unanswered", frames=len(batch.held), error=str(error))
+            return
+        held, batch_id = batch.held, batch.batch_id
         frames = [one.frame for one in held]
         size = sum(len(one.delivery.data) for one in held)
         lags_ms = [
@@ -288,13 +320,6 @@ class Flusher:
         except TransientError as error:
             # Nobody bills from this message; those who wait for it ask again.
             _log.warning("batch.announcement_failed", batch_id=batch_id, error=str(error))
-
-
-def thinned(values: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most `most` of the values, evenly spread, the first one included."""
-    if len(values) <= most:
-        return tuple(values)
-    return tuple(values[i * len(values) // most] for i in range(most))
 
 
 def newest(frames: Sequence[EnrichedFrame]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from uuid import UUID
 from batcher.store import Store
 from batcher.usage import bounded, totals_of, vm_row
 from batcher.usage_sql import HOST_USAGE
-from batcher.watermark import Watermark
+from batcher.watermark import Until, Watermark
 from batcher.windows import RefusedQueryError, Retention, Window, check, instant_of
 from runtime.clock import Clock
 from schemas.ids import HostId
@@ -58,10 +58,15 @@ class HostUsages:
                 f"{known_since.isoformat(timespec='minutes')} or later"
             )
         # First this: what has arrived by then is in the answer that is read after it.
+        before = await self._watermark.undisturbed(None, ())
         until = await self._watermark.host_complete_until(question.host)
         customers, vms = await host_report(
             self._store, question.host, window, limit_s=self._limit_s
         )
+        after = await self._watermark.undisturbed(None, ())
+        if before is None or before != after:
+            # Rows are being moved, and may have been read under both customers or half.
+            until = Until(None, until.lost_hosts)
         counted_from = window.counted_from
         return HostUsage(
             host_id=question.host,

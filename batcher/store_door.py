@@ -1,4 +1,4 @@
-"""Answers `store.ask.<verb>`: how the store stands, and its rollups checked and repaired."""
+"""Answers `store.ask.<verb>`: how the store stands, rollups repaired, the past corrected."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from datetime import UTC, date, datetime
 import msgspec
 import structlog
 
+from batcher.backfill import Backfills
+from batcher.backfill_rules import RefusedBackfillError
 from batcher.consistency import Consistency, checkable
 from batcher.host_usage import HostUsages
 from batcher.migrations import shipped, statuses
@@ -29,6 +31,7 @@ from schemas.audit import (
     AuditPhase,
 )
 from schemas.codec import encode
+from schemas.corrections import Backfill, BackfillWish
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.ids import new_id
 from schemas.store import (
@@ -58,13 +61,20 @@ class StoreDoor:
     """A bus handler: one question after the other. Whoever may ask is an operator (by subject)."""
 
     def __init__(
-        self, store: Store, retention: Retention, bus: Bus, clock: Clock, host_usages: HostUsages
+        self,
+        store: Store,
+        retention: Retention,
+        bus: Bus,
+        clock: Clock,
+        backfills: Backfills,
+        host_usages: HostUsages,
     ) -> None:
         self._store = store
         self._retention = retention
         self._publisher = Publisher(bus)
         self._clock = clock
         self._consistency = Consistency(store, clock)
+        self._backfills = backfills
         self._host_usages = host_usages
 
     async def answer(self, message: Message) -> bytes:
@@ -81,11 +91,20 @@ class StoreDoor:
                     return StoreReply(check=_shown(await self._check(question)))
                 case StoreVerb.REPAIR:
                     return StoreReply(check=_shown(await self._repair(question)))
+                case StoreVerb.PREVIEW:
+                    return StoreReply(backfill=await self._backfills.preview(_wish(question)))
+                case StoreVerb.BACKFILL:
+                    return StoreReply(backfill=await self._backfill(question))
                 case StoreVerb.USAGE:
                     return StoreReply(usage=await self._host_usages.answer(question))
                 case other:
                     return _refusal(ErrorCode.BAD_REQUEST, f"{other[:80]!r} asks nothing known")
-        except (MalformedMessageError, _RefusedError, RefusedQueryError) as error:
+        except (
+            MalformedMessageError,
+            _RefusedError,
+            RefusedBackfillError,
+            RefusedQueryError,
+        ) as error:
             return _refusal(ErrorCode.BAD_REQUEST, str(error))
         except (TransientError, PoisonError) as error:
             _log.warning("question.failed", subject=message.subject, error=str(error))
@@ -138,6 +157,11 @@ class StoreDoor:
             details["left_behind"] = str(sum(d.behind for d in done.left))
         return done
 
+    async def _backfill(self, question: StoreQuestion) -> Backfill:
+        if not (question.actor and question.reason):
+            raise _RefusedError("a backfill needs an actor and a reason")
+        return await self._backfills.accept(_wish(question), question.actor, question.reason)
+
     def _day(self, question: StoreQuestion) -> date:
         first, last = checkable(self._retention, self._now())
         if question.day is None or not first <= question.day <= last:
@@ -181,6 +205,12 @@ class StoreDoor:
             await write(AuditPhase.ENDED, AuditOutcome.FAILED, failed)
             raise
         await write(AuditPhase.ENDED, AuditOutcome.SUCCEEDED, details)
+
+
+def _wish(question: StoreQuestion) -> BackfillWish:
+    if question.backfill is None:
+        raise _RefusedError("it says of nothing what is to be corrected")
+    return question.backfill
 
 
 def _shown(check: DayCheck) -> DayCheck:

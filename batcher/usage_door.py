@@ -10,7 +10,7 @@ import structlog
 from batcher.store import Store
 from batcher.telemetry import Instruments
 from batcher.usage import report
-from batcher.watermark import Watermark
+from batcher.watermark import Until, Watermark
 from batcher.windows import RefusedQueryError, Retention, check
 from runtime.bus import Message
 from runtime.clock import Clock
@@ -91,8 +91,13 @@ class UsageDoor:
         now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
         window = check(query, self._retention, now)
         # First this: what has arrived by then is in the answer that is read after it.
+        before = await self._watermark.undisturbed(customer_id, query.vm_ids)
         until = await self._watermark.complete_until(customer_id, query.vm_ids, query.start)
         answer = await report(self._store, customer_id, query, window, limit_s=self._limit_s)
+        after = await self._watermark.undisturbed(customer_id, query.vm_ids)
+        if before is None or before != after:
+            # Rows are being moved, and may have been read under both customers or half.
+            until = Until(None)
         return msgspec.structs.replace(
             answer,
             complete_until=until.time,

@@ -24,6 +24,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from batcher.corrections import Corrections
 from batcher.progress import TABLE
 from batcher.store import Store
 from runtime.buckets import Bucket, Mirror
@@ -87,14 +88,31 @@ class Placements:
         else:
             self._by_customer[customer_id][vm_id] = placed
 
-    def hosts(self, customer_id: str, vm_ids: Sequence[UUID]) -> dict[str, int | None]:
+    def of_vm(self, vm_id: UUID) -> Placed | None:
+        """A VM's record, whoever its customer is."""
+        found = [vms[vm_id] for vms in self._by_customer.values() if vm_id in vms]
+        return found[0] if found else None
+
+    def knows(self, customer_id: str) -> bool:
+        """Whether a customer has, or had, a VM."""
+        return bool(self._by_customer.get(customer_id))
+
+    def hosts(
+        self, customer_id: str, vm_ids: Sequence[UUID], taken_over: Sequence[UUID] = ()
+    ) -> dict[str, int | None]:
         """The hosts of some of a customer's VMs, or of all of them.
+
+        Args:
+            customer_id: Whose.
+            vm_ids: Which; empty for all.
+            taken_over: Others' VMs of which rows are this customer's, by a correction.
 
         Returns:
             Per host, when the last of them was deleted or had left it, Unix ms; None if one may
             be there.
         """
-        all_vms = self._by_customer.get(customer_id, {})
+        all_vms = dict(self._by_customer.get(customer_id, {}))
+        all_vms |= {vm_id: placed for vm_id in taken_over if (placed := self.of_vm(vm_id))}
         wanted = [all_vms[vm_id] for vm_id in vm_ids if vm_id in all_vms]
         ends: dict[str, int | None] = {}
         for placed in wanted if vm_ids else all_vms.values():
@@ -156,6 +174,7 @@ class Watermark:
         bucket: Of the VMs' records.
         losses: Hosts that are lost.
         clock: The wall's time.
+        corrections: Whose rows of others' VMs are, and which are being moved.
         margin_ms: See above: the answer is never later than so long ago. What the clocks of hosts,
             gateways and batchers are apart, and how long a record takes to be written, must fit.
     """
@@ -167,14 +186,16 @@ class Watermark:
         losses: Bucket[HostLoss],
         clock: Clock,
         *,
+        corrections: Corrections,
         margin_ms: int,
     ) -> None:
         self._store = store
         self._bucket = bucket
+        self._corrections = corrections
         self._clock = clock
         self._margin_ms = margin_ms
-        self._placements = Placements()
-        self._mirror = Mirror(bucket, self._placements.change)
+        self.placements = Placements()
+        self._mirror = Mirror(bucket, self.placements.change)
         self._losses = Mirror(losses)
 
     async def run(self) -> None:
@@ -202,7 +223,8 @@ class Watermark:
         latest_ms = self._clock.wall_ns() // NS_PER_MS - self._margin_ms
         if not await self._records_are_current(customer_id):
             return Until(None)
-        ends = self._placements.hosts(customer_id, vm_ids)
+        taken_over = self._corrections.taken_over(customer_id)
+        ends = self.placements.hosts(customer_id, vm_ids, taken_over)
         told = await self._told(list(ends)) if ends else {}
         return settle(
             ends,
@@ -227,6 +249,21 @@ class Watermark:
             latest_ms=self._clock.wall_ns() // NS_PER_MS - self._margin_ms,
             margin_ms=self._margin_ms,
         )
+
+    async def undisturbed(self, customer_id: str | None, vm_ids: Sequence[UUID]) -> int | None:
+        """The revision of the corrections, if no rows of these VMs are being moved.
+
+        Without a customer it is about everybody's.
+
+        An answer is read between two calls that give the same.
+        """
+        try:
+            async with asyncio.timeout(_CATCH_UP_S):
+                revision = await self._corrections.current()
+        except (TransientError, TimeoutError) as error:
+            _log.warning("corrections.not_current", error=str(error) or "the mirror is behind")
+            return None
+        return None if self._corrections.unsettled(customer_id, vm_ids) else revision
 
     async def _told(self, hosts: list[str]) -> Mapping[str, int]:
         rows = await self._store.query(_QUERY, {"hosts": hosts})

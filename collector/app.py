@@ -19,9 +19,11 @@ from collector.specs import SpecIndex
 from collector.telemetry import Instruments
 from runtime.buckets import Bucket, Mirror
 from runtime.clock import SystemClock
+from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.service import Service
 from schemas import subjects
+from schemas.corrections import VmCorrections, decode_vm_corrections
 from schemas.hosts import HostLoss, decode_host_loss
 from schemas.ids import new_id
 from schemas.units import NS_PER_MS, NS_PER_S
@@ -68,17 +70,25 @@ async def main(service: Service[CollectorSettings]) -> None:
         max_ack_pending=settings.max_ack_pending,
         ack_wait_s=settings.ack_wait_s,
     )
+    corrected: Bucket[VmCorrections] = Bucket(
+        service.bus, subjects.CORRECTIONS, decode_vm_corrections
+    )
     service.health.unready(HEALTH_PART, "the VMs' records are not read yet")
     async with asyncio.TaskGroup() as group:
         following = group.create_task(mirror.run(), name="specs")
         losing = group.create_task(losses.run(), name="losses")
+        # Not waited for: a batcher stores nothing by what it says here alone.
+        correcting = group.create_task(
+            Mirror(corrected, specs.corrections.change).run(), name="corrections"
+        )
         synced = group.create_task(_both(mirror, losses), name="buckets-synced")
         stopped = group.create_task(service.stop.wait(), name="stop")
         await asyncio.wait({synced, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if synced.done():
             service.health.ready(HEALTH_PART)
+            spare_the_collector()
             await Crew(new_id(), tools).run(service.stop)
-        for task in (following, losing, synced, stopped):
+        for task in (following, losing, correcting, synced, stopped):
             task.cancel()
 
 

@@ -38,19 +38,23 @@ _LOOK_AGAIN_S = 0.5
 """Sooner than a host is suspected: once the stream is parted anew, frames go other ways."""
 
 
-def units_of(partitions: int, former: int = 0) -> dict[str, Unit]:
+def units_of(partitions: int, former: int = 0, until: int = 0) -> dict[str, Unit]:
     """What there is to do, by name of the consumer.
 
     Args:
         partitions: Of the stream, now.
         former: It had so many once; frames from then may be left.
+        until: The place of the last frame that may be one of these.
     """
     units = {
-        DURABLE: Unit(DURABLE, subjects.METRICS_RAW_UNPARTED, lambda _: partitions == 0),
+        DURABLE: Unit(DURABLE, subjects.METRICS_RAW_UNPARTED, lambda _: partitions == 0, until),
     }
     for number in range(max(partitions, former)):
         units[f"{DURABLE}-{number}"] = Unit(
-            f"{DURABLE}-{number}", subjects.metrics_raw_of(number), _whose(number, partitions)
+            f"{DURABLE}-{number}",
+            subjects.metrics_raw_of(number),
+            _whose(number, partitions),
+            until,
         )
     return units
 
@@ -161,7 +165,7 @@ class Crew:
             return False
         _log.info("partitions.found", partitions=partitions)
         self._partitions = partitions
-        self._units = units_of(partitions, former)
+        self._units = units_of(partitions, former, info.state.last_seq)
         self._behind, self._barrier = set(self._units), info.state.last_seq
         # Hosts may belong elsewhere now: everything starts anew.
         for job in self._jobs.values():

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from collector.checks import CpuLimit, Ints, Rows, take
+from collector.corrections import correct
 from collector.history import History, Where
 from collector.specs import SpecIndex, missed_on
 from schemas.frames import COLUMNS, EnrichedFrame, Frame, RejectReason
@@ -31,6 +32,9 @@ class Layout:
         settled: It has been waited for.
         where: Places of the kept rows in the history.
         cpus: Per kept row: vCPUs and overhead threads.
+        corrections_version: Of the corrections that it goes by.
+        from_ms: They say the same for all ticks from here on.
+        until_ms: And before here.
     """
 
     vm_ids: bytes
@@ -53,6 +57,9 @@ class Layout:
     price_plan_index: bytes
     vcpus: bytes
     memory_mib: bytes
+    corrections_version: int
+    from_ms: int
+    until_ms: int
 
     def fits(self, frame: Frame, specs: SpecIndex, history: History) -> bool:
         """Whether this is the layout of a frame, and still true."""
@@ -63,6 +70,8 @@ class Layout:
             and self.host_version == specs.host_version(frame.host)
             # A row that has no record here may have got one on another host.
             and (not self.unknown or self.missed_version == specs.missed_version)
+            and self.corrections_version == specs.corrections.version
+            and self.from_ms <= frame.tick_ms < self.until_ms
         )
 
 
@@ -92,9 +101,10 @@ def lay_out(frame: Frame, specs: SpecIndex, history: History, limit: CpuLimit) -
             kept.append(row)
             records.append(record)
     where = history.place(tuple(keys))
-    customers, customer_index = _dictionary([r.customer_id for r in records])
-    pools, pool_index = _dictionary([r.pool for r in records])
-    price_plans, price_plan_index = _dictionary([r.price_plan for r in records])
+    said = correct(tuple(keys), records, frame.tick_ms, specs.corrections)
+    customers, customer_index = _dictionary(said.customers)
+    pools, pool_index = _dictionary(said.pools)
+    price_plans, price_plan_index = _dictionary(said.price_plans)
     vcpus = np.array([r.spec.vcpus for r in records], "<u2")
     return Layout(
         vm_ids=frame.vm_ids,
@@ -117,6 +127,9 @@ def lay_out(frame: Frame, specs: SpecIndex, history: History, limit: CpuLimit) -
         price_plan_index=price_plan_index,
         vcpus=vcpus.tobytes(),
         memory_mib=np.array([r.spec.memory_mib for r in records], "<u4").tobytes(),
+        corrections_version=specs.corrections.version,
+        from_ms=said.from_ms,
+        until_ms=said.until_ms,
     )
 
 

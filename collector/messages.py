@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from runtime.publisher import Outgoing
 from schemas.codec import encode
 from schemas.errors import InvalidIdError
 from schemas.events import HostEvent
@@ -49,15 +49,6 @@ class Now(NamedTuple):
 
     wall_ns: int
     monotonic_ns: int
-
-
-class Outgoing(NamedTuple):
-    """A message to publish to a stream."""
-
-    subject: str
-    payload: bytes
-    msg_id: str
-    headers: Mapping[str, str] | None = None
 
 
 @dataclass(slots=True)

@@ -6,23 +6,25 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import NamedTuple
+from itertools import islice
+from typing import NamedTuple, TypeAlias
 
 import structlog
 from opentelemetry.trace import SpanKind
 
 from collector.adjustments import Adjustments, Late
 from collector.claims import Claims, claimed_ms
-from collector.messages import Intake, Now, Outcome, Outgoing, event_message
+from collector.messages import Intake, Now, Outcome, event_message
 from collector.pipeline import Pipeline, Rules
 from collector.specs import SpecIndex
 from collector.telemetry import Instruments
+from runtime.acks import Stored
 from runtime.bus import Bus
 from runtime.clock import Clock
 from runtime.consumer import Delivery, floor_of, info_of
 from runtime.errors import PoisonError, TransientError
 from runtime.pinned import PinnedConsumer
-from runtime.publisher import Publisher
+from runtime.publisher import Outgoing, Publisher, Result
 from runtime.telemetry import span
 from schemas import subjects
 from schemas.frames import replay_of
@@ -39,6 +41,9 @@ _AGAIN_S = 0.1
 """A frame that waits for a VM's record comes again this soon."""
 
 
+Failure: TypeAlias = TransientError | PoisonError | None
+
+
 class Unit(NamedTuple):
     """What one collector at a time works at.
 
@@ -46,11 +51,14 @@ class Unit(NamedTuple):
         durable: Name of its consumer.
         filter_subject: Its frames.
         tells_of: Whether a host's silence is to be told here.
+        others_until: Up to this place in the stream, all frames here of hosts that are not told of
+            may be; their later ones went elsewhere.
     """
 
     durable: str
     filter_subject: str
     tells_of: Callable[[str], bool]
+    others_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +149,9 @@ class Partition:
 
     @staticmethod
     def _fresh(tools: Tools, unit: Unit) -> Pipeline:
-        return Pipeline(tools.rules, tools.specs, tells_of=unit.tells_of)
+        return Pipeline(
+            tools.rules, tools.specs, tells_of=unit.tells_of, others_until=unit.others_until
+        )
 
     async def _handle(self, batch: Sequence[Delivery]) -> None:
         """Decide about a batch, publish all that follows from it, ack what is published."""
@@ -155,15 +165,10 @@ class Partition:
                 (delivery, self.pipeline.process(_intake(delivery), self._now()))
                 for delivery in batch
             ]
-            passed: list[Outcome] = []
-            async with asyncio.TaskGroup() as group:
-                for delivery, outcome in outcomes:
-                    if outcome.claim is not None:
-                        self.claims.note(*outcome.claim, delivery.sequence)
-                    group.create_task(
-                        self._carry_out(delivery, outcome, passed),
-                        name=f"frame-{delivery.sequence}",
-                    )
+            for delivery, outcome in outcomes:
+                if outcome.claim is not None:
+                    self.claims.note(*outcome.claim, delivery.sequence)
+            passed = await self._carry_out(outcomes)
         self._busy_since_ns = None
         self._instruments.passed(passed)
         self._instruments.batch((self._clock.monotonic_ns() - began_ns) / NS_PER_S)
@@ -184,51 +189,64 @@ class Partition:
             if busy or stood_still or not self.pinned or not self._tools.bus.connected:
                 self.pipeline.silence.deafened(now.monotonic_ns)
                 continue
-            events = self.pipeline.watch(now)
-            try:
-                for event in events:
-                    await self._publish(event)
-            except TransientError as error:
+            [error] = await self._publish([self.pipeline.watch(now)])
+            if error is not None:
                 _log.warning("event.not_published", error=str(error))
-
-    async def _carry_out(self, delivery: Delivery, outcome: Outcome, passed: list[Outcome]) -> None:
-        try:
-            for message in outcome.side:
-                await self._publish(message)
-            if outcome.wait:
-                self._instruments.waited()
-                await delivery.nak(_AGAIN_S)
-                return
-            if outcome.enriched is not None:
-                await self._publish(outcome.enriched)
-            if not self._adjustments.hold(delivery, outcome, self._clock.monotonic_ns()):
-                await delivery.ack()
-        except (TransientError, PoisonError) as error:
-            # Unanswered, it is delivered again; what of it is stored already is stored once.
-            self._instruments.postponed()
-            _log.warning("frame.postponed", sequence=delivery.sequence, error=str(error))
-        else:
-            passed.append(outcome)
 
     async def _tell(self, several: Sequence[Late]) -> None:
         """Tell of late frames, then answer for them; those not told of come again."""
-        for late in several:
-            event = late.event(datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC))
+        now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
+        events = [late.event(now) for late in several]
+        told = await self._publish([[event_message(event)] for event in events])
+        for late, event, error in zip(several, events, told, strict=True):
             try:
-                await self._publish(event_message(event))
+                if error is not None:
+                    raise error
                 for delivery in late.deliveries:
                     await delivery.ack()
-            except (TransientError, PoisonError) as error:
-                _log.warning("event.not_published", error=str(error))
+            except (TransientError, PoisonError) as failure:
+                _log.warning("event.not_published", error=str(failure))
             else:
                 _log.warning(
                     "metering.adjusted", host=event.host_id, frames=event.frames, rows=event.rows
                 )
 
-    async def _publish(self, message: Outgoing) -> None:
-        await self._tools.publisher.publish(
-            message.subject, message.payload, msg_id=message.msg_id, headers=message.headers
+    async def _carry_out(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> list[Outcome]:
+        """Publish all that follows from a batch, answer its frames; returns what is done."""
+        tried = await self._publish([outcome.side for _, outcome in outcomes])
+        enriched = await self._publish(
+            [
+                [outcome.enriched] if outcome.enriched and error is None else []
+                for (_, outcome), error in zip(outcomes, tried, strict=True)
+            ]
         )
+        passed: list[Outcome] = []
+        for (delivery, outcome), *errors in zip(outcomes, tried, enriched, strict=True):
+            try:
+                for error in errors:
+                    if error is not None:
+                        raise error
+                if outcome.wait:
+                    self._instruments.waited()
+                    await delivery.nak(_AGAIN_S)
+                    continue
+                if not self._adjustments.hold(delivery, outcome, self._clock.monotonic_ns()):
+                    await delivery.ack()
+            except (TransientError, PoisonError) as error:
+                # Unanswered, it is delivered again; what of it is stored already is stored once.
+                self._instruments.postponed()
+                _log.warning("frame.postponed", sequence=delivery.sequence, error=str(error))
+            else:
+                passed.append(outcome)
+        return passed
+
+    async def _publish(self, each: Sequence[Sequence[Outgoing]]) -> list[Failure]:
+        """Store the messages of many frames; for each frame what went wrong first, or None."""
+        messages = [message for some in each for message in some]
+        if not messages:
+            return [None] * len(each)
+        results = iter(await self._tools.publisher.publish_all(messages))
+        return [_first_failure(list(islice(results, len(some)))) for some in each]
 
     def _now(self) -> Now:
         return Now(self._clock.wall_ns(), self._clock.monotonic_ns())
@@ -244,6 +262,10 @@ def _intake(delivery: Delivery) -> Intake:
         replay=replay_of(delivery.headers),
         complete_ms=claimed_ms(delivery.headers),
     )
+
+
+def _first_failure(results: Sequence[Result]) -> Failure:
+    return next((result for result in results if not isinstance(result, Stored)), None)
 
 
 def _rejected(outcomes: Sequence[tuple[Delivery, Outcome]]) -> dict[str, int]:

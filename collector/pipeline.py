@@ -29,13 +29,13 @@ from collector.messages import (
     Intake,
     Now,
     Outcome,
-    Outgoing,
     event_message,
     reject_message,
     replay_headers,
 )
 from collector.silence import Silence, SilenceLimits
 from collector.specs import SpecIndex
+from runtime.publisher import Outgoing
 from schemas.errors import MalformedMessageError
 from schemas.events import HostEvent
 from schemas.frames import MAX_FRAME_BYTES, Frame, RejectReason, decode_frame, encode_frame
@@ -91,6 +91,9 @@ class Pipeline:
         rules: What to go by.
         specs: Shared with others; its own if None.
         tells_of: Whether the silence of a host is this pipeline's to tell.
+        others_until: Place in the stream of the last frame, of a host that it is not to tell of,
+            whose forerunners have come here as well. What comes of such a host after that place
+            comes since the stream was parted anew: what it seems to miss went elsewhere.
 
     Attributes:
         specs: The records that enrichment goes by; whoever owns the pipeline feeds them.
@@ -104,11 +107,14 @@ class Pipeline:
         specs: SpecIndex | None = None,
         *,
         tells_of: Callable[[str], bool] = _everyone,
+        others_until: int = 0,
     ) -> None:
         self.rules = rules
         self.specs = SpecIndex(rules.unknown_wait_ns) if specs is None else specs
         self.gaps = Gaps()
         self.silence = Silence(rules.silence, tells_of)
+        self._tells_of = tells_of
+        self._others_until = others_until
         self._hosts: dict[str, _Host] = {}
 
     def process(self, intake: Intake, now: Now) -> Outcome:
@@ -177,7 +183,8 @@ class Pipeline:
 
     def _observe(self, intake: Intake, frame: Frame, now: Now, at: datetime) -> list[HostEvent]:
         """What its coming says of the host. A replayed frame may fill a gap, and says no more."""
-        alone = intake.redelivered or bool(intake.replay)
+        strayed = intake.sequence > self._others_until and not self._tells_of(frame.host)
+        alone = intake.redelivered or bool(intake.replay) or strayed
         gaps = self.gaps.observe(frame.host, frame.run_id, frame.seq, redelivered=alone, at=at)
         if intake.replay:
             return [*gaps]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import structlog
 
+from runtime.corrections import CorrectionIndex
 from schemas.errors import InvalidIdError
 from schemas.ids import parse_uuid
 from schemas.subjects import vm_key
@@ -26,11 +27,13 @@ class SpecIndex:
     """VM id (16 bytes) to record. Records of deleted VMs stay as long as their bucket keeps them.
 
     Attributes:
+        corrections: What operators have corrected of VMs' past.
         version: Grows with each change.
         missed_version: Grows when what was looked for in vain gets its record.
     """
 
     def __init__(self, wait_ns: int) -> None:
+        self.corrections = CorrectionIndex()
         self.version = 0
         self.missed_version = 0
         self._wait_ns = wait_ns

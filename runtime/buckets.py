@@ -183,6 +183,11 @@ class Mirror(Generic[T]):
         """Return once all values that stood at the start are there."""
         await self._synced.wait()
 
+    @property
+    def revision(self) -> int:
+        """Everything up to here is there."""
+        return self._revision
+
     async def reached(self, revision: int) -> None:
         """Return once everything up to this revision is there."""
         while self._revision < revision:

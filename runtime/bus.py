@@ -10,7 +10,6 @@ from typing import Any
 
 import nats
 import nats.errors
-import nats.js.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -76,20 +75,6 @@ class _Client(Client):
                 raise asyncio.CancelledError
 
 
-class _JetStream(JetStreamContext):
-    """JetStream whose refusals of a publish reach who published."""
-
-    async def _handle_async_reply(self, msg: Msg) -> None:
-        # The library raises a refusal here, where only its error handler hears of it, and leaves
-        # the publisher to wait for an answer until its patience ends.
-        try:
-            await super()._handle_async_reply(msg)
-        except nats.js.errors.APIError as error:
-            future = self._publish_async_futures.get(msg.subject.rpartition(".")[2])
-            if future is not None and not future.done():
-                future.set_exception(error)
-
-
 class Bus:
     """One connection, shared by a whole service. Reconnects for ever; says so in health.
 
@@ -100,7 +85,7 @@ class Bus:
     def __init__(self, client: Client, name: str) -> None:
         self.name = name
         self.client = client
-        self.js: JetStreamContext = _JetStream(client, timeout=5)
+        self.js: JetStreamContext = client.jetstream(timeout=5)
         self.epoch = 0
         self._reconnected = asyncio.Condition()
 

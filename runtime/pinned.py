@@ -22,7 +22,16 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from runtime.bus import Bus
-from runtime.consumer import Delivery, answered, delivery_of, set_up, status_of, stop_wakes
+from runtime.consumer import (
+    Delivery,
+    answered,
+    consumer_sequence_of,
+    delivery_of,
+    set_up,
+    settle,
+    status_of,
+    stop_wakes,
+)
 from runtime.errors import TransientError
 
 _log = structlog.get_logger("decisec.pinned")
@@ -148,13 +157,17 @@ class PinnedConsumer:
             asyncio.create_task(self._ask(inbox), name=f"ask-{self.durable}"),
             asyncio.create_task(self._renew(), name=f"renew-{self.durable}"),
         ]
+        handed_out_s = 0.0
         try:
             async with stop_wakes(stop, self._wakeup):
                 while not stop.is_set():
                     await self._wakeup.wait()
                     self._wakeup.clear()
                     while self._arrived and not stop.is_set():
-                        yield self._take()
+                        await settle(handed_out_s, len(self._arrived), self._max_batch)
+                        batch = self._take()
+                        handed_out_s = time.monotonic()
+                        yield batch
                         # What was left unanswered is to come again.
                         self._in_hand = []
         finally:
@@ -214,7 +227,7 @@ class PinnedConsumer:
         one. The consumer numbers what it gives to anybody, so a number left out tells of others.
         """
         pin = (message.headers or {}).get(_PIN, "")
-        sequence = message.metadata.sequence.consumer
+        sequence = consumer_sequence_of(message)
         if pin != self._pin or not self.pinned:
             if sequence != self._last_sequence + 1 or not self._tenure_now:
                 self._tenure_now += 1

@@ -3,42 +3,55 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import NamedTuple, TypeAlias
 
 import nats.errors
-import nats.js.errors
 from nats.js.api import Header
 
+from runtime.acks import Acks, Awaited, Stored
 from runtime.bus import Bus
-from runtime.errors import OverloadedError, PoisonError, TransientError
+from runtime.errors import PoisonError, TransientError
 from runtime.retry import publishing
 from runtime.telemetry import inject, meter
 
-_STREAM_FULL = frozenset({10047, 10077})
-"""JetStream error codes: insufficient storage, maximum messages or bytes exceeded."""
+LIMIT_S = 30.0
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """Where a message stands in its stream; `duplicate` if it stood there already."""
+class Outgoing(NamedTuple):
+    """A message to store in a stream.
 
-    stream: str
-    sequence: int
-    duplicate: bool
+    Attributes:
+        subject: Where; some stream must cover it.
+        payload: At most the server's `max_payload` (1 MiB by default).
+        msg_id: `Nats-Msg-Id`: the same id within the stream's window is stored once, which makes
+            retries harmless.
+        headers: Added to the id and the trace context.
+    """
+
+    subject: str
+    payload: bytes
+    msg_id: str
+    headers: Mapping[str, str] | None = None
+
+
+Result: TypeAlias = Stored | TransientError | PoisonError
 
 
 class Publisher:
     """Publishes to JetStream and returns once the stream has the message.
 
-    Safe to call concurrently; calls beyond `max_in_flight` wait. Concurrent calls start in
-    order, but a retried one may come after its successors.
+    Safe to call concurrently; what is beyond `max_in_flight` waits. Messages start in order, but
+    a retried one may come after its successors.
     """
 
     def __init__(self, bus: Bus, *, max_in_flight: int = 256, ack_timeout_s: float = 5.0) -> None:
         self._bus = bus
-        self._slots = asyncio.Semaphore(max_in_flight)
+        self._acks = Acks(bus, max_in_flight=max_in_flight)
         self._ack_timeout_s = ack_timeout_s
         self._published = meter().create_counter(
             "decisec_bus_published", description="Messages that a stream has acknowledged"
@@ -54,60 +67,105 @@ class Publisher:
         *,
         msg_id: str,
         headers: Mapping[str, str] | None = None,
-        limit_s: float = 30.0,
+        limit_s: float = LIMIT_S,
     ) -> Stored:
-        """Store one message, trying again for up to `limit_s`.
-
-        Args:
-            subject: Where; some stream must cover it.
-            payload: At most the server's `max_payload` (1 MiB by default).
-            msg_id: `Nats-Msg-Id`: the same id within the stream's window is stored once, which
-                makes the retries harmless.
-            headers: Added to the id and the trace context.
-            limit_s: After this the last error is raised.
+        """Store one message, trying again for up to `limit_s`; see `Outgoing`.
 
         Raises:
             OverloadedError: The stream is full.
             TransientError: No server, no stream, or no ack in time.
             PoisonError: The message can never be stored, such as one that is too large.
         """
-        full = inject({**(headers or {}), Header.MSG_ID: msg_id})
-        async with self._slots:
-            began_s = time.monotonic()
-            try:
-                # Nearly every publish is stored at once, and a policy costs more than a publish.
-                stored = await self._once(subject, payload, full)
-            except TransientError:
-                left_s = limit_s - (time.monotonic() - began_s)
-                if left_s <= 0:
-                    raise
-                async for attempt in publishing(left_s):
-                    with attempt:
-                        stored = await self._once(subject, payload, full)
-        self._published.add(1, {"stream": stored.stream})
-        return stored
+        messages = [Outgoing(subject, payload, msg_id, headers)]
+        return _stored((await self.publish_all(messages, limit_s=limit_s))[0])
 
-    async def _once(self, subject: str, payload: bytes, headers: dict[str, str]) -> Stored:
-        if not self._bus.connected:
-            raise TransientError("not connected to NATS")
+    async def publish_all(
+        self, messages: Sequence[Outgoing], *, limit_s: float = LIMIT_S
+    ) -> list[Result]:
+        """Store messages side by side, each tried again for up to `limit_s`.
+
+        Returns:
+            For each, in their order, where it stands, or the error that `publish` would raise.
+        """
+        began_s = time.monotonic()
+        # Nearly all are stored at once, and a policy costs more than a publish.
+        results = await self._attempt(messages)
+        failed = [n for n, result in enumerate(results) if isinstance(result, TransientError)]
+        left_s = limit_s - (time.monotonic() - began_s)
+        if failed and left_s > 0:
+            again = (self._again(messages[number], left_s) for number in failed)
+            for number, result in zip(failed, await asyncio.gather(*again), strict=True):
+                results[number] = result
+        stored = Counter(result.stream for result in results if isinstance(result, Stored))
+        for stream, count in stored.items():
+            self._published.add(count, {"stream": stream})
+        return results
+
+    async def _again(self, message: Outgoing, limit_s: float) -> Result:
         try:
-            async with asyncio.timeout(self._ack_timeout_s):
-                future = await self._bus.js.publish_async(subject, payload, headers=headers)
-                ack = await future
+            async for attempt in publishing(limit_s):
+                with attempt:
+                    return _stored((await self._attempt([message]))[0])
+        except (TransientError, PoisonError) as error:
+            return error
+        raise AssertionError("a policy that neither succeeds nor raises")
+
+    async def _attempt(self, messages: Sequence[Outgoing]) -> list[Result]:
+        """Once each: send all, then take their answers."""
+        sent: list[Awaited | TransientError | PoisonError] = []
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._ack_timeout_s):
+                    traced = inject()
+                    for message in messages:
+                        sent.append(await self._send(message, traced))  # noqa: PERF401 - kept on a timeout
+                    for one in sent:
+                        if isinstance(one, Awaited):
+                            await one.answer
+        finally:
+            for one in sent:
+                if isinstance(one, Awaited):
+                    self._acks.forget(one.number)
+        results = [_result(one, message) for one, message in zip_longest(sent, messages)]
+        if failed := sum(isinstance(result, TransientError) for result in results):
+            self._failed.add(failed)
+        return results
+
+    async def _send(
+        self, message: Outgoing, traced: Mapping[str, str]
+    ) -> Awaited | TransientError | PoisonError:
+        if not self._bus.connected:
+            return TransientError("not connected to NATS")
+        headers = {**(message.headers or {}), Header.MSG_ID: message.msg_id, **traced}
+        try:
+            return await self._acks.send(message.subject, message.payload, headers)
         except nats.errors.MaxPayloadError as error:
-            raise PoisonError(
-                "too_large", f"{len(payload)} bytes on {subject} pass NATS' max_payload"
-            ) from error
-        except nats.js.errors.APIError as error:
-            self._failed.add(1)
-            if error.err_code in _STREAM_FULL:
-                raise OverloadedError(f"the stream of {subject} is full") from error
-            raise TransientError(f"{subject} was not stored: {error}") from error
-        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
-            self._failed.add(1)
-            raise TransientError(f"{subject} was not stored: {_words(error)}") from error
-        return Stored(ack.stream, ack.seq, bool(ack.duplicate))
+            size = len(message.payload)
+            detail = f"{size} bytes on {message.subject} pass NATS' max_payload"
+            return _caused(PoisonError("too_large", detail), error)
+        except (nats.errors.Error, OSError) as error:
+            return _caused(_unstored(message, str(error) or type(error).__name__), error)
 
 
-def _words(error: BaseException) -> str:
-    return str(error) or "no acknowledgement in time"
+def _result(one: Awaited | TransientError | PoisonError | None, message: Outgoing) -> Result:
+    if not isinstance(one, Awaited | None):
+        return one
+    # A timeout cancels what is awaited just then; what came in time is not thrown away for that.
+    if one is not None and one.answer.done() and not one.answer.cancelled():
+        return one.answer.result()
+    return _unstored(message, "no acknowledgement in time")
+
+
+def _unstored(message: Outgoing, why: str) -> TransientError:
+    return TransientError(f"{message.subject} was not stored: {why}")
+
+
+def _caused(error: TransientError | PoisonError, cause: Exception) -> TransientError | PoisonError:
+    error.__cause__ = cause
+    return error
+
+
+def _stored(result: Result) -> Stored:
+    if isinstance(result, Stored):
+        return result
+    raise result

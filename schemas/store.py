@@ -15,6 +15,7 @@ import msgspec
 
 from schemas.audit import MAX_AUDIT_REASON
 from schemas.codec import decoder
+from schemas.corrections import Backfill, BackfillWish
 from schemas.errors import ErrorInfo
 from schemas.ids import CustomerId, HostId
 from schemas.units import Counter
@@ -28,6 +29,8 @@ class StoreVerb(StrEnum):
     STATUS = "status"
     CHECK = "check"
     REPAIR = "repair"
+    PREVIEW = "preview"
+    BACKFILL = "backfill"
     USAGE = "usage"
 
 
@@ -36,8 +39,9 @@ class StoreQuestion(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         day: Of a check or a repair: which UTC day's usage.
-        actor: Of a repair: who says to do it.
-        reason: Of a repair: why, in one line.
+        actor: Of a repair or a backfill: who says to do it.
+        reason: Of a repair or a backfill: why, in one line.
+        backfill: Of a backfill or its preview: what is to be corrected.
         host: Whose usage.
         start: Of usage: inclusive; as in a `UsageQuery`.
         end: Of usage: exclusive, likewise.
@@ -46,6 +50,7 @@ class StoreQuestion(msgspec.Struct, frozen=True, kw_only=True):
     day: date | None = None
     actor: Annotated[str, msgspec.Meta(max_length=255)] = ""
     reason: Annotated[str, msgspec.Meta(max_length=MAX_AUDIT_REASON)] = ""
+    backfill: BackfillWish | None = None
     host: HostId | None = None
     start: Timestamp | None = None
     end: Timestamp | None = None
@@ -206,6 +211,7 @@ class StoreReply(msgspec.Struct, frozen=True, kw_only=True):
 
     status: StoreStatus | None = None
     check: DayCheck | None = None
+    backfill: Backfill | None = None
     usage: HostUsage | None = None
     error: ErrorInfo | None = None
 

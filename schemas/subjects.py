@@ -28,6 +28,7 @@ VM_STATUS = "vm_status"
 HOSTS = "hosts"
 HOST_ORDERS = "host_orders"
 LOST_HOSTS = "lost_hosts"
+CORRECTIONS = "corrections"
 OPERATIONS = "operations"
 
 COLLECTORS_ALIVE = "collector.alive.*"

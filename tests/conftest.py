@@ -8,8 +8,14 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from runtime.telemetry import configure_logging, configure_telemetry
+
+# Tests run side by side, on machines that do other things as well: an example takes its time, and
+# pytest-timeout judges the whole.
+settings.register_profile("decisec", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("decisec")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -18,6 +18,7 @@ from runtime.bus import Bus
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
 from runtime.errors import FatalError
+from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.service import Service
 from schemas.codec import encode
@@ -47,7 +48,7 @@ from vm_agent.orders import Announce
 from vm_agent.ports import BootImage, Host
 from vm_agent.probe import Choice, candidates, choose_driver
 from vm_agent.process import VmmProcesses
-from vm_agent.punctuality import run_first, spare_the_collector
+from vm_agent.punctuality import GENERATIONS, YOUNG_OBJECTS, run_first
 from vm_agent.questions import NatsQuestions
 from vm_agent.reporter import NatsDesk
 from vm_agent.settings import AgentSettings
@@ -247,7 +248,7 @@ def _allow_many_files() -> None:
 
 
 def _be_punctual(settings: AgentSettings) -> None:
-    spare_the_collector()
+    spare_the_collector(YOUNG_OBJECTS, GENERATIONS)
     if settings.realtime and (reason := run_first()):
         _log.warning("realtime.unavailable", reason=reason)
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import gc
 import os
 
 _PRIORITY = 1
 """The lowest real-time priority: ahead of all ordinary processes, behind the kernel's threads."""
 
-_YOUNG_OBJECTS = 10_000
-_GENERATIONS = 20
-"""Objects in the youngest generation, and collections of one before the next older is looked
-through. A hundred VMs asked at once make thousands of objects that reference counting frees."""
+YOUNG_OBJECTS = 10_000
+GENERATIONS = 20
+"""What the garbage collector waits for. A hundred VMs asked at once make thousands of objects that
+reference counting frees."""
 
 
 def run_first() -> str | None:
@@ -27,14 +26,3 @@ def run_first() -> str | None:
     except OSError as error:
         return f"the kernel refuses it: {error.strerror}"
     return None
-
-
-def spare_the_collector() -> None:
-    """Let the garbage collector pass over what is here for good, and come less often.
-
-    A full collection of a thousand VMs and all modules takes tens of ms, in the middle of a tick
-    if it so happens.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(_YOUNG_OBJECTS, _GENERATIONS, _GENERATIONS)

@@ -49,15 +49,9 @@ To = Annotated[
 
 def operator() -> str:
     """Who says to do it: a name for people, no proof."""
-    import getpass
-    import os
-    import socket
+    from decisec.streams.acts import operator as name
 
-    try:
-        name = getpass.getuser()
-    except (KeyError, OSError):
-        name = f"uid {os.getuid()}"
-    return f"{name}@{socket.gethostname()}"[:255]
+    return name()
 
 
 def interactive() -> bool:
@@ -80,7 +74,7 @@ def ask_reason(reason: str) -> str:
     try:
         return check_reason(reason)
     except ValueError as error:
-        raise CommandError(f"--reason: {error}", Exit.USAGE, "usage") from error
+        raise CommandError(f"--{error}", Exit.USAGE, "usage") from error
 
 
 def confirm(question: str, *, yes: bool) -> None:

@@ -10,6 +10,7 @@ from importlib import metadata
 import typer
 
 from decisec.cli import (
+    backfill,
     dev,
     flood,
     gaps,
@@ -44,6 +45,7 @@ app.add_typer(streams.app, name="streams")
 app.add_typer(tail.app, name="tail")
 app.add_typer(rejected.app, name="rejected")
 app.add_typer(store.app, name="store")
+app.add_typer(backfill.app, name="backfill")
 dev.register(app)
 services.register(app)
 flood.register(app)

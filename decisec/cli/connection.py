@@ -57,6 +57,16 @@ def api_client(api_url: str, token: str, state_dir: Path) -> Client:
     """
     from decisec.sdk import Client
 
+    url, bearer = api_address(api_url, token, state_dir)
+    return Client(base_url=url, token=bearer)
+
+
+def api_address(api_url: str, token: str, state_dir: Path) -> tuple[str, str]:
+    """Where the API is, and the token to ask with.
+
+    Raises:
+        CommandError: Nothing says where the API is, or as whom to ask.
+    """
     local = endpoint(state_dir) if not (api_url and token) else None
     url = api_url or (local.api_url if local else "")
     # The local stack's token is of no use, and no business, elsewhere.
@@ -71,7 +81,7 @@ def api_client(api_url: str, token: str, state_dir: Path) -> Client:
         )
     if not bearer:
         raise CommandError(f"no token for {url}: give DECISEC_TOKEN", Exit.DENIED, "no_token")
-    return Client(base_url=url, token=bearer)
+    return url, bearer
 
 
 @asynccontextmanager

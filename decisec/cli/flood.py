@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def flood(context: typer.Context) -> None:
-    """Flood a deployment with metrics, and check what became of them; --help says how."""
+    """Flood a deployment with metrics, or `flood commands`, and check what became of all of it."""
     if not (_ROOT / "tests" / "load" / "flood").is_dir():
         raise CommandError(
             "the load harness comes with decisec's source, not with the package: "

@@ -34,6 +34,7 @@ from decisec.cli.replay_progress import (
 
 if TYPE_CHECKING:
     from decisec.streams.checkpoint import Plan, Progress
+    from decisec.streams.selection import Selection
     from decisec.streams.targets import Target
     from runtime.bus import Bus
 
@@ -119,9 +120,9 @@ def replay(
         )
         return
     stream = _stream(source)
-    _check_target(stream, into, customer)
-    factor = _factor(speed)
     meant = selection(host, customer, vm)
+    _check_target(stream, into, meant)
+    factor = _factor(speed)
     bounds = (bound("--from", begin), bound("--to", end))
     goes_back = into in GOES_BACK
     if goes_back and not dry_run:
@@ -163,22 +164,13 @@ def _stream(source: str) -> str:
     return SOURCES[source]
 
 
-def _check_target(stream: str, into: str, customers: list[str] | None) -> None:
-    from decisec.streams.targets import FILE_KINDS, GOES_BACK, TERMINAL
-    from schemas.subjects import METRICS_REJECTED, VM_EVENTS
+def _check_target(stream: str, into: str, meant: Selection) -> None:
+    from decisec.streams.targets import TERMINAL, check_route
 
-    words = ""
-    if into in GOES_BACK:
-        if stream != GOES_BACK[into]:
-            words = f"--into: {into} takes messages of {GOES_BACK[into]} only"
-    elif into != TERMINAL and Path(into).suffix not in FILE_KINDS:
-        words = f"--into: collector, batcher, terminal or a file ({', '.join(FILE_KINDS)})"
-    elif Path(into).suffix == ".parquet" and stream in (VM_EVENTS, METRICS_REJECTED):
-        words = f"--into: .parquet is for samples; {stream} goes to .jsonl"
-    if stream == METRICS_REJECTED and customers:
-        words = "--customer: of what is refused nobody has said whose it is"
-    if words:
-        raise CommandError(words, Exit.USAGE, "usage")
+    try:
+        check_route(stream, None if into == TERMINAL else into, meant)
+    except ValueError as error:
+        raise CommandError(f"--{error}", Exit.USAGE, "usage") from error
 
 
 def _factor(speed: str) -> float:
@@ -224,10 +216,8 @@ async def _run(
     *,
     resumed: bool,
 ) -> None:
-    from decisec.streams.acts import audited
-    from decisec.streams.replay import Replay, overflow_bytes
+    from decisec.streams.replay import Replay, overflow_bytes, run_audited
     from decisec.streams.targets import GOES_BACK, TERMINAL
-    from schemas.ids import new_id
 
     goes_back = plan.target in GOES_BACK
     with ExitStack() as exits:
@@ -243,25 +233,7 @@ async def _run(
                 tell = no_progress
             work = Replay(connection, plan, target, progress=progress, told=tell)
             if goes_back:
-                details = {"replay_id": str(plan.replay_id), "resumed": str(resumed).lower()}
-                async with audited(
-                    connection,
-                    act_id=new_id() if resumed else plan.replay_id,
-                    actor=operator(),
-                    action="replay",
-                    target=plan.words(),
-                    reason=plan.reason,
-                    details=details,
-                ) as found:
-                    try:
-                        await work.run()
-                    finally:
-                        found |= {
-                            "cursor": str(progress.cursor),
-                            "messages": str(progress.messages),
-                            "samples": str(progress.samples),
-                            "gone": str(progress.gone),
-                        }
+                await run_audited(connection, work, actor=operator(), resumed=resumed)
             else:
                 await work.run()
     if plan.target == TERMINAL:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
+import os
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from uuid import UUID
@@ -27,6 +30,15 @@ from schemas.subjects import audit
 _WRITTEN_WITHIN_S = 10.0
 
 
+def operator() -> str:
+    """Who says to do it: a name for people, no proof."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError):
+        name = f"uid {os.getuid()}"
+    return f"{name}@{socket.gethostname()}"[:255]
+
+
 def check_reason(reason: str) -> str:
     """The reason, if it is one.
 
@@ -34,7 +46,7 @@ def check_reason(reason: str) -> str:
         ValueError: It is empty, too long, or more than a line.
     """
     if not reason.strip() or len(reason) > MAX_AUDIT_REASON or not reason.isprintable():
-        raise ValueError(f"a reason is one line of 1 to {MAX_AUDIT_REASON} characters")
+        raise ValueError(f"reason: one line of 1 to {MAX_AUDIT_REASON} characters")
     return reason
 
 

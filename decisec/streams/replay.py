@@ -1,6 +1,6 @@
 """The engine of replays: reads a stretch of a stream, takes what is meant, gives it to a target.
 
-A program calls it as the CLI does: `plan`, then `Replay(...).run()`; see `docs/replay.md`.
+A program calls `decisec.streams.replay`, which plans, audits and runs; see `docs/replay.md`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import Enum, auto
 from uuid import UUID
 
+from decisec.streams.acts import audited
 from decisec.streams.bounds import Bound
 from decisec.streams.checkpoint import Plan, Progress
 from decisec.streams.decoding import frame_of, message_row
@@ -219,6 +220,35 @@ class Replay:
             host = _host_of(self.plan.source, item)
             progress.hosts[host] = progress.hosts.get(host, 0) + 1
         self._told(progress)
+
+
+async def run_audited(bus: Bus, work: Replay, *, actor: str, resumed: bool = False) -> Progress:
+    """Run a replay that sends something, with an entry in the audit before it and one after it.
+
+    Raises:
+        TransientError: The audit stream did not take the first entry, and nothing was sent; or the
+            bus is away for longer than half a minute.
+    """
+    plan, progress = work.plan, work.progress
+    async with audited(
+        bus,
+        act_id=new_id() if resumed else plan.replay_id,
+        actor=actor,
+        action="replay",
+        target=plan.words(),
+        reason=plan.reason,
+        details={"replay_id": str(plan.replay_id), "resumed": str(resumed).lower()},
+    ) as found:
+        try:
+            await work.run()
+        finally:
+            found |= {
+                "cursor": str(progress.cursor),
+                "messages": str(progress.messages),
+                "samples": str(progress.samples),
+                "gone": str(progress.gone),
+            }
+    return progress
 
 
 def _host_of(source: str, item: Item) -> str:

@@ -17,6 +17,7 @@ import msgspec
 from decisec.streams.decoding import Row, message_row, place, sample_rows
 from decisec.streams.reading import Record
 from decisec.streams.rejects import reject_of, samples_in
+from decisec.streams.selection import Selection
 from runtime.bus import Bus
 from runtime.errors import FatalError
 from runtime.publisher import Publisher
@@ -48,6 +49,27 @@ SOURCES = {
 GOES_BACK = {COLLECTOR: METRICS_RAW, BATCHER: METRICS_ENRICHED}
 """Streams that are read, and written, for a target on the bus."""
 FILE_KINDS = (".jsonl", ".parquet")
+
+
+def check_route(stream: str, target: str | None, selection: Selection) -> None:
+    """Whether messages of a stream can go to a target; None stands for a function or a terminal.
+
+    Raises:
+        ValueError: They cannot; the message begins with the parameter that is wrong.
+    """
+    if stream not in SOURCES.values():
+        raise ValueError(f"source: one of {', '.join(SOURCES)}; not {stream!r}")
+    if stream == METRICS_REJECTED and selection.customers:
+        raise ValueError("customer: of what is refused nobody has said whose it is")
+    if target is None:
+        return
+    if target in GOES_BACK:
+        if stream != GOES_BACK[target]:
+            raise ValueError(f"into: {target} takes messages of {GOES_BACK[target]} only")
+    elif (kind := Path(target).suffix) not in FILE_KINDS:
+        raise ValueError(f"into: collector, batcher or a file ({', '.join(FILE_KINDS)})")
+    elif kind == ".parquet" and stream in (VM_EVENTS, METRICS_REJECTED):
+        raise ValueError(f"into: .parquet is for samples; {stream} goes to .jsonl")
 
 
 @dataclass(frozen=True, slots=True)

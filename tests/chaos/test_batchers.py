@@ -18,7 +18,8 @@ from tests.load.flood.plan import Plan
 from tests.support.batcher import DURABLE, BatcherProcess, batcher_process
 from tests.support.clickhouse_door import clickhouse_door
 from tests.support.collector import collector_process
-from tests.support.nats import bus_with_streams, free_port
+from tests.support.nats import bus_with_streams
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(240)]
 

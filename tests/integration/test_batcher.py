@@ -164,7 +164,7 @@ async def test_frames_are_announced_and_told_to_end_it_flushes_first(
         assert await batcher.stop() == 0
         info = await bus.js.consumer_info(subjects.METRICS_ENRICHED, "batcher")
         assert info.num_ack_pending == 0
-        assert "service.stopped" in batcher.log
+        assert "service.stopped" in batcher.log()
 
 
 async def test_bad_frames_are_set_aside_and_the_rest_goes_on(

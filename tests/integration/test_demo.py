@@ -8,7 +8,9 @@ import signal
 from pathlib import Path
 
 from decisec.dev.leftovers import marked_processes, network_namespaces
+from decisec.dev.state import StateDir
 from tests.support.dev_stack import program
+from vm_agent.store import RecordStore
 
 KEYS = {
     "driver", "vms", "ticks_expected", "ticks_stored", "rejected", "seq_missing", "conserved",
@@ -38,16 +40,23 @@ def test_it_bills_what_was_counted_and_says_so(tmp_path: Path) -> None:
 def test_ctrl_c_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     """Interrupted while five VMs run, it ends them all and exits 130."""
     state_dir = tmp_path / ".decisec" / "demo"
-    before = network_namespaces()
     with program(
         "demo", "--driver", "simulator", "--json", cwd=tmp_path, state_dir=state_dir
     ) as demo:
         demo.until("created and booted")
-        vms = {name.split("-")[1] for name in network_namespaces() - before}
+        records = RecordStore(StateDir(state_dir).agent / "vms").load()
+        vms = {record.vm_id.hex for record in records}
+        networks = vms & _with_networks()
         demo.signal(signal.SIGINT)
         assert demo.wait() == 130
     assert not marked_processes(str(state_dir))
-    assert len(vms) == (5 if os.geteuid() == 0 else 0)
-    assert not vms & {name.split("-")[1] for name in network_namespaces()}
+    assert len(vms) == 5
+    assert len(networks) == (5 if os.geteuid() == 0 else 0)
+    assert not vms & _with_networks()
     assert demo.stdout == ""
     assert any(line.startswith("nothing left running") for line in demo.lines)
+
+
+def _with_networks() -> set[str]:
+    """VMs that hold a network namespace, those of other stacks on this machine as well."""
+    return {name.split("-")[1] for name in network_namespaces()}

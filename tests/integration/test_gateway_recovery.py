@@ -25,7 +25,8 @@ from schemas.ids import new_id
 from schemas.subjects import VM_SPECS, vm_key
 from schemas.vms import VmRecord, VmSpec, VmState, VmStatus, decode_vm_record
 from tests.support.gateway import ScriptedAgent, refusing, running_gateway, stack, until
-from tests.support.nats import NatsServer, bus_with_streams, free_port
+from tests.support.nats import NatsServer, bus_with_streams
+from tests.support.ports import free_port
 from tests.support.tokens import KEY, bearer
 
 WAIT = {"Prefer": "wait=20"}

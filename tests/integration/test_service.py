@@ -13,7 +13,8 @@ from pathlib import Path
 
 import httpx
 
-from tests.support.nats import NatsServer, free_port, nats_server
+from tests.support.nats import NatsServer, nats_server
+from tests.support.ports import free_port
 
 PROGRAM = """
 import asyncio, sys

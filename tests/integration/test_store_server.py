@@ -17,7 +17,7 @@ from batcher.store import Store
 from runtime.errors import FatalError, OverloadedError, PoisonError, TransientError
 from schemas.store import MigrationsDone, MigrationState, decode_migrations_done
 from tests.support.clickhouse_door import Door, clickhouse_door
-from tests.support.nats import free_port
+from tests.support.ports import free_port
 from tests.support.store import check_store, check_wrong_password, enriched, insert, reading, used
 
 PASSWORD = "correct horse: battery/staple"

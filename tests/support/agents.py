@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -37,16 +34,16 @@ from schemas.subjects import (
 from schemas.vms import VmSpec, VmStatus, decode_vm_status
 from tests.support.hypervisors import Lab
 from tests.support.nats import bus_with_streams
+from tests.support.service_process import ROOT, ServiceProcess, python_module, settings_env
 from vm_agent.images import ImageStore
 from vm_agent.store import RecordStore
 
 HOST = "h1"
 CUSTOMER = "acme"
-ROOT = Path(__file__).resolve().parents[2]
 
 
-class AgentProcess:
-    """`python -m vm_agent` on one data directory, started, stopped and killed by a test.
+class AgentProcess(ServiceProcess):
+    """`python -m vm_agent` on one data directory; `Client.host` tells when it is there.
 
     Args:
         folder: Its data directory.
@@ -66,57 +63,21 @@ class AgentProcess:
         env: Mapping[str, str] | None = None,
     ) -> None:
         self.data_dir = folder
-        self._module = module
-        self._log = folder.with_suffix(".log")
-        self._env = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("DECISEC_")},
-            "DECISEC_NATS_URL": nats_url,
-            "DECISEC_GRACE_S": "8",
-            "DECISEC_AGENT_HOST_ID": HOST,
-            "DECISEC_AGENT_DATA_DIR": str(folder),
-            **{f"DECISEC_AGENT_{name.upper()}": value for name, value in settings.items()},
-            **(env or {}),
-        }
-        self._process: asyncio.subprocess.Process | None = None
-
-    @property
-    def pid(self) -> int:
-        """The running process."""
-        assert self._process is not None
-        return self._process.pid
-
-    async def start(self) -> None:
-        """Start the process; `Client.host` tells when it is there."""
-        with self._log.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", self._module, env=self._env, cwd=ROOT, stderr=log
-            )
-
-    async def stop(self) -> int:
-        """SIGTERM; the exit code."""
-        return await self._end(signal.SIGTERM)
-
-    async def kill(self) -> None:
-        """SIGKILL."""
-        await self._end(signal.SIGKILL)
-
-    def send(self, number: signal.Signals) -> None:
-        """Send the agent a signal."""
-        if self._process is not None:
-            self._process.send_signal(number)
-
-    async def died(self) -> int:
-        """Wait for an end that nobody asked for; the exit code."""
-        if self._process is None:
-            return 0
-        code = await self._process.wait()
-        self._process = None
-        return code
+        where = {"host_id": HOST, "data_dir": str(folder)}
+        super().__init__(
+            *python_module(module),
+            log_path=folder.with_suffix(".log"),
+            env={
+                "DECISEC_GRACE_S": "8",
+                **settings_env("agent", nats_url, {**where, **settings}),
+                **(env or {}),
+            },
+        )
 
     async def reap(self) -> str:
         """Run the reaper; what it printed."""
         reaper = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "vm_agent", "reap", "--data-dir", str(self.data_dir)),
+            *(*python_module("vm_agent"), "reap", "--data-dir", str(self.data_dir)),
             cwd=ROOT,
             stdout=asyncio.subprocess.PIPE,
         )
@@ -129,18 +90,6 @@ class AgentProcess:
         (record,) = [r for r in RecordStore(self.data_dir / "vms").load() if r.vm_id == vm_id]
         assert record.vmm is not None
         return record.vmm.pid, record.vmm.start_ticks
-
-    def log(self) -> str:
-        """What the agent wrote to stderr."""
-        return self._log.read_text() if self._log.exists() else ""
-
-    async def _end(self, number: signal.Signals) -> int:
-        process, self._process = self._process, None
-        if process is None:
-            return 0
-        if process.returncode is None:
-            process.send_signal(number)
-        return await process.wait()
 
 
 class Client:
@@ -226,11 +175,10 @@ async def agent(
         allowed_args=allowed_args(settings.get("driver", "auto")),
         driver_args={"*": "console=ttyS0"},
     )
-    await process.start()
     try:
-        yield process
+        async with process:
+            yield process
     finally:
-        await process.kill()
         await process.reap()
 
 

@@ -3,88 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import nats.js.errors
 
 from runtime.bus import Bus
 from schemas.subjects import METRICS_ENRICHED
+from tests.support.service_process import ServiceProcess, python_module, settings_env
 
 DURABLE = "batcher"
 
 
-class BatcherProcess:
+class BatcherProcess(ServiceProcess):
     """`python -m batcher` over an embedded store in `folder`."""
 
     def __init__(self, folder: Path, nats_url: str, **settings: str) -> None:
         self.store_path = folder / "store"
-        self.log_path = folder / "batcher.log"
-        self._environment = {
-            **os.environ,
-            "DECISEC_NATS_URL": nats_url,
-            "DECISEC_BATCHER_STORE_PATH": str(self.store_path),
-            **{f"DECISEC_BATCHER_{name.upper()}": value for name, value in settings.items()},
-        }
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        """Start it; what it does before it is ready waits in the stream."""
-        with self.log_path.open("ab") as log:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "batcher", env=self._environment, stdout=log, stderr=log
-            )
-
-    async def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
-        if self._process is not None:
-            if self._process.returncode is None:
-                self._process.kill()
-            await self._process.wait()
-            self._process = None
-
-    async def stop(self) -> int:
-        """SIGTERM, and wait; returns the exit code."""
-        if self._process is None:
-            raise RuntimeError("the batcher does not run")
-        self._process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(30):
-            code = await self._process.wait()
-        self._process = None
-        return code
-
-    @property
-    def pid(self) -> int:
-        """Of the running process.
-
-        Raises:
-            RuntimeError: It does not run.
-        """
-        if self._process is None:
-            raise RuntimeError("the batcher does not run")
-        return self._process.pid
-
-    @property
-    def log(self) -> str:
-        """What it said so far."""
-        return self.log_path.read_text()
+        super().__init__(
+            *python_module("batcher"),
+            log_path=folder / "batcher.log",
+            env=settings_env("batcher", nats_url, {"store_path": str(self.store_path), **settings}),
+        )
 
 
-@asynccontextmanager
-async def batcher_process(
-    folder: Path, nats_url: str, **settings: str
-) -> AsyncIterator[BatcherProcess]:
-    """A started batcher for the length of the block."""
-    process = BatcherProcess(folder, nats_url, **settings)
-    await process.start()
-    try:
-        yield process
-    finally:
-        await process.kill()
+def batcher_process(folder: Path, nats_url: str, **settings: str) -> BatcherProcess:
+    """A started batcher for the length of an `async with`."""
+    return BatcherProcess(folder, nats_url, **settings)
 
 
 async def all_stored(bus: Bus, *, timeout_s: float = 60.0) -> None:

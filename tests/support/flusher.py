@@ -11,16 +11,19 @@ from pathlib import Path
 import pyarrow as pa
 
 from batcher.buffer import Buffer, Custody, Limits
+from batcher.corrections import Corrections
 from batcher.flusher import Flusher
 from batcher.intake import Intake
 from batcher.refusals import Refusals
 from batcher.telemetry import Instruments
+from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
 from runtime.health import Health
 from runtime.publisher import Publisher
 from schemas import subjects
+from schemas.corrections import decode_vm_corrections
 from schemas.frames import encode_frame
 from schemas.ids import new_id
 from tests.support.nats import bus_with_streams
@@ -119,6 +122,7 @@ async def batcher(folder: Path, *, rows: int = 1000) -> AsyncIterator[Batcher]:
         flusher = Flusher(
             sink=sink, buffer=buffer, custody=custody, refusals=refusals, bus=bus, health=health,
             instruments=instruments, clock=clock, keep_ns=DAY_NS, stop=stop,
+            corrections=Corrections(Bucket(bus, subjects.CORRECTIONS, decode_vm_corrections)),
         )  # fmt: skip
         intake = Intake(consumer, buffer, custody, refusals)
         yield Batcher(bus, sink, stop, health, flusher, intake, buffer, custody)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,13 +16,8 @@ from runtime.bus import Bus
 from runtime.errors import FatalError, TransientError
 from runtime.settings import CommonSettings
 from runtime.streams import apply, declared
-
-
-def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+from tests.support.ports import free_port
+from tests.support.service_process import ServiceProcess
 
 
 def nats_server_binary() -> str:
@@ -35,7 +29,7 @@ def nats_server_binary() -> str:
     return found
 
 
-class NatsServer:
+class NatsServer(ServiceProcess):
     """One server process with JetStream on a file store of its own.
 
     Args:
@@ -46,22 +40,19 @@ class NatsServer:
     def __init__(self, folder: Path, *arguments: str) -> None:
         self.port = free_port()
         self.url = f"nats://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._arguments = arguments
-        self._process: asyncio.subprocess.Process | None = None
-
-    async def start(self) -> None:
-        """Start, and wait until the server takes connections."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._process = await asyncio.create_subprocess_exec(
+        super().__init__(
             nats_server_binary(),
             "--addr=127.0.0.1",
             f"--port={self.port}",
             "--jetstream",
-            f"--store_dir={self._folder / 'jetstream'}",
-            f"--log={self._folder / 'nats.log'}",
-            *self._arguments,
+            f"--store_dir={folder / 'jetstream'}",
+            *arguments,
+            log_path=folder / "nats.log",
         )
+
+    async def start(self) -> None:
+        """Start, and wait until the server takes connections."""
+        await super().start()
         async with asyncio.timeout(10):
             while True:
                 try:
@@ -72,25 +63,6 @@ class NatsServer:
                     writer.close()
                     await writer.wait_closed()
                     return
-
-    async def kill(self) -> None:
-        """SIGKILL, and wait for the end."""
-        if self._process is not None:
-            if self._process.returncode is None:
-                self._process.kill()
-            await self._process.wait()
-            self._process = None
-
-    @property
-    def pid(self) -> int:
-        """Of the running process.
-
-        Raises:
-            RuntimeError: It does not run.
-        """
-        if self._process is None:
-            raise RuntimeError("the server does not run")
-        return self._process.pid
 
     def settings(self) -> CommonSettings:
         """Settings that lead to this server."""
@@ -189,12 +161,8 @@ async def _applied(bus: Bus) -> None:
 @asynccontextmanager
 async def nats_server(folder: Path) -> AsyncIterator[NatsServer]:
     """A running server for the length of the block."""
-    server = NatsServer(folder)
-    await server.start()
-    try:
+    async with NatsServer(folder) as server:
         yield server
-    finally:
-        await server.kill()
 
 
 @asynccontextmanager

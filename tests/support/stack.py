@@ -136,10 +136,17 @@ class KillableStack:
 
 @asynccontextmanager
 async def killable_stack(
-    root: Path, *, driver: str, guest: Path, firecracker: Path | None = None
+    root: Path,
+    *,
+    driver: str,
+    guest: Path,
+    firecracker: Path | None = None,
+    settings: Mapping[str, Mapping[str, str]] | None = None,
 ) -> AsyncIterator[KillableStack]:
     """A running stack for the length of the block; nothing of it is left afterwards."""
-    stack = KillableStack(root, driver=driver, guest=guest, firecracker=firecracker)
+    stack = KillableStack(
+        root, driver=driver, guest=guest, firecracker=firecracker, settings=settings
+    )
     async with _running(stack, START_ORDER, guest):
         yield stack
 

@@ -1,42 +1,33 @@
-"""`python -m tests.load.flood`: floods a deployment with metrics, and checks what became of them.
+"""`python -m tests.load.flood`: floods a deployment, and checks what became of all of it.
 
 Hosts and VMs that do not exist send frames, as agents would, with what goes wrong in real networks
 mixed in on demand. At the end every sample must be stored once, every VM be billed to the unit and
 all rubbish be set aside; exit code 1 if not. `--own` starts nats-server, collector and batcher for
 it; else it is a running `decisec dev` or the bus of DECISEC_NATS_URL, whose credentials must allow
-writing VM records and frames.
+writing VM records and frames. With `commands` as first word it is a storm of commands instead.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-)
-
 from decisec.cli import connection
-from decisec.cli.exits import CommandError, Exit
+from decisec.cli.exits import Exit, failure_of
 from runtime.bus import Bus
 from runtime.telemetry import configure_logging
+from tests.load.flood.commands.command import main as commands
 from tests.load.flood.flood import flood
-from tests.load.flood.plan import MAX_VMS, Plan
+from tests.load.flood.plan import Plan
+from tests.load.flood.telling import telling
+from tests.load.flood.words import add_options, chosen, hand_over
 from tests.support.stack import metering_stack
 
 _HELP = {
@@ -54,24 +45,6 @@ _HELP = {
     "step_s": "how far one host's clock is stepped forth and back",
     "seed": "of all that is random",
 }
-_SHARES = ("duplicates", "reorder", "late", "malformed")
-
-
-def plan_of(arguments: argparse.Namespace) -> Plan:
-    """The plan, checked.
-
-    Raises:
-        ValueError: It cannot be done.
-    """
-    plan = Plan(**{field.name: getattr(arguments, field.name) for field in fields(Plan)})
-    zero_or_more = (plan.ramp_s, plan.skew_s, plan.step_s)
-    if min(plan.hosts, plan.vms, plan.seconds, plan.hz) <= 0 or min(zero_or_more) < 0:
-        raise ValueError("numbers must be positive")
-    if plan.hosts * plan.vms > MAX_VMS:
-        raise ValueError(f"at most {MAX_VMS} VMs in all")
-    if any(not 0 <= getattr(plan, share) <= 1 for share in _SHARES) or plan.late + plan.reorder > 1:
-        raise ValueError("shares lie between 0 and 1, `late` and `reorder` together as well")
-    return plan
 
 
 @asynccontextmanager
@@ -86,31 +59,21 @@ async def _bus(arguments: argparse.Namespace) -> AsyncIterator[Bus]:
 
 
 async def _run(arguments: argparse.Namespace, plan: Plan) -> dict[str, Any]:
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-        TaskProgressColumn(show_speed=True), TimeRemainingColumn(),
-    )  # fmt: skip
-    console = Console(stderr=True)
-    async with _bus(arguments) as bus:
-        with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-            return await flood(bus, plan, progress, keep=arguments.keep)
+    async with _bus(arguments) as bus, telling() as progress:
+        return await flood(bus, plan, progress, keep=arguments.keep)
 
 
 def main(words: list[str] | None = None) -> int:
     """The command; returns its exit code."""
+    words = sys.argv[1:] if words is None else words
+    if words[:1] == ["commands"]:
+        return commands(words[1:])
     parser = argparse.ArgumentParser(
         prog="decisec flood",
-        description="Floods a deployment with metrics, and checks what became of them.",
+        description="Floods a deployment with metrics, and checks what became of them. "
+        "`decisec flood commands --help` tells of storms of commands.",
     )
-    for field in fields(Plan):
-        option = f"--{field.name.replace('_', '-')}"
-        if field.type == "bool":
-            parser.add_argument(option, action="store_true", help=_HELP[field.name])
-        else:
-            parser.add_argument(
-                option, type=type(field.default), default=field.default,
-                help=f"{_HELP[field.name]} (default: {field.default})",
-            )  # fmt: skip
+    add_options(parser, Plan, _HELP)
     parser.add_argument("--own", action="store_true", help="start a pipeline for it")
     parser.add_argument("--nats-url", default=os.environ.get("DECISEC_NATS_URL", ""))
     parser.add_argument(
@@ -120,23 +83,24 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--keep", action="store_true", help="leave the VMs' records there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there, too")
     arguments = parser.parse_args(words)
+    plan = Plan(**chosen(Plan, arguments))
     try:
-        plan = plan_of(arguments)
+        plan.check()
     except ValueError as error:
         parser.error(str(error))
     configure_logging("flood", "warning")
     try:
         report = asyncio.run(_run(arguments, plan))
-    except CommandError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return int(error.failure.code)
     except KeyboardInterrupt:
         return int(Exit.INTERRUPTED)
-    text = json.dumps(report, indent=2)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
-    sys.stdout.write(text + "\n")
-    return 0 if report["conserved"] else 1
+    except Exception as error:
+        failure = failure_of(error)
+        if failure is None:
+            raise
+        sys.stderr.write(f"error: {failure.message}\n")
+        return int(failure.code)
+    hand_over(report, arguments.json)
+    return int(Exit.OK if report["conserved"] else Exit.FAILED)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from schemas.ids import new_id
 from schemas.subjects import VM_SPECS, vm_key
 from schemas.vms import VmRecord, decode_vm_record
 from tests.load.flood.host import FloodHost
+from tests.load.flood.lags import Lags, heard
 from tests.load.flood.plan import Plan
 from tests.load.flood.sending import Sending
-from tests.load.flood.verdict import STANDSTILL_S, Auditor, Lags
+from tests.load.flood.verdict import STANDSTILL_S, Auditor
 
 _WRITERS = 128
 
@@ -53,13 +54,11 @@ async def flood(
     hosts = [FloodHost(plan, flood_id, number) for number in range(plan.hosts)]
     records = [record for host in hosts for record in host.records]
     bucket: Bucket[VmRecord] = Bucket(bus, VM_SPECS, decode_vm_record)
-    lags = Lags()
-    await lags.listen(bus)
     try:
         await _each(
             progress, "VM records", records, lambda r: bucket.put(vm_key(r.customer_id, r.vm_id), r)
         )
-        return await _send(bus, plan, hosts, lags, progress, standstill_s, during or nullcontext())
+        return await _send(bus, plan, hosts, progress, standstill_s, during or nullcontext())
     finally:
         if not keep:
             store = await bucket.store()
@@ -73,33 +72,39 @@ async def _send(
     bus: Bus,
     plan: Plan,
     hosts: list[FloodHost],
-    lags: Lags,
     progress: Progress,
     standstill_s: float,
     during: AbstractAsyncContextManager[object],
 ) -> dict[str, Any]:
-    bar = progress.add_task("sent", total=plan.samples)
-    sending = Sending(bus, plan, lambda rows: progress.advance(bar, rows))
-    began_s = time.monotonic()
-    async with during:
-        await sending.run(hosts)
-    sent_s = time.monotonic() - began_s
+    sent_bar = progress.add_task("sent", total=plan.samples)
     stored_bar = progress.add_task("stored", total=plan.samples)
-    auditor = Auditor(
-        bus,
-        plan,
-        hosts,
-        lambda n: progress.update(stored_bar, completed=n),
-        standstill_s=standstill_s,
-    )
-    verdict = await auditor.judge(sending.sent.rubbish)
+
+    def told(rows: int) -> None:
+        behind = f"at most {sending.sent.behind_ms} ms behind"
+        progress.update(sent_bar, advance=rows, note=behind)
+
+    lags = Lags(lambda rows: progress.advance(stored_bar, rows))
+    sending = Sending(bus, plan, told, lags.expect)
+    began_s = time.monotonic()
+    async with heard(bus, lags):
+        async with during:
+            await sending.run(hosts)
+        sent_s = time.monotonic() - began_s
+        auditor = Auditor(
+            bus,
+            plan,
+            hosts,
+            lambda n: progress.update(stored_bar, completed=n),
+            standstill_s=standstill_s,
+        )
+        verdict = await auditor.judge(sending.sent.rubbish)
     return {
         "plan": asdict(plan),
         "sent": asdict(sending.sent),
         "samples_per_s": round(plan.samples / sent_s),
         "sent_in_s": round(sent_s, 2),
         "stored_in_s": round(time.monotonic() - began_s, 2),
-        "lag_ms": lags.percentiles(),
+        "lag_ms": lags.report(),
         **asdict(verdict),
         "conserved": not verdict.problems,
     }

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from schemas.units import TICK_MS
+from tests.load.flood.bounds import SHARE, Bounds, check_numbers
 
 CUSTOMERS = 7
 MAX_VMS = 1_000_000
+_DAY_S = 24 * 3600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +47,32 @@ class Plan:
     skew_s: int = 0
     step_s: int = 0
     seed: int = 1
+
+    def check(self) -> None:
+        """Raise ValueError with what to change if it cannot be carried out."""
+        check_numbers(
+            self,
+            {
+                "hosts": Bounds(1, MAX_VMS),
+                "vms": Bounds(1, MAX_VMS),
+                "seconds": Bounds(0, _DAY_S, above=True),
+                "hz": Bounds(0, 1000, above=True),
+                "ramp_s": Bounds(0, _DAY_S),
+                **dict.fromkeys(("duplicates", "reorder", "late", "malformed"), SHARE),
+                "skew_s": Bounds(0, _DAY_S),
+                "step_s": Bounds(0, _DAY_S),
+                "seed": Bounds(0, 2**32),
+            },
+        )
+        if self.hosts * self.vms > MAX_VMS:
+            raise ValueError(
+                f"--hosts, --vms: at most {MAX_VMS:,} VMs in all, not {self.hosts * self.vms:,}"
+            )
+        if self.late + self.reorder > 1:
+            raise ValueError(
+                "--late, --reorder: a frame is one or the other, so at most 1 together, not "
+                f"{self.late + self.reorder:g}"
+            )
 
     @property
     def ticks(self) -> int:

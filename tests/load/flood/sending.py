@@ -15,13 +15,12 @@ from schemas.frames import encode_frame
 from schemas.subjects import metrics_raw
 from schemas.units import TICK_MS
 from tests.load.flood.host import FloodHost
+from tests.load.flood.lags import Course
 from tests.load.flood.plan import Plan
 from tests.load.flood.posting import Letter, Post, posting
 
 _REORDERED_BY = 3
 _LATE_S = 10.0
-_BURST_EVERY_S = 10.0
-_BURST_HOLD_S = 1.0
 _TOGETHER_S = 0.005
 """Hosts that are due within so much send together: one system call carries several frames."""
 
@@ -51,13 +50,21 @@ class Sending:
         bus: Where to.
         plan: What to do.
         told: Called with the number of samples of each frame that the stream has.
+        planned: Called with each host's course, before anything is sent.
     """
 
-    def __init__(self, bus: Bus, plan: Plan, told: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        plan: Plan,
+        told: Callable[[int], None],
+        planned: Callable[[dict[str, Course]], None] = lambda _: None,
+    ) -> None:
         self.sent = Sent()
         self._bus = bus
         self._plan = plan
         self._told = told
+        self._planned = planned
 
     async def run(self, hosts: list[FloodHost]) -> None:
         """Send everything, and return once the stream has it.
@@ -70,17 +77,21 @@ class Sending:
         # Ticks end now at the latest, however fast they are sent: none is in the future.
         ahead_ms = max(0, plan.span_ms - round(plan.seconds * 1000))
         first_ms = (time.time_ns() // 10**6 - ahead_ms) // TICK_MS * TICK_MS
+        courses = {}
+        for number, host in enumerate(hosts):
+            # Over the ramp, and within a tick: not all hosts at once.
+            offset_s = number / len(hosts) * max(plan.ramp_s, 1 / plan.hz)
+            courses[host.host_id] = Course(
+                plan,
+                first_ms - (plan.skew_s * 1000 if number == 0 else 0),
+                begin_s + offset_s // _TOGETHER_S * _TOGETHER_S,
+                np.random.default_rng((plan.seed, number, 1)).random((plan.ticks, 4)),
+            )
+        self._planned(courses)
         async with posting(self._bus, self._told) as post, asyncio.TaskGroup() as group:
-            for number, host in enumerate(hosts):
-                # Over the ramp, and within a tick: not all hosts at once.
-                share = number / len(hosts)
-                offset_s = share * max(plan.ramp_s, 1 / plan.hz)
-                start_s = begin_s + offset_s // _TOGETHER_S * _TOGETHER_S
-                behind_ms = plan.skew_s * 1000 if number == 0 else 0
+            for host in hosts:
                 sender = _Sender(post, group, plan, self.sent)
-                group.create_task(
-                    sender.run(host, number, start_s, first_ms - behind_ms), name=host.host_id
-                )
+                group.create_task(sender.run(host, courses[host.host_id]), name=host.host_id)
 
 
 class _Sender:
@@ -92,15 +103,15 @@ class _Sender:
         self._plan = plan
         self._sent = sent
 
-    async def run(self, host: FloodHost, number: int, start_s: float, first_ms: int) -> None:
+    async def run(self, host: FloodHost, course: Course) -> None:
         """All of them, each at its time."""
         plan, sent, post = self._plan, self._sent, self._post
-        fates = np.random.default_rng((plan.seed, number, 1)).random((plan.ticks, 4)).tolist()
-        frames = host.frames(first_ms)
+        frames = host.frames(course.first_ms)
         subject = metrics_raw(host.host_id)
         held: deque[tuple[int, Letter]] = deque()
-        for seq, (late, duplicated, spoiled, delay) in enumerate(fates):
-            sent.behind_ms = max(sent.behind_ms, await _until(plan, start_s + seq / plan.hz))
+        for seq, fate in enumerate(course.fates):
+            late, duplicated, spoiled, delay = fate.tolist()
+            sent.behind_ms = max(sent.behind_ms, await _until(course.due_s(seq)))
             frame = next(frames)
             sent.frames += 1
             sent.samples += frame.rows
@@ -131,10 +142,8 @@ class _Sender:
         await self._post.send(letter)
 
 
-async def _until(plan: Plan, due_s: float) -> int:
-    """Wait for a moment, or for the end of the silence before a burst; ms that it is past."""
-    if plan.burst and due_s % _BURST_EVERY_S > _BURST_EVERY_S - _BURST_HOLD_S:
-        due_s += _BURST_EVERY_S - due_s % _BURST_EVERY_S
+async def _until(due_s: float) -> int:
+    """Wait for a moment; ms that it is past."""
     wait_s = due_s - time.monotonic()
     if wait_s > 0:
         await asyncio.sleep(wait_s)

@@ -13,12 +13,10 @@ from uuid import UUID
 import nats.errors
 import nats.js.errors
 
-from runtime.bus import Bus, Message
+from runtime.bus import Bus
 from runtime.errors import TransientError
-from schemas.codec import decoder, encode
-from schemas.errors import MalformedMessageError
-from schemas.frames import FramesStored
-from schemas.subjects import METRICS_REJECTED, METRICS_STORED, host_of_metrics, usage_query
+from schemas.codec import encode
+from schemas.subjects import METRICS_REJECTED, host_of_metrics, usage_query
 from schemas.usage import UsageQuery, UsageRow, decode_usage_reply
 from schemas.vms import METERS
 from tests.load.flood.host import FloodHost
@@ -29,36 +27,6 @@ _ANSWER_S = 60.0
 STANDSTILL_S = 60.0
 """If nothing more is stored for so long, what is missing is lost."""
 _SHOWN = 10
-
-_decode_stored = decoder(FramesStored)
-
-
-class Lags:
-    """How long it takes from a sample to its being queryable, by what batchers say."""
-
-    def __init__(self) -> None:
-        self._ms: Counter[int] = Counter()
-
-    async def hear(self, message: Message) -> None:
-        """Handler of `metrics.stored`."""
-        try:
-            self._ms.update(_decode_stored(message.data).lags_ms)
-        except MalformedMessageError:
-            return
-
-    async def listen(self, bus: Bus) -> None:
-        """From now on."""
-        await bus.subscribe(METRICS_STORED, self.hear)
-
-    def percentiles(self) -> dict[str, int]:
-        """In ms; empty if no batcher said anything."""
-        total, found, seen = self._ms.total(), {}, 0
-        wanted = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p999", 0.999), ("max", 1.0)]
-        for lag_ms in sorted(self._ms):
-            seen += self._ms[lag_ms]
-            while wanted and seen >= wanted[0][1] * total:
-                found[wanted.pop(0)[0]] = lag_ms
-        return found
 
 
 @dataclass(slots=True)

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batcher.batch import table, token
-from batcher.flusher import newest, thinned
+from batcher.flusher import newest
 from runtime.errors import PoisonError
+from runtime.telemetry import thinned
 from schemas.frames import EnrichedFrame
 from schemas.ids import new_id
 from schemas.units import MAX_COUNTER

@@ -152,6 +152,11 @@ def test_the_hosts_of_a_customer_are_those_that_its_records_name() -> None:
     assert placements.hosts("acme", (vms[1], vms[2])) == {"h1": now_ms, "h2": now_ms}
     assert placements.hosts("acme", (vms[4],)) == {}
     assert placements.hosts("other", ()) == {}
+    # What is another's by a correction comes from the host of the VM that it was on.
+    assert placements.hosts("other", (), [vms[0], vms[3]]) == {"h1": None, "h2": now_ms + 1000}
+    assert placements.hosts("other", (vms[3],), [vms[0], vms[3]]) == {"h2": now_ms + 1000}
+    assert placements.hosts("other", (), [vms[4]]) == {}
+    assert (placements.knows("acme"), placements.knows("other")) == (True, False)
     placements.change(vm_key("acme", vms[0]), None)
     assert placements.hosts("acme", ()) == {"h1": now_ms, "h2": now_ms + 1000}
 

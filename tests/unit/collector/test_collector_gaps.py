@@ -8,8 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from collector.gaps import MAX_GAPS_PER_RUN, MAX_PIECES_PER_GAP, MAX_RUNS_PER_HOST, Gaps
+from collector.pipeline import Pipeline, Rules
 from schemas.events import GapClosed, GapOpened
 from schemas.ids import new_id
+from tests.support.feed import Feed
+from tests.support.frames import frame
 
 AT = datetime(2025, 1, 1, tzinfo=UTC)
 RUN = new_id()
@@ -52,6 +55,20 @@ def test_a_redelivered_frame_opens_no_gap() -> None:
     assert observe(gaps, 63, redelivered=True) == []
     assert observe(gaps, 61) == []
     assert gaps.opened == 0
+
+
+def test_frames_that_went_elsewhere_meanwhile_are_no_gap() -> None:
+    """A stream parted anew twice: what is left of a host is followed, what comes back later not."""
+    feed = Feed()
+    feed.pipeline = Pipeline(Rules(), tells_of=lambda _: False, others_until=3)
+    for seq in (10, 11, 14):
+        feed(frame([], run_id=RUN, seq=seq))
+    gaps = feed.pipeline.gaps
+    assert (gaps.missing, gaps.opened) == (2, 1)
+    feed(frame([], run_id=RUN, seq=90))
+    assert (gaps.missing, gaps.opened) == (2, 1)
+    feed(frame([], run_id=RUN, seq=12))
+    assert (gaps.missing, gaps.opened) == (1, 1)
 
 
 def test_telling_a_gap_twice_is_telling_it_once() -> None:

@@ -283,7 +283,11 @@ def test_a_tick_in_the_future_is_skew_and_the_past_is_not() -> None:
             RejectReason.BAD_SHAPE,
         ),
     ],
-)
+    ids=[
+        "empty", "not-msgpack", "a-map", "too-large", "between-ticks", "another-host",
+        "newer-version", "short-column",
+    ],
+)  # fmt: skip
 def test_what_is_no_frame_is_refused_as_it_came(data: bytes, reason: RejectReason) -> None:
     """The bytes go to the rejects under their place in the stream, with the reason in headers."""
     outcome = Feed()(data)

@@ -100,6 +100,7 @@ def test_what_is_refused_of_a_replay_says_so() -> None:
         ({HEADER_REPLAY: "a b\r\nc"}, ""),
         ({HEADER_REPLAY: "x" * 64}, ""),
     ],
+    ids=["no-header", "an-id", "empty", "two-lines", "too-long"],
 )
 def test_a_header_that_is_no_id_is_none(headers: dict[str, str], found: str) -> None:
     """Whatever a host writes there, it goes into message ids and headers."""

@@ -78,6 +78,11 @@ def test_the_units_cover_what_is_stored_now_and_what_was_stored_before() -> None
     assert units_of(2)["collector-1"].filter_subject == "metrics.raw.1.*"
 
 
+def test_what_was_stored_before_the_stream_was_parted_is_followed_everywhere() -> None:
+    """No unit knows whose frames are left in it."""
+    assert {unit.others_until for unit in units_of(8, former=16, until=77).values()} == {77}
+
+
 def test_one_unit_alone_tells_of_a_host() -> None:
     """The one that its frames are stored in now."""
     for partitions in (0, 1, 8):

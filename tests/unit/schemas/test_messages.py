@@ -13,7 +13,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from schemas import audit, collectors, commands, consoles, events, hosts, progress, usage, vms
+from schemas import (
+    audit,
+    collectors,
+    commands,
+    consoles,
+    corrections,
+    events,
+    hosts,
+    progress,
+    store,
+    usage,
+    vms,
+)
 from schemas.codec import encode
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.ids import new_id
@@ -38,7 +50,41 @@ def _host_event(kind: type, **more: Any) -> Any:
     return kind(event_id=new_id(), at=NOW, host_id="h1", **more)
 
 
+def _correction(kind: type, **more: Any) -> Any:
+    return kind(correction_id=new_id(), at=NOW, actor="ann@desk", reason="sold", **more)
+
+
 MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
+    (
+        corrections.decode_vm_corrections,
+        corrections.VmCorrections(
+            vm_id=new_id(),
+            former=("acme",),
+            corrections=(
+                _correction(
+                    corrections.OwnerCorrection,
+                    customer_id="bolt",
+                    first_incarnation=1,
+                    last_incarnation=2**32 - 1,
+                    before=(corrections.Total(customer_id="acme", used=COUNTERS),),
+                    applied_at=NOW,
+                ),
+                _correction(
+                    corrections.PlanCorrection, from_ms=0, until_ms=2**63 - 1, price_plan="gold"
+                ),
+            ),
+        ),
+    ),
+    (
+        store.decode_store_question,
+        store.StoreQuestion(
+            actor="ann@desk",
+            reason="sold",
+            backfill=corrections.BackfillWish(
+                vm_id=new_id(), customer_id="bolt", since=NOW, until=NOW + timedelta(days=1)
+            ),
+        ),
+    ),
     (commands.decode_command, _command(commands.CreateVm, spec=SPEC)),
     (commands.decode_command, _command(commands.ShutdownVm, grace_s=3.0)),
     (commands.decode_command, _command(commands.SnapshotVm, snapshot_id=new_id())),

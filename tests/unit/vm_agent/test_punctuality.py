@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import subprocess
 import sys
 
 import pytest
-
-from vm_agent.punctuality import spare_the_collector
 
 _TELL = """
 import os, subprocess, sys, threading
@@ -54,16 +51,3 @@ def test_who_may_not_go_first_is_told_why() -> None:
     assert done.stdout.splitlines() == [
         "the kernel refuses it: Operation not permitted", str(os.SCHED_OTHER)
     ]  # fmt: skip
-
-
-def test_the_collector_passes_over_what_is_here_for_good() -> None:
-    """All that is there when it is told so."""
-    before = gc.get_threshold()
-    try:
-        spare_the_collector()
-        assert gc.get_freeze_count() > 1000
-        assert gc.isenabled()
-        assert gc.get_threshold()[0] > before[0]
-    finally:
-        gc.set_threshold(*before)
-        gc.unfreeze()

@@ -1,4 +1,4 @@
-"""The garbage collector leaves a batcher's frames alone, and still finds what goes in circles."""
+"""The garbage collector leaves frames in hand alone, and still finds what goes in circles."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from batcher.memory import spare_the_collector
+from runtime.memory import spare_the_collector
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +44,12 @@ def test_circles_are_found_in_the_end() -> None:
     held = [[number] for number in range(250_000)]
     assert gone() is None
     assert len(held) == 250_000
+
+
+def test_it_is_as_rare_as_wanted() -> None:
+    """The agent wants it less rare: it makes fewer objects at once."""
+    before = gc.get_threshold()
+    spare_the_collector(10_000, 20)
+    assert before[0] < gc.get_threshold()[0] == 10_000
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 1000
