@@ -19,6 +19,8 @@ from batcher.corrections import Corrections
 from batcher.feeds import Feeder
 from batcher.figures import Figures
 from batcher.flusher import HEALTH_PART, Flusher
+from batcher.host_usage import HostUsages
+from batcher.incarnation_hosts import IncarnationHosts
 from batcher.intake import Intake
 from batcher.migrations import migrate, shipped
 from batcher.mover import Mover
@@ -102,7 +104,8 @@ async def main(service: Service[BatcherSettings]) -> None:
         subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
         publisher, figures = Publisher(service.bus), Figures(reader)
         backfills = Backfills(figures, corrections, watermark.placements, publisher, clock)
-        store_door = StoreDoor(reader, retention, service.bus, clock, backfills)
+        host_usages = HostUsages(reader, watermark, retention, clock, settings.query_limit_s)
+        store_door = StoreDoor(reader, retention, service.bus, clock, backfills, host_usages)
         await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
         custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 3)
         refusals = Refusals(Publisher(service.bus), custody, instruments)
@@ -117,8 +120,9 @@ async def main(service: Service[BatcherSettings]) -> None:
             max_ack_pending=_MAX_ACK_PENDING,
             ack_wait_s=_ACK_WAIT_S,
         )
+        sink = IncarnationHosts(store)
         flusher = Flusher(
-            sink=store,
+            sink=sink,
             buffer=buffer,
             custody=custody,
             refusals=refusals,
@@ -129,7 +133,7 @@ async def main(service: Service[BatcherSettings]) -> None:
             keep_ns=int(retention.ticks / timedelta(microseconds=1)) * 1000,
             stop=service.stop,
             corrections=corrections,
-            encode=store.encode,
+            encode=sink.encode,
         )
         spare_the_collector()
         async with asyncio.TaskGroup() as group:

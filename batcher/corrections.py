@@ -117,11 +117,12 @@ class Corrections:
         later = self._index.changed_since(version)
         self._due.difference_update({vm_id.bytes for vm_id in vm_ids} - later)
 
-    def unsettled(self, customer_id: str, vm_ids: Sequence[UUID]) -> bool:
-        """Whether rows of a customer's, or of some of its VMs, may still be on their way."""
+    def unsettled(self, customer_id: str | None, vm_ids: Sequence[UUID]) -> bool:
+        """Whether rows of a customer, or of some VMs, may be on their way; None: of anybody."""
         wanted = {vm_id.bytes for vm_id in vm_ids}
         return any(
-            (not wanted or vm_id in wanted) and customer_id in one.customers
+            (not wanted or vm_id in wanted)
+            and (customer_id is None or customer_id in one.customers)
             for vm_id in self._due
             if (one := self._index.get(vm_id)) is not None
         )

@@ -18,6 +18,7 @@ _EXPIRY = {
     "usage_minute": ("toDateTime(collected_on, 'UTC')", 1),
     "usage_hour": ("toDateTime(collected_in, 'UTC')", 31),
     "usage_day": ("toDateTime(collected_in, 'UTC')", 31),
+    "incarnation_hosts": ("toDateTime(collected_in, 'UTC')", 31),
     "vm_events": ("toDateTime(recorded_at)", 0),
     "metering_gaps": ("toDateTime(recorded_at)", 0),
     "audit_log": ("toDateTime(recorded_at)", 0),
@@ -31,6 +32,7 @@ def kept_days(settings: BatcherSettings) -> dict[str, int]:
         "usage_minute": settings.usage_days,
         "usage_hour": settings.usage_hour_days,
         "usage_day": settings.usage_day_days,
+        "incarnation_hosts": settings.usage_day_days,
         "vm_events": settings.events_days,
         "metering_gaps": settings.events_days,
         "audit_log": settings.audit_days,
@@ -64,13 +66,14 @@ async def apply_retention(store: Store, settings: BatcherSettings, born: datetim
     days = kept_days(settings)
     for table, kept in days.items():
         await set_retention(store, table, kept)
-    marks = await store.query("SELECT day FROM store_marks WHERE name = 'usage_known_since'")
-    since = [datetime.combine(row[0], time(), UTC) for row in marks]
+    marks = await store.query("SELECT name, max(day) FROM store_marks GROUP BY name")
+    since = {str(name): datetime.combine(day, time(), UTC) for name, day in marks}
     return Retention(
         born=born,
         ticks=timedelta(days=days["samples"]),
         minutes=timedelta(days=days["usage_minute"]),
         hours=timedelta(days=days["usage_hour"]),
         days=timedelta(days=days["usage_day"]),
-        known_since=max(since, default=None),
+        known_since=since.get("usage_known_since"),
+        hosts_known_since=since.get("hosts_known_since"),
     )

@@ -12,10 +12,11 @@ import structlog
 from batcher.backfill import Backfills
 from batcher.backfill_rules import RefusedBackfillError
 from batcher.consistency import Consistency, checkable
+from batcher.host_usage import HostUsages
 from batcher.migrations import shipped, statuses
 from batcher.retention import kept_days
 from batcher.store import Store
-from batcher.windows import Retention
+from batcher.windows import RefusedQueryError, Retention
 from runtime.bus import Bus, Message
 from runtime.clock import Clock
 from runtime.errors import DecisecError, FatalError, PoisonError, TransientError
@@ -60,7 +61,13 @@ class StoreDoor:
     """A bus handler: one question after the other. Whoever may ask is an operator (by subject)."""
 
     def __init__(
-        self, store: Store, retention: Retention, bus: Bus, clock: Clock, backfills: Backfills
+        self,
+        store: Store,
+        retention: Retention,
+        bus: Bus,
+        clock: Clock,
+        backfills: Backfills,
+        host_usages: HostUsages,
     ) -> None:
         self._store = store
         self._retention = retention
@@ -68,6 +75,7 @@ class StoreDoor:
         self._clock = clock
         self._consistency = Consistency(store, clock)
         self._backfills = backfills
+        self._host_usages = host_usages
 
     async def answer(self, message: Message) -> bytes:
         """The encoded `StoreReply`; errors travel inside it."""
@@ -87,9 +95,16 @@ class StoreDoor:
                     return StoreReply(backfill=await self._backfills.preview(_wish(question)))
                 case StoreVerb.BACKFILL:
                     return StoreReply(backfill=await self._backfill(question))
+                case StoreVerb.USAGE:
+                    return StoreReply(usage=await self._host_usages.answer(question))
                 case other:
                     return _refusal(ErrorCode.BAD_REQUEST, f"{other[:80]!r} asks nothing known")
-        except (MalformedMessageError, _RefusedError, RefusedBackfillError) as error:
+        except (
+            MalformedMessageError,
+            _RefusedError,
+            RefusedBackfillError,
+            RefusedQueryError,
+        ) as error:
             return _refusal(ErrorCode.BAD_REQUEST, str(error))
         except (TransientError, PoisonError) as error:
             _log.warning("question.failed", subject=message.subject, error=str(error))

@@ -7,7 +7,7 @@ minutes are, then at whole hours, and in the end at whole days (UTC). All arithm
 Int64 in the store, Python's own for sums.
 
 This is the one module that reads for customers: each query is bound to one customer, and every
-value from outside travels as a parameter.
+value from outside travels as a parameter. `host_usage` reads for operators.
 """
 
 from __future__ import annotations
@@ -46,29 +46,10 @@ async def report(
         RefusedQueryError: The answer would be too large.
         TransientError, FatalError: As `Store.query` does.
     """
-    try:
-        rows = await store.query(
-            USAGE,
-            {
-                "customer": customer_id,
-                "vm_ids": list(query.vm_ids),
-                **window.bounds,
-            },
-            settings={
-                "max_execution_time": limit_s,
-                "max_result_rows": MAX_INCARNATIONS,
-                "result_overflow_mode": "throw",
-                "max_memory_usage": 2 * 1024**3,
-            },
-        )
-    except PoisonError as error:
-        raise RefusedQueryError(
-            f"too much for one answer; ask for fewer VMs or a shorter window ({error})"
-        ) from error
+    parameters = {"customer": customer_id, "vm_ids": list(query.vm_ids), **window.bounds}
+    rows = await bounded(store, USAGE, parameters, limit_s=limit_s)
     vms = tuple(_vm_rows(rows))
-    totals = {meter: sum(getattr(row, meter) for row in vms) for meter in METERS}
-    if any(total > MAX_COUNTER for total in totals.values()):
-        raise RefusedQueryError("a total passes 2^63-1; ask for fewer VMs or a shorter window")
+    totals = totals_of(vms)
     counted_from = window.counted_from
     return UsageReport(
         customer_id=customer_id,
@@ -80,14 +61,48 @@ async def report(
     )
 
 
+async def bounded(
+    store: Store, query: str, parameters: Mapping[str, Any], *, limit_s: int
+) -> Sequence[Sequence[Any]]:
+    """Rows of a usage query, which may take so much and no more. Raises as `report` does."""
+    try:
+        return await store.query(
+            query,
+            parameters,
+            settings={
+                "max_execution_time": limit_s,
+                "max_result_rows": MAX_INCARNATIONS,
+                "result_overflow_mode": "throw",
+                "max_memory_usage": 2 * 1024**3,
+            },
+        )
+    except PoisonError as error:
+        raise RefusedQueryError(
+            f"too much for one answer; ask for fewer VMs or a shorter window ({error})"
+        ) from error
+
+
+def totals_of(vms: Sequence[UsageRow]) -> dict[str, int]:
+    """Sums by meter.
+
+    Raises:
+        RefusedQueryError: One is more than a counter can be.
+    """
+    totals = {meter: sum(getattr(row, meter) for row in vms) for meter in METERS}
+    if any(total > MAX_COUNTER for total in totals.values()):
+        raise RefusedQueryError("a total passes 2^63-1; ask for fewer VMs or a shorter window")
+    return totals
+
+
 def _vm_rows(rows: Sequence[Sequence[Any]]) -> list[UsageRow]:
     by_vm: Mapping[UUID, list[Sequence[Any]]] = defaultdict(list)
     for row in rows:
         by_vm[row[0]].append(row)
-    return [_vm_row(vm_id, by_vm[vm_id]) for vm_id in sorted(by_vm)]
+    return [vm_row(vm_id, by_vm[vm_id]) for vm_id in sorted(by_vm)]
 
 
-def _vm_row(vm_id: UUID, incarnations: Sequence[Sequence[Any]]) -> UsageRow:
+def vm_row(vm_id: UUID, incarnations: Sequence[Sequence[Any]]) -> UsageRow:
+    """A VM's usage, from the rows of its incarnations."""
     newest = max(incarnations, key=lambda row: int(row[1]))
     used = {
         meter: sum(int(row[4 + number]) for row in incarnations)

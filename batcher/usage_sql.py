@@ -1,4 +1,4 @@
-"""The one query for usage: which table is read for which part of a window.
+"""The queries for usage: which table is read for which part of a window.
 
 `counter(t)` is the greatest value of all whole days before `t`, the whole hours of the begun day,
 the whole minutes of the begun hour and the ticks of the begun minute. So each end of a window
@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from schemas.vms import METERS
 
-_MINE = """customer_id = {customer:String}
+_OF_CUSTOMER = """customer_id = {customer:String}
         AND (empty({vm_ids:Array(UUID)}) OR has({vm_ids:Array(UUID)}, vm_id))"""
+_OF_HOST = """(vm_id, incarnation) IN
+        (SELECT vm_id, incarnation FROM incarnation_hosts WHERE host = {host:String})"""
 
 
 def _near(time: str, level: str) -> str:
@@ -32,64 +34,67 @@ def _inside(time: str, level: str) -> str:
     return f"{time} >= {{{level}_first:Int64}} AND {time} < {{{level}_end:Int64}}"
 
 
-def _rollup(table: str, time: str, level: str) -> str:
+def _rollup(mine: str, keys: str, table: str, time: str, level: str) -> str:
     return f"""
     SELECT
-        vm_id,
-        incarnation,
+        {keys},
         toUInt8(0) AS flags,
         toUInt64(0) AS ticks,
         max({_inside(time, level)}) AS present,
         {_counters(time, level)}
     FROM {table}
-    WHERE {_MINE} AND {_near(time, level)}
-    GROUP BY vm_id, incarnation"""  # noqa: S608 - put together from our own names only
+    WHERE {mine} AND {_near(time, level)}
+    GROUP BY {keys}"""  # noqa: S608 - put together from our own names only
 
 
-# The rollups hold several unmerged rows per minute, so bits are united before they are counted.
-# Days are read as far back as they go, of the incarnations that may have ticks in the window.
-USAGE = f"""
+def _usage(mine: str, keys: str) -> str:
+    """The query.
+
+    The rollups hold several unmerged rows per minute, so bits are united before they are counted.
+    Days are read as far back as they go, of the incarnations that may have ticks in the window.
+
+    Args:
+        mine: Whose rows are read.
+        keys: A row for each; they end in `vm_id, incarnation`.
+    """
+    return f"""
 SELECT
-    vm_id,
-    incarnation,
+    {keys},
     groupBitOr(parts.flags) AS flags,
     sum(parts.ticks) AS ticks,
     {", ".join(f"max(parts.{m}_end) - max(parts.{m}_start)" for m in METERS)}
 FROM
 (
     SELECT
-        vm_id,
-        incarnation,
+        {keys},
         groupBitOr(usage_day.flags) AS flags,
         toUInt64(0) AS ticks,
         max({_inside("day_ms", "day")}) AS present,
         {_counters("day_ms", "day")}
     FROM usage_day
-    WHERE {_MINE}
+    WHERE {mine}
         AND (vm_id, incarnation) IN
         (
             SELECT vm_id, incarnation
             FROM usage_day
-            WHERE {_MINE} AND day_ms >= {{day_start:Int64}} AND day_ms < {{end:Int64}}
+            WHERE {mine} AND day_ms >= {{day_start:Int64}} AND day_ms < {{end:Int64}}
         )
-    GROUP BY vm_id, incarnation
-    UNION ALL {_rollup("usage_hour", "hour_ms", "hour")}
-    UNION ALL {_rollup("usage_minute", "minute_ms", "minute")}
+    GROUP BY {keys}
+    UNION ALL {_rollup(mine, keys, "usage_hour", "hour_ms", "hour")}
+    UNION ALL {_rollup(mine, keys, "usage_minute", "minute_ms", "minute")}
     UNION ALL
     SELECT
-        vm_id,
-        incarnation,
+        {keys},
         toUInt8(0) AS flags,
         uniqExactIf(tick_ms, {_inside("tick_ms", "tick")}) AS ticks,
         max({_inside("tick_ms", "tick")}) AS present,
         {_counters("tick_ms", "tick")}
     FROM samples
-    WHERE {_MINE} AND {_near("tick_ms", "tick")}
-    GROUP BY vm_id, incarnation
+    WHERE {mine} AND {_near("tick_ms", "tick")}
+    GROUP BY {keys}
     UNION ALL
     SELECT
-        vm_id,
-        incarnation,
+        {keys},
         toUInt8(0) AS flags,
         sum(minute_ticks) AS ticks,
         toUInt8(0) AS present,
@@ -98,18 +103,21 @@ FROM
     FROM
     (
         SELECT
-            vm_id,
-            incarnation,
+            {keys},
             toUInt64({" + ".join(f"bitCount(groupBitOr(ticks_{i}))" for i in range(10))})
                 AS minute_ticks
         FROM usage_minute
-        WHERE {_MINE}
+        WHERE {mine}
             AND minute_ms >= {{counted_from:Int64}} AND minute_ms < {{minute_end:Int64}}
-        GROUP BY vm_id, incarnation, minute_ms
+        GROUP BY {keys}, minute_ms
     )
-    GROUP BY vm_id, incarnation
+    GROUP BY {keys}
 ) AS parts
-GROUP BY vm_id, incarnation
+GROUP BY {keys}
 HAVING max(parts.present)
-ORDER BY vm_id, incarnation
+ORDER BY {keys}
 """  # noqa: S608 - put together from our own column names only
+
+
+USAGE = _usage(_OF_CUSTOMER, "vm_id, incarnation")
+HOST_USAGE = _usage(_OF_HOST, "customer_id, vm_id, incarnation")

@@ -235,8 +235,25 @@ class Watermark:
             margin_ms=self._margin_ms,
         )
 
-    async def undisturbed(self, customer_id: str, vm_ids: Sequence[UUID]) -> int | None:
+    async def host_complete_until(self, host_id: str) -> Until:
+        """The time before which what the store has of a host after this call never changes.
+
+        Raises:
+            TransientError, FatalError: As `Store.query` does.
+        """
+        return settle(
+            {host_id: None},
+            await self._told([host_id]),
+            self._losses.values,
+            start_ms=0,
+            latest_ms=self._clock.wall_ns() // NS_PER_MS - self._margin_ms,
+            margin_ms=self._margin_ms,
+        )
+
+    async def undisturbed(self, customer_id: str | None, vm_ids: Sequence[UUID]) -> int | None:
         """The revision of the corrections, if no rows of these VMs are being moved.
+
+        Without a customer it is about everybody's.
 
         An answer is read between two calls that give the same.
         """

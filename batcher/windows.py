@@ -34,6 +34,7 @@ class Retention:
         days: How long the rollup per day is kept.
         known_since: Before this nothing is known although it would still be kept: the store is
             older than its rollups per hour and day, and its minutes from then had expired.
+        hosts_known_since: Before this it is not known which host an incarnation ran on.
     """
 
     born: datetime
@@ -42,6 +43,7 @@ class Retention:
     hours: timedelta = timedelta(days=730)
     days: timedelta = timedelta(days=2555)
     known_since: datetime | None = None
+    hosts_known_since: datetime | None = None
 
     def expired_before(self, kept: timedelta, now: datetime) -> datetime | None:
         """What lies before this may have expired; None while nothing can have."""

@@ -17,8 +17,9 @@ from schemas.audit import MAX_AUDIT_REASON
 from schemas.codec import decoder
 from schemas.corrections import Backfill, BackfillWish
 from schemas.errors import ErrorInfo
-from schemas.ids import CustomerId
+from schemas.ids import CustomerId, HostId
 from schemas.units import Counter
+from schemas.usage import UsageRow
 from schemas.vms import Timestamp
 
 
@@ -30,6 +31,7 @@ class StoreVerb(StrEnum):
     REPAIR = "repair"
     PREVIEW = "preview"
     BACKFILL = "backfill"
+    USAGE = "usage"
 
 
 class StoreQuestion(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,12 +42,18 @@ class StoreQuestion(msgspec.Struct, frozen=True, kw_only=True):
         actor: Of a repair or a backfill: who says to do it.
         reason: Of a repair or a backfill: why, in one line.
         backfill: Of a backfill or its preview: what is to be corrected.
+        host: Whose usage.
+        start: Of usage: inclusive; as in a `UsageQuery`.
+        end: Of usage: exclusive, likewise.
     """
 
     day: date | None = None
     actor: Annotated[str, msgspec.Meta(max_length=255)] = ""
     reason: Annotated[str, msgspec.Meta(max_length=MAX_AUDIT_REASON)] = ""
     backfill: BackfillWish | None = None
+    host: HostId | None = None
+    start: Timestamp | None = None
+    end: Timestamp | None = None
 
 
 class MigrationState(StrEnum):
@@ -154,12 +162,57 @@ class DayCheck(msgspec.Struct, frozen=True, kw_only=True):
     not_shown: Counter = 0
 
 
+class CustomerUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a customer's VMs used on a host: sums over VMs and incarnations."""
+
+    customer_id: CustomerId
+    vms: Counter
+    incarnations: Counter
+    samples: Counter
+    totals: dict[str, Counter]
+
+
+class HostUsageRow(UsageRow, frozen=True, kw_only=True):
+    """One VM's usage on a host."""
+
+    customer_id: CustomerId
+
+    @classmethod
+    def of(cls, customer_id: CustomerId, row: UsageRow) -> HostUsageRow:
+        """A customer's VM."""
+        return cls(customer_id=customer_id, **msgspec.structs.asdict(row))
+
+
+class HostUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """What was used on a host in a window. Names of hosts are for operators only.
+
+    Attributes:
+        vms: By customer and VM.
+        not_shown: So many more VMs than an answer holds; they are in all sums.
+        samples_since, complete_until, complete: As in a `UsageReport`, for this host alone.
+        lost: It is declared lost: that time does not wait for it.
+    """
+
+    host_id: HostId
+    start: Timestamp
+    end: Timestamp
+    customers: tuple[CustomerUsage, ...]
+    totals: dict[str, Counter]
+    vms: tuple[HostUsageRow, ...]
+    not_shown: Counter = 0
+    samples_since: Timestamp | None = None
+    complete_until: Timestamp | None = None
+    complete: bool = False
+    lost: bool = False
+
+
 class StoreReply(msgspec.Struct, frozen=True, kw_only=True):
     """What was asked for, or the reason why there is none."""
 
     status: StoreStatus | None = None
     check: DayCheck | None = None
     backfill: Backfill | None = None
+    usage: HostUsage | None = None
     error: ErrorInfo | None = None
 
 

@@ -13,6 +13,7 @@ import typer
 from decisec.cli.connection import DEFAULT_STATE, NatsUrl, StateDirectory, bus
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, say, show, show_json
+from decisec.cli.store_usage import register
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look after the store: schema, size, rollups.", no_args_is_help=True,
                   epilog=EPILOG)  # fmt: skip
+
+register(app)
 
 _STATUS_WITHIN_S = 30.0
 _EX_CONFIG = 78
@@ -182,7 +185,7 @@ async def _status(nats_url: str, state_dir: Path) -> StoreStatus:
     from schemas.store import StoreQuestion, StoreVerb
 
     async with bus(nats_url, state_dir) as connection:
-        reply = await _ask(connection, StoreVerb.STATUS, StoreQuestion(), _STATUS_WITHIN_S)
+        reply = await ask(connection, StoreVerb.STATUS, StoreQuestion(), _STATUS_WITHIN_S)
     if reply.status is None:
         raise CommandError("the batcher's answer holds no status")
     return reply.status
@@ -204,7 +207,7 @@ async def _check(
     found: list[DayCheck] = []
     verb = StoreVerb.REPAIR if reason else StoreVerb.CHECK
     async with bus(nats_url, state_dir) as connection:
-        reply = await _ask(connection, StoreVerb.STATUS, StoreQuestion(), _STATUS_WITHIN_S)
+        reply = await ask(connection, StoreVerb.STATUS, StoreQuestion(), _STATUS_WITHIN_S)
         if reply.status is None:
             raise CommandError("the batcher's answer holds no status")
         day = days[0] or reply.status.first_day
@@ -212,16 +215,21 @@ async def _check(
         while day <= last:
             tell(f"{verb} {day} ...")
             question = StoreQuestion(day=day, actor=_actor() if reason else "", reason=reason)
-            answer = await _ask(connection, verb, question, within_s)
+            answer = await ask(connection, verb, question, within_s)
             if answer.check is not None:
                 found.append(answer.check)
             day += timedelta(days=1)
     return found
 
 
-async def _ask(
+async def ask(
     connection: Bus, verb: StoreVerb, question: StoreQuestion, within_s: float
 ) -> StoreReply:
+    """What a batcher answers.
+
+    Raises:
+        CommandError: It refuses, or nobody answers.
+    """
     from schemas.codec import encode
     from schemas.errors import ErrorCode
     from schemas.store import decode_store_reply

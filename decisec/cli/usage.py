@@ -53,7 +53,7 @@ def usage(
     state_dir: StateDirectory = DEFAULT_STATE,
 ) -> None:
     """Report what your VMs used in a window of time."""
-    window = (_instant("--start", start), _instant("--end", end))
+    window = (instant("--start", start), instant("--end", end))
     wanted = [_vm_id(text) for text in vm or []]
     with api_client(api_url, token, state_dir) as client:
         report = client.usage(start=window[0], end=window[1], vm_ids=wanted)
@@ -64,7 +64,12 @@ def usage(
         show(usage_table(report, names))
 
 
-def _instant(option: str, text: str) -> datetime | None:
+def instant(option: str, text: str) -> datetime | None:
+    """A time that an option gives; UTC if it says no zone.
+
+    Raises:
+        CommandError: It is none.
+    """
     if not text:
         return None
     try:

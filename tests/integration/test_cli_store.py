@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,13 @@ import pytest
 from batcher.grants import grants
 from batcher.migrations import shipped
 from decisec.cli.exits import Exit
+from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.reading import read_stream
 from schemas.audit import decode_audit_entry
+from schemas.hosts import HostLoss, decode_host_loss
 from schemas.ids import new_id
-from schemas.subjects import AUDIT
+from schemas.subjects import AUDIT, LOST_HOSTS
 from tests.support.batcher import batcher_process
 from tests.support.nats import bus_with_streams
 from tests.support.shell import Done, Shell
@@ -142,3 +144,52 @@ def test_grants_are_shown_before_they_are_given(
         refused = shell("store", "grant", "--json", "--", customer, **settings)
         assert refused.code in (Exit.USAGE, Exit.FAILED)
         assert words in refused.err
+
+
+async def test_usage_of_a_host_is_told_to_operators(store: Served) -> None:
+    """By customer and by VM, in sums; until when it is complete; words and figures."""
+    assert (await store("check", "--repair", "--reason", "all of it")).code == 0
+    found = (await store("usage", "--host", "h1", "--json")).json
+    assert [(c["customer_id"], c["vms"], c["samples"]) for c in found["customers"]] == [
+        ("acme", 1, 1), ("bolt", 1, 1),
+    ]  # fmt: skip
+    assert {vm["customer_id"] for vm in found["vms"]} == {"acme", "bolt"}
+    assert (found["complete_until"], found["complete"], found["not_shown"]) == (None, False, 0)
+    words = (await store("usage", "--host", "h1", "--vms")).out
+    assert all(vm["vm_id"] in words for vm in found["vms"])
+    assert "may still change" in words
+    tomorrow = str(TODAY + timedelta(days=1))
+    later = await store("usage", "--host", "h1", "--from", tomorrow, "--json")
+    assert (later.json["customers"], later.json["totals"]["cpu_ns"]) == ([], 0)
+    assert (await store("usage", "--host", "nobody", "--json")).json["vms"] == []
+
+    losses = Bucket(store.bus, LOST_HOSTS, decode_host_loss)
+    await losses.put(
+        "h1",
+        HostLoss(host_id="h1", reason="burnt", requested_by="o", declared_at=datetime.now(UTC)),
+    )
+    async with asyncio.timeout(20):
+        while not (lost := (await store("usage", "--host", "h1", "--json")).json)["lost"]:
+            await asyncio.sleep(0.05)
+    assert lost["complete_until"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("--host", "h.*"), "--host"),
+        (("--host", "h1", "--from", "yesterday"), "--from"),
+        (("--host", "h1", "--to", "2001-01-01"), "end must be later"),
+        (("--host", "h1", "--from", "2001-01-01", "--to", "2001-01-02"), ""),
+    ],
+)
+async def test_a_window_of_a_host_s_usage_is_checked(
+    store: Served, arguments: tuple[str, ...], word: str
+) -> None:
+    """As one of a customer's: a store that has lost nothing yet knows that there was none."""
+    done = await store("usage", *arguments, "--json")
+    if word:
+        assert done.code == Exit.USAGE
+        assert word in done.problem["detail"]
+    else:
+        assert done.json["customers"] == []

@@ -18,10 +18,13 @@ import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from batcher.host_usage import host_report
 from batcher.store import Store
+from batcher.windows import Window
 from collector.messages import Intake, Now, Outcome
 from schemas.frames import EnrichedFrame, Frame, RejectReason, encode_frame
 from schemas.ids import new_id
+from schemas.store import CustomerUsage, HostUsageRow
 from schemas.subjects import METRICS_RAW, metrics_raw, vm_key
 from schemas.units import NS_PER_MS
 from schemas.usage import UsageReport
@@ -29,7 +32,7 @@ from schemas.vms import METERS
 from tests.support.feed import enriched_of, ids_of, pipeline_of, rejected_of
 from tests.support.lives import Delivery, World, deliveries, forgeries, mixed, worlds
 from tests.support.store import Reading, embedded_store, enriched, insert
-from tests.support.usage import ask, base_ms, expected, fresh_customer
+from tests.support.usage import ask, at, base_ms, expected, fresh_customer
 
 SETTINGS = settings(
     max_examples=25,
@@ -132,6 +135,15 @@ def windows(draw: st.DrawFn, world: World, base: int) -> tuple[int, int, int]:
     return three[0], three[1], three[2]
 
 
+async def used_on(
+    store: Store, host: str, start_ms: int, end_ms: int
+) -> tuple[dict[str, CustomerUsage], tuple[HostUsageRow, ...]]:
+    """A host's usage by customer, and by customer and VM."""
+    window = Window.between(at(start_ms), at(end_ms))
+    customers, vms = await host_report(store, host, window, limit_s=30)
+    return {one.customer_id: one for one in customers}, vms
+
+
 def _add_up(whole: UsageReport, left: UsageReport, right: UsageReport) -> None:
     by_vm = [{row.vm_id: row for row in part.vms} for part in (whole, left, right)]
     assert set(by_vm[0]) == set(by_vm[1]) | set(by_vm[2])
@@ -147,7 +159,7 @@ def _add_up(whole: UsageReport, left: UsageReport, right: UsageReport) -> None:
 @SETTINGS
 @given(data=st.data())
 async def test_a_bill_is_what_the_counters_say(store: Store, data: st.DataObject) -> None:
-    """Over any window, by VM, customer and meter, on whatever hosts; lies are not billed."""
+    """Over any window, by VM, customer, host and meter; lies of other hosts are not billed."""
     base = base_ms()
     customers = [fresh_customer(), fresh_customer()]
     world = data.draw(worlds(customers, base))
@@ -162,6 +174,7 @@ async def test_a_bill_is_what_the_counters_say(store: Store, data: st.DataObject
         await store.command("OPTIMIZE TABLE samples FINAL")
         await store.command("OPTIMIZE TABLE usage_minute FINAL")
     start, middle, end = data.draw(windows(world, base))
+    by_host = [await used_on(store, host, start, end) for host in world.hosts]
     for customer in customers:
         mine = [r for r in collecting.readings if r.customer == customer]
         whole = await ask(store, customer, start, end)
@@ -169,6 +182,16 @@ async def test_a_bill_is_what_the_counters_say(store: Store, data: st.DataObject
         left = await ask(store, customer, start, middle)
         right = await ask(store, customer, middle, end)
         _add_up(whole, left, right)
+        for host, (sums, rows) in zip(world.hosts, by_host, strict=True):
+            there = [r for r in mine if world.owners[r.vm_id, r.incarnation] == host]
+            assert [row for row in rows if row.customer_id == customer] == [
+                HostUsageRow.of(customer, row)
+                for _, row in sorted(expected(there, start, end).items())
+            ]
+            assert (customer in sums) is bool(expected(there, start, end))
+        for meter in METERS:
+            on_hosts = [sums[customer].totals[meter] for sums, _ in by_host if customer in sums]
+            assert sum(on_hosts) == whole.totals[meter]
         if whole.vms:
             one = data.draw(st.sampled_from(whole.vms))
             assert (await ask(store, customer, start, end, (one.vm_id,))).vms == (one,)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from batcher.batch import table, token
+from batcher.incarnation_hosts import IncarnationHosts
 from batcher.migrations import migrate, shipped
 from batcher.retention import set_retention
 from batcher.settings import BatcherSettings
@@ -135,6 +136,13 @@ async def check_wrong_password(url: str) -> None:
 
 async def insert(store: Store, frames: Sequence[EnrichedFrame]) -> None:
     """Put frames into the store as the batcher does."""
+    rows = table(frames, now_ns=time.time_ns(), keep_ns=7 * DAY_NS)
+    sink = IncarnationHosts(store)
+    await sink.insert("samples", sink.encode(rows), token=token(frames))
+
+
+async def insert_alone(store: Store, frames: Sequence[EnrichedFrame]) -> None:
+    """Put samples into a store as an earlier batcher did, with nothing about hosts."""
     rows = table(frames, now_ns=time.time_ns(), keep_ns=7 * DAY_NS)
     await store.insert("samples", rows, token=token(frames))
 

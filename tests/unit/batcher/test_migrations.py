@@ -11,6 +11,7 @@ import pytest
 import pytest_asyncio
 
 from batcher.consistency import Consistency
+from batcher.host_usage import host_report
 from batcher.migrations import Migration, migrate, missing, shipped
 from batcher.retention import apply_retention, kept_days, set_retention
 from batcher.settings import BatcherSettings
@@ -21,7 +22,7 @@ from runtime.clock import SystemClock
 from runtime.errors import FatalError, TransientError
 from schemas.ids import new_id
 from schemas.usage import UsageQuery
-from tests.support.store import Reading, embedded_store, enriched, insert
+from tests.support.store import Reading, embedded_store, enriched, insert, insert_alone
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -128,7 +129,8 @@ async def older(store: Store, database: str) -> Store:
     await migrate(found, before)
     noon_ms = int(datetime.now(UTC).timestamp()) // 86_400 * 86_400_000 - 43_200_000
     counters = {"cpu_ns": 7}
-    await insert(found, [enriched([Reading(new_id(), noon_ms, 1, 0, counters, "old")])])
+    one = Reading(new_id(), noon_ms, 1, 0, counters, "old")
+    await insert_alone(found, [enriched([one], host="h-old")])
     return found
 
 
@@ -170,6 +172,30 @@ async def test_an_updated_store_says_what_its_minutes_had_lost(store: Store) -> 
         assert retention.known_since == today + timedelta(days=2)
     finally:
         await expired.close()
+
+
+@pytest.mark.parametrize("age_days", [0, 30])
+async def test_an_updated_store_knows_hosts_as_far_as_its_ticks_go(
+    store: Store, age_days: int
+) -> None:
+    """What its samples show; where some may have expired, it says since when that is whole."""
+    updated = await older(store, f"hosts_{age_days}")
+    try:
+        await updated.command(
+            "ALTER TABLE schema_migrations UPDATE applied_at = applied_at - toIntervalDay("
+            f"{age_days}) WHERE 1 SETTINGS mutations_sync = 2"
+        )
+        retention = await apply_retention(
+            updated, updated.settings, await migrate(updated, shipped())
+        )
+        today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+        known_since = today + timedelta(days=2) if age_days else None
+        assert retention.hosts_known_since == known_since
+        window = Window.between(today - timedelta(days=1), today)
+        (customer,), _ = await host_report(updated, "h-old", window, limit_s=10)
+        assert (customer.customer_id, customer.totals["cpu_ns"]) == ("old", 7)
+    finally:
+        await updated.close()
 
 
 async def test_a_migration_that_was_cut_off_is_run_again_as_a_whole(store: Store) -> None:

@@ -1,0 +1,117 @@
+"""Which host each incarnation ran on, written down before its first samples are.
+
+Usage of a host is that of the incarnations that ran there. A view over `samples` could gather them
+and would cost each insert; here the few that are new are found in memory. What is forgotten, by a
+restart or for want of room, is written once more: the table collapses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from batcher.store import Encoded, Store
+
+TABLE = "incarnation_hosts"
+_MOST_KNOWN = 262_144
+_KEYS = {
+    "host": pa.string(),
+    "vm_id": pa.binary(16),
+    "incarnation": pa.uint32(),
+    "collected_in": pa.date32(),
+}
+
+Key = tuple[str, bytes, int, int]
+"""Host, VM, incarnation, and the month of collection: days since 1970 of its first one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Samples ready for the store, and the incarnations among them that it may not know."""
+
+    samples: pa.Table | Encoded
+    fresh: frozenset[Key]
+
+    @property
+    def num_rows(self) -> int:
+        """How many samples there are."""
+        return self.samples.num_rows
+
+
+class IncarnationHosts:
+    """A sink for samples that sees to `incarnation_hosts` as well."""
+
+    def __init__(self, store: Store, *, most_known: int = _MOST_KNOWN) -> None:
+        self._store = store
+        self._most_known = most_known
+        self._known: set[Key] = set()
+
+    def encode(self, rows: pa.Table) -> Noted:
+        """Do ahead, in any thread, what of an insert needs no engine."""
+        known = self._known
+        fresh = frozenset(key for key in keys_of(rows) if key not in known)
+        return Noted(self._store.encode(rows), fresh)
+
+    async def insert(self, table: str, rows: Noted, *, token: str) -> None:
+        """Insert what is new of hosts, then the samples. Raises as `Store.insert`."""
+        if rows.fresh:
+            await self._store.insert(TABLE, _table(rows.fresh), token=f"{token}:hosts")
+            if len(self._known) + len(rows.fresh) > self._most_known:
+                self._known = set()
+            self._known |= rows.fresh
+        await self._store.insert(table, rows.samples, token=token)
+
+
+def keys_of(rows: pa.Table) -> Iterator[Key]:
+    """The incarnations in a table of samples, and their hosts; some of them more than once.
+
+    The samples of an incarnation are neighbours in it, so only the first one of each is looked at.
+    """
+    if not rows.num_rows:
+        return
+    hosts: Any = rows.column("host").combine_chunks()
+    names: list[str] = hosts.dictionary.to_pylist()
+    codes = hosts.indices.to_numpy(zero_copy_only=False)
+    incarnations = rows.column("incarnation").to_numpy()
+    collected = rows.column("collected_at").to_numpy()
+    ids = _bytes_of(rows.column("vm_id").combine_chunks())
+    changes = (ids[1:, 0] != ids[:-1, 0]) | (ids[1:, 1] != ids[:-1, 1])
+    columns: list[npt.NDArray[Any]] = [incarnations, codes]
+    if len(np.unique(_months([collected.min(), collected.max()]))) > 1:
+        columns.append(_months(collected))
+    for column in columns:
+        changes |= column[1:] != column[:-1]
+    firsts = np.concatenate(([0], np.flatnonzero(changes) + 1))
+    vms = ids[firsts].tobytes()
+    yield from zip(
+        [names[code] for code in codes[firsts].tolist()],
+        [vms[place : place + 16] for place in range(0, len(vms), 16)],
+        incarnations[firsts].tolist(),
+        _months(collected[firsts]).tolist(),
+        strict=True,
+    )
+
+
+def _months(times: Any) -> npt.NDArray[np.int64]:
+    """The first day of each one's month, in days since 1970."""
+    return np.asarray(times).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
+
+
+def _bytes_of(column: Any) -> npt.NDArray[np.uint64]:
+    halves = np.frombuffer(column.buffers()[1], "<u8").reshape(-1, 2)
+    return halves[column.offset : column.offset + len(column)]
+
+
+def _table(keys: frozenset[Key]) -> pa.Table:
+    columns = zip(*sorted(keys), strict=True)
+    return pa.table(
+        {
+            name: pa.array(list(values), kind)
+            for (name, kind), values in zip(_KEYS.items(), columns, strict=True)
+        }
+    )
