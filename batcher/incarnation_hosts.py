@@ -7,7 +7,7 @@ restart or for want of room, is written once more: the table collapses it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,16 +26,24 @@ _KEYS = {
     "collected_in": pa.date32(),
 }
 
+_ROW = np.dtype([("vm", "<u8", 2), ("incarnation", "<u4"), ("month", "<i4")])
+
 Key = tuple[str, bytes, int, int]
 """Host, VM, incarnation, and the month of collection: days since 1970 of its first one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Noted:
-    """Samples ready for the store, and the incarnations among them that it may not know."""
+    """Samples ready for the store.
+
+    Attributes:
+        fresh: The incarnations among them that it may not know.
+        blocks: Of each host with such ones, all that are among them.
+    """
 
     samples: pa.Table | Encoded
     fresh: frozenset[Key]
+    blocks: Mapping[str, bytes]
 
     @property
     def num_rows(self) -> int:
@@ -50,30 +58,36 @@ class IncarnationHosts:
         self._store = store
         self._most_known = most_known
         self._known: set[Key] = set()
+        # The VMs of a host are mostly the same from batch to batch: one look instead of many.
+        self._blocks: dict[str, bytes] = {}
 
     def encode(self, rows: pa.Table) -> Noted:
         """Do ahead, in any thread, what of an insert needs no engine."""
-        known = self._known
-        fresh = frozenset(key for key in keys_of(rows) if key not in known)
-        return Noted(self._store.encode(rows), fresh)
+        known, written = self._known, self._blocks
+        blocks = {
+            host: block for host, block in blocks_of(rows).items() if written.get(host) != block
+        }
+        fresh = frozenset(key for key in keys_of(blocks) if key not in known)
+        return Noted(self._store.encode(rows), fresh, blocks)
 
     async def insert(self, table: str, rows: Noted, *, token: str) -> None:
         """Insert what is new of hosts, then the samples. Raises as `Store.insert`."""
         if rows.fresh:
             await self._store.insert(TABLE, _table(rows.fresh), token=f"{token}:hosts")
             if len(self._known) + len(rows.fresh) > self._most_known:
-                self._known = set()
+                self._known, self._blocks = set(), {}
             self._known |= rows.fresh
+        self._blocks.update(rows.blocks)
         await self._store.insert(table, rows.samples, token=token)
 
 
-def keys_of(rows: pa.Table) -> Iterator[Key]:
-    """The incarnations in a table of samples, and their hosts; some of them more than once.
+def blocks_of(rows: pa.Table) -> dict[str, bytes]:
+    """The incarnations in a table of samples by host, as `_ROW`s; some may stand there twice.
 
     The samples of an incarnation are neighbours in it, so only the first one of each is looked at.
     """
     if not rows.num_rows:
-        return
+        return {}
     hosts: Any = rows.column("host").combine_chunks()
     names: list[str] = hosts.dictionary.to_pylist()
     codes = hosts.indices.to_numpy(zero_copy_only=False)
@@ -87,14 +101,28 @@ def keys_of(rows: pa.Table) -> Iterator[Key]:
     for column in columns:
         changes |= column[1:] != column[:-1]
     firsts = np.concatenate(([0], np.flatnonzero(changes) + 1))
-    vms = ids[firsts].tobytes()
-    yield from zip(
-        [names[code] for code in codes[firsts].tolist()],
-        [vms[place : place + 16] for place in range(0, len(vms), 16)],
-        incarnations[firsts].tolist(),
-        _months(collected[firsts]).tolist(),
-        strict=True,
-    )
+    firsts = firsts[np.argsort(codes[firsts], kind="stable")]
+    found = np.empty(len(firsts), _ROW)
+    found["vm"] = ids[firsts]
+    found["incarnation"] = incarnations[firsts]
+    found["month"] = _months(collected[firsts])
+    ends = np.cumsum(np.bincount(codes[firsts], minlength=len(names))).tolist()
+    return {
+        name: found[begin:end].tobytes()
+        for name, begin, end in zip(names, [0, *ends], ends, strict=False)
+        if end > begin
+    }
+
+
+def keys_of(blocks: Mapping[str, bytes]) -> Iterator[Key]:
+    """What stands in them, one by one."""
+    for host, block in blocks.items():
+        rows = np.frombuffer(block, _ROW)
+        for place, (incarnation, month) in enumerate(
+            zip(rows["incarnation"].tolist(), rows["month"].tolist(), strict=True)
+        ):
+            begin = place * _ROW.itemsize
+            yield host, block[begin : begin + 16], incarnation, month
 
 
 def _months(times: Any) -> npt.NDArray[np.int64]:

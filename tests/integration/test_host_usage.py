@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from batcher.batch import table
 from batcher.host_usage import host_report
-from batcher.incarnation_hosts import TABLE, IncarnationHosts, keys_of
+from batcher.incarnation_hosts import TABLE, IncarnationHosts, blocks_of, keys_of
 from batcher.settings import BatcherSettings
 from batcher.store import Store
 from batcher.windows import Window
@@ -102,7 +102,7 @@ def test_each_incarnation_host_and_month_is_found() -> None:
                 reading = Reading(vm_id, base + 100 * months, incarnation=number)
                 frames.append(enriched([reading], host=host, collected_at_ns=collected_ns))
                 expected.add((host, vm_id.bytes, number, months))
-    found = set(keys_of(table(frames, now_ns=time.time_ns(), keep_ns=99 * DAY_NS)))
+    found = set(keys_of(blocks_of(table(frames, now_ns=time.time_ns(), keep_ns=99 * DAY_NS))))
     days = sorted({day for *_, day in found}, reverse=True)
     assert {(host, vm, number, days.index(day)) for host, vm, number, day in found} == expected
     assert all(str(at(day * 86_400_000).day) == "1" for day in days)
