@@ -245,7 +245,7 @@ async def test_a_stream_without_partitions_is_parted_under_load(tmp_path: Path) 
         async with crowd_of(bus) as crowd:
             done = await former_collector(bus, crowd)
             async with collector_process(tmp_path, server.url, **SETTINGS):
-                await crowd.served_anew(10)
+                await crowd.served_anew(30)  # it has to start first
                 await apply(bus, declared())
                 await crowd.served_anew(15)
                 await crowd.stop()
