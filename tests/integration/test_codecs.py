@@ -16,7 +16,7 @@ from schemas.frames import EnrichedFrame
 from schemas.ids import new_id
 from schemas.units import MAX_COUNTER
 from schemas.vms import METERS
-from tests.support.store import Reading, enriched, insert
+from tests.support.store import Reading, enriched, insert, insert_alone
 
 TICK_MS = time.time_ns() // 10**8 * 100
 
@@ -47,7 +47,7 @@ async def test_rows_are_the_same_before_and_after_their_codec_changed(tmp_path: 
     store = Store(BatcherSettings(store_path=str(tmp_path / "store")))
     try:
         await migrate(store, older)
-        await insert(store, frames(0))
+        await insert_alone(store, frames(0))
         before = await values(store)
         assert len(before) == 150
         await migrate(store, shipped())
