@@ -38,16 +38,25 @@ _LOOK_AGAIN_S = 0.5
 """Sooner than a host is suspected: once the stream is parted anew, frames go other ways."""
 
 
-def units_of(partitions: int, former: int = 0, until: int = 0) -> dict[str, Unit]:
+def units_of(
+    partitions: int, former: int = 0, until: int = 0, mixed_until: int = 0
+) -> dict[str, Unit]:
     """What there is to do, by name of the consumer.
 
     Args:
         partitions: Of the stream, now.
         former: It had so many once; frames from then may be left.
         until: The place of the last frame that may be one of these.
+        mixed_until: The place of the last frame of which others of its host may be elsewhere.
     """
     units = {
-        DURABLE: Unit(DURABLE, subjects.METRICS_RAW_UNPARTED, lambda _: partitions == 0, until),
+        DURABLE: Unit(
+            DURABLE,
+            subjects.METRICS_RAW_UNPARTED,
+            lambda _: partitions == 0,
+            until,
+            mixed_until,
+        ),
     }
     for number in range(max(partitions, former)):
         units[f"{DURABLE}-{number}"] = Unit(
@@ -55,6 +64,7 @@ def units_of(partitions: int, former: int = 0, until: int = 0) -> dict[str, Unit
             subjects.metrics_raw_of(number),
             _whose(number, partitions),
             until,
+            mixed_until,
         )
     return units
 
@@ -164,8 +174,10 @@ class Crew:
             _log.warning("partitions.unknown", error=str(error))
             return False
         _log.info("partitions.found", partitions=partitions)
+        parted_anew = self._partitions >= 0
         self._partitions = partitions
-        self._units = units_of(partitions, former, info.state.last_seq)
+        last = info.state.last_seq
+        self._units = units_of(partitions, former, last, last if parted_anew else 0)
         self._behind, self._barrier = set(self._units), info.state.last_seq
         # Hosts may belong elsewhere now: everything starts anew.
         for job in self._jobs.values():

@@ -53,12 +53,15 @@ class Unit(NamedTuple):
         tells_of: Whether a host's silence is to be told here.
         others_until: Up to this place in the stream, all frames here of hosts that are not told of
             may be; their later ones went elsewhere.
+        mixed_until: Up to this place in the stream, frames of one host may lie with several units:
+            their numbers show no gap.
     """
 
     durable: str
     filter_subject: str
     tells_of: Callable[[str], bool]
     others_until: int = 0
+    mixed_until: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +153,11 @@ class Partition:
     @staticmethod
     def _fresh(tools: Tools, unit: Unit) -> Pipeline:
         return Pipeline(
-            tools.rules, tools.specs, tells_of=unit.tells_of, others_until=unit.others_until
+            tools.rules,
+            tools.specs,
+            tells_of=unit.tells_of,
+            others_until=unit.others_until,
+            mixed_until=unit.mixed_until,
         )
 
     async def _handle(self, batch: Sequence[Delivery]) -> None:

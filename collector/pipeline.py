@@ -94,6 +94,8 @@ class Pipeline:
         others_until: Place in the stream of the last frame, of a host that it is not to tell of,
             whose forerunners have come here as well. What comes of such a host after that place
             comes since the stream was parted anew: what it seems to miss went elsewhere.
+        mixed_until: Up to this place in the stream, frames of a host may have gone to several
+            partitions, one after the other: numbers are followed from there on.
 
     Attributes:
         specs: The records that enrichment goes by; whoever owns the pipeline feeds them.
@@ -108,6 +110,7 @@ class Pipeline:
         *,
         tells_of: Callable[[str], bool] = _everyone,
         others_until: int = 0,
+        mixed_until: int = 0,
     ) -> None:
         self.rules = rules
         self.specs = SpecIndex(rules.unknown_wait_ns) if specs is None else specs
@@ -115,6 +118,7 @@ class Pipeline:
         self.silence = Silence(rules.silence, tells_of)
         self._tells_of = tells_of
         self._others_until = others_until
+        self._mixed_until = mixed_until
         self._hosts: dict[str, _Host] = {}
 
     def process(self, intake: Intake, now: Now) -> Outcome:
@@ -184,7 +188,8 @@ class Pipeline:
     def _observe(self, intake: Intake, frame: Frame, now: Now, at: datetime) -> list[HostEvent]:
         """What its coming says of the host. A replayed frame may fill a gap, and says no more."""
         strayed = intake.sequence > self._others_until and not self._tells_of(frame.host)
-        alone = intake.redelivered or bool(intake.replay) or strayed
+        mixed = intake.sequence <= self._mixed_until
+        alone = intake.redelivered or bool(intake.replay) or strayed or mixed
         gaps = self.gaps.observe(frame.host, frame.run_id, frame.seq, redelivered=alone, at=at)
         if intake.replay:
             return [*gaps]

@@ -20,7 +20,7 @@ from runtime.publisher import Publisher
 from runtime.reading import read_stream
 from runtime.streams import apply, declared
 from schemas import subjects
-from schemas.events import HostSuspected, decode_host_event, event_type
+from schemas.events import HostHeard, HostSuspected, decode_host_event, event_type
 from schemas.frames import HEADER_COMPLETE_MS, Frame, decode_enriched_frame, encode_frame
 from schemas.ids import new_id
 from schemas.subjects import partition_of
@@ -121,8 +121,8 @@ class Crowd:
 
     async def _listen(self, message: Message) -> None:
         event = decode_host_event(message.data)
-        # Once they have been stopped, hosts are silent indeed.
-        if not (self._stop.is_set() and isinstance(event, HostSuspected)):
+        # Once they have been stopped, hosts are silent indeed, until what was left of theirs comes.
+        if not (self._stop.is_set() and isinstance(event, HostSuspected | HostHeard)):
             self.told[event_type(event)] += 1
 
 

@@ -71,6 +71,17 @@ def test_frames_that_went_elsewhere_meanwhile_are_no_gap() -> None:
     assert (gaps.missing, gaps.opened) == (1, 1)
 
 
+def test_what_is_left_from_before_a_stream_was_parted_anew_is_not_followed() -> None:
+    """Frames between what is left here and what comes since may have gone to a third partition."""
+    feed = Feed()
+    feed.pipeline = Pipeline(Rules(), mixed_until=2)
+    for seq in (10, 11, 40, 41):
+        feed(frame([], run_id=RUN, seq=seq))
+    assert feed.pipeline.gaps.opened == 0
+    feed(frame([], run_id=RUN, seq=43))
+    assert (feed.pipeline.gaps.missing, feed.pipeline.gaps.opened) == (1, 1)
+
+
 def test_telling_a_gap_twice_is_telling_it_once() -> None:
     """Two collectors that see the same hole give it the same id; other holes get others."""
     told = []

@@ -81,6 +81,8 @@ def test_the_units_cover_what_is_stored_now_and_what_was_stored_before() -> None
 def test_what_was_stored_before_the_stream_was_parted_is_followed_everywhere() -> None:
     """No unit knows whose frames are left in it."""
     assert {unit.others_until for unit in units_of(8, former=16, until=77).values()} == {77}
+    units = units_of(8, former=16, until=77, mixed_until=76)
+    assert {unit.mixed_until for unit in units.values()} == {76}
 
 
 def test_one_unit_alone_tells_of_a_host() -> None:
