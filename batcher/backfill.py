@@ -100,7 +100,7 @@ class Backfills:
             wish.vm_id, backfill.correction, AuditPhase.BEGUN, AuditOutcome.UNDER_WAY
         )
         await self._publisher.publish(
-            subjects.audit(begun), encode(begun), msg_id=f"{begun.event_id}"
+            subjects.audit(begun), encode(begun), msg_id=str(begun.event_id)
         )
         bucket, key = self._corrections.bucket, str(wish.vm_id)
         try:
@@ -268,7 +268,7 @@ def audit_entry(
         }
         target = f"plan of VM {vm_id}"
     for name in ("before", "after"):
-        details |= {f"{name}": msgspec.json.encode(getattr(correction, name)).decode()}
+        details[name] = msgspec.json.encode(getattr(correction, name)).decode()
     return AuditEntry(
         event_id=new_id(),
         at=correction.at if phase is AuditPhase.BEGUN else correction.applied_at or correction.at,

@@ -1,8 +1,8 @@
 """Messages on their way to a stream, with as few steps for each as the client allows.
 
-A flood shares its machine with what it measures, so it must cost little. `Publisher` has a task, a
-timer and a retry policy for every message; here one sweep sends again, under their own ids, all
-those that have had no acknowledgement for a while.
+A flood shares its machine with what it measures, so it must cost little. `Publisher` waits for what
+it was given; here nobody waits, and one sweep sends again, under their own ids, all those that have
+had no acknowledgement for a while.
 """
 
 from __future__ import annotations
