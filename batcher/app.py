@@ -18,7 +18,7 @@ from batcher.buffer import Buffer, Custody, Limits
 from batcher.corrections import Corrections
 from batcher.feeds import Feeder
 from batcher.figures import Figures
-from batcher.flusher import HEALTH_PART, Flusher
+from batcher.flusher import Flusher
 from batcher.host_usage import HostUsages
 from batcher.incarnation_hosts import IncarnationHosts
 from batcher.intake import Intake
@@ -31,6 +31,7 @@ from batcher.refusals import Refusals
 from batcher.retention import apply_retention
 from batcher.settings import BatcherSettings
 from batcher.settling import Settler
+from batcher.stages import HEALTH_PART
 from batcher.store import Store, keep_temporary_files_beside
 from batcher.store_door import SUBJECT as STORE_SUBJECT
 from batcher.store_door import StoreDoor
@@ -54,10 +55,11 @@ from schemas.hosts import decode_host_loss
 _log = structlog.get_logger("decisec.batcher")
 
 DURABLE = "batcher"
-_ACK_WAIT_S = 6.0
+_ACK_WAIT_S = 10.0
 """After a crash the next batcher gets the frames again this late; who lives renews in time."""
-_MAX_ACK_PENDING = 50_000
-"""Four batches of small frames are in hand at once, in each of several batchers."""
+_MAX_ACK_PENDING = 100_000
+"""Four batches of small frames are in hand at once, and two of those that wait for their hours, in
+each of several batchers."""
 _FETCH = 256
 _RENEW_EVERY_S = 1.0
 _PENDING_EVERY_S = 2.0
@@ -98,16 +100,7 @@ async def main(service: Service[BatcherSettings]) -> None:
             corrections=corrections,
             margin_ms=settings.complete_margin_s * 1000,
         )
-        door = UsageDoor(
-            reader, watermark, retention, instruments, clock, limit_s=settings.query_limit_s
-        )
-        subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
-        publisher, figures = Publisher(service.bus), Figures(reader)
-        backfills = Backfills(figures, corrections, watermark.placements, publisher, clock)
-        host_usages = HostUsages(reader, watermark, retention, clock, settings.query_limit_s)
-        store_door = StoreDoor(reader, retention, service.bus, clock, backfills, host_usages)
-        await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
-        custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 3)
+        custody = Custody(clock, renew_after_s=_ACK_WAIT_S / 2)
         refusals = Refusals(Publisher(service.bus), custody, instruments)
         buffer = Buffer(
             Limits(settings.flush_rows, settings.flush_bytes, settings.flush_age_ms), clock
@@ -123,6 +116,7 @@ async def main(service: Service[BatcherSettings]) -> None:
         sink = IncarnationHosts(store)
         flusher = Flusher(
             sink=sink,
+            rollups=store,
             buffer=buffer,
             custody=custody,
             refusals=refusals,
@@ -134,7 +128,21 @@ async def main(service: Service[BatcherSettings]) -> None:
             stop=service.stop,
             corrections=corrections,
             encode=sink.encode,
+            encode_rollups=store.encode,
         )
+        door = UsageDoor(
+            reader, watermark, retention, instruments, clock,
+            limit_s=settings.query_limit_s, rolled_until_ms=flusher.rolled_until_ms,
+        )  # fmt: skip
+        subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
+        publisher, figures = Publisher(service.bus), Figures(reader)
+        backfills = Backfills(figures, corrections, watermark.placements, publisher, clock)
+        host_usages = HostUsages(
+            reader, watermark, retention, clock,
+            limit_s=settings.query_limit_s, rolled_until_ms=flusher.rolled_until_ms,
+        )  # fmt: skip
+        store_door = StoreDoor(reader, retention, service.bus, clock, backfills, host_usages)
+        await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
         spare_the_collector()
         async with asyncio.TaskGroup() as group:
             progress = ProgressKeeper(store, custody, refusals, consumer.ack_floor)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batcher.columns import array
 from batcher.layout import Placed, place
 from runtime.errors import PoisonError
 from schemas.frames import COLUMNS, ENRICHMENT_COLUMNS, EnrichedFrame
@@ -92,15 +93,15 @@ def table(frames: Sequence[EnrichedFrame], *, now_ns: int, keep_ns: int) -> pa.T
         if name in _SIGNED:
             column = column.view("<i8")
             _refuse("counter_overflow", f"{name} exceeds 2^63-1", column < 0)
-        return _array(np.take(column, placed.order), _TYPES[column.dtype.str])
+        return array(np.take(column, placed.order), _TYPES[column.dtype.str])
 
     def repeated(of_frames: npt.NDArray[Any], kind: pa.DataType) -> pa.Array[Any]:
-        return _array(np.take(of_frames, placed.frame, axis=0), kind)
+        return array(np.take(of_frames, placed.frame, axis=0), kind)
 
     return pa.table(
         {
             "customer_id": _words(np.take(customers, placed.order), customer_names),
-            "vm_id": _array(np.take(ids, placed.order, axis=0), pa.binary(16)),
+            "vm_id": array(np.take(ids, placed.order, axis=0), pa.binary(16)),
             "incarnation": numbers("incarnations"),
             "tick_ms": repeated(tick, pa.int64()),
             "run_id": repeated(_ids([f.run_id.bytes for f in frames]), pa.binary(16)),
@@ -133,13 +134,8 @@ def _ids(values: Sequence[bytes]) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(values), "<u8").reshape(-1, 2)
 
 
-def _array(values: npt.NDArray[Any], kind: pa.DataType) -> pa.Array[Any]:
-    # `pa.array` would do, but imports pandas, which costs the first flush more than a second.
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values.data)])
-
-
 def _words(codes: npt.NDArray[np.int32], names: Sequence[str]) -> pa.Array[Any]:
-    return pa.DictionaryArray.from_arrays(_array(codes, pa.int32()), _strings(names))
+    return pa.DictionaryArray.from_arrays(array(codes, pa.int32()), _strings(names))
 
 
 def _strings(values: Sequence[str]) -> pa.Array[Any]:

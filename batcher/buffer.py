@@ -51,17 +51,20 @@ class Parcel(Protocol):
 P = TypeVar("P", bound=Parcel)
 
 
-MOST_AGE_MS = 500
-_AGE_TO_INSERT = 2
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When a batch is due: at so many rows, so many bytes, or at this age of its oldest part."""
+    """When a batch is due: at so many rows, so many bytes, or at this age of its oldest part.
+
+    Attributes:
+        most_age_ms: At this age at the latest, where the store is slow.
+        age_to_insert: How many times as long as an insert takes batches may grow old until then.
+    """
 
     rows: int
     size: int
     age_ms: int
+    most_age_ms: int = 500
+    age_to_insert: int = 2
 
 
 class Batches(Generic[P]):
@@ -105,13 +108,14 @@ class Batches(Generic[P]):
 
         Much of what an insert costs it costs once, however many rows: half as many inserts of
         twice the rows take half of the CPU where each tells of all VMs. Batches are due no earlier
-        than their limit says, and, unless that is later, no later than `MOST_AGE_MS`.
+        than their limit says, and, unless that is later, no later than its `most_age_ms`.
 
         Args:
             insert_ns: How long the last insert took.
         """
-        wanted_ms = min(insert_ns * _AGE_TO_INSERT // NS_PER_MS, MOST_AGE_MS)
-        self.age_ms = max(self._limits.age_ms, wanted_ms)
+        limits = self._limits
+        wanted_ms = min(insert_ns * limits.age_to_insert // NS_PER_MS, limits.most_age_ms)
+        self.age_ms = max(limits.age_ms, wanted_ms)
 
     def close(self) -> None:
         """No more will come: what is there is due now."""

@@ -19,7 +19,7 @@ from schemas.ids import CustomerId
 from schemas.store import DayCheck, Difference, Level
 from schemas.units import NS_PER_S
 
-_LOOK_AGAIN_AFTER_S = 1.0
+_LOOK_AGAIN_AFTER_S = 5.0
 _VMS_AT_ONCE = 20
 """Up to 17 million ticks of a day."""
 
@@ -111,7 +111,7 @@ class Consistency:
     async def _settled(self, some: _Parameters) -> tuple[int, list[Difference]]:
         """Rows compared, and differences seen twice.
 
-        A server shows an insert in the ticks a moment before it shows in the rollups.
+        Hours and days are stored some seconds after their ticks, see `batcher.rolling`.
         """
         compared, found = await self._look(some)
         if found:

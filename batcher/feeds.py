@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import structlog
 
 from batcher.buffer import Batches, Custody, Limits
-from batcher.flusher import Sink
 from batcher.records import Feed, Row
+from batcher.stages import Sink
 from batcher.telemetry import Instruments
 from runtime.bus import Bus
 from runtime.clock import Clock

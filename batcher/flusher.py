@@ -1,30 +1,30 @@
 """Batches into the store: insert, then say so, then ack. Bad frames are bisected out.
 
-Four batches are under way at most, each at another stage: one is answered for, one inserted, one
-built, one collected in the buffer. So the store's time is spent inserting, and memory is bounded.
+Some batches are under way at once, each at another stage: some wait for their hours and acks, one
+is inserted, one built, one collected in the buffer. So the store's time is spent inserting, and
+memory is bounded.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
 
 import pyarrow as pa
 import structlog
-from tenacity import AsyncRetrying, RetryCallState
 
 from batcher.amendment import View
 from batcher.batch import table, token
 from batcher.buffer import Buffer, Custody, Held
+from batcher.hours import apart, hours
 from batcher.refusals import Refusals
+from batcher.rolling import Rolling, Unrefusing
+from batcher.stages import Amender, Batch, Inserts, Rows, Sink
 from batcher.telemetry import Instruments
 from runtime.bus import Bus
 from runtime.clock import Clock
-from runtime.errors import OverloadedError, PoisonError, TransientError
+from runtime.errors import FatalError, PoisonError, TransientError
 from runtime.health import Health
-from runtime.retry import forever
 from runtime.telemetry import span, thinned
 from schemas import subjects
 from schemas.codec import encode
@@ -33,65 +33,20 @@ from schemas.units import NS_PER_MS, NS_PER_S
 
 _log = structlog.get_logger("decisec.flusher")
 
-HEALTH_PART = "store"
 _MAX_LAGS = 1000
 _MAX_MEASURED = 100
 """Lags of one flush that go into the histogram; each costs as much as decoding a frame."""
-_ACKS_AT_A_TIME = 64
-"""Between so many acks other tasks get their turn, the next insert above all."""
-_OVERLOAD_WAIT_S = 1.0
-"""An overloaded store gets at least this much peace before the next try."""
-
-
-class Sink(Protocol):
-    """What a flusher needs of the store."""
-
-    async def insert(self, table: str, rows: Any, *, token: str) -> None:
-        """As `Store.insert`."""
-
-
-class Amender(Protocol):
-    """What a flusher needs of the corrections."""
-
-    def view(self) -> View:
-        """As `Corrections.view`."""
-
-    async def passed(self, view: View, frames: Iterable[EnrichedFrame]) -> bool:
-        """As `Corrections.passed`."""
-
-
-class Rows(Protocol):
-    """What a sink inserts: an Arrow table, or what it made of one ahead."""
-
-    @property
-    def num_rows(self) -> int:
-        """How many there are."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Frames that were taken together, ready for the store.
-
-    Attributes:
-        rows: What to insert, or why there is no table of these frames.
-        batch_id: Their identity by content.
-        began_ns: When they were taken, on the monotonic clock.
-        view: The corrections that they were built by.
-    """
-
-    held: Sequence[Held]
-    rows: Rows | PoisonError
-    batch_id: str
-    began_ns: int
-    view: View
 
 
 class Flusher:
     """Takes due batches from a buffer until it is closed and empty.
 
     Args:
+        sink: For samples.
+        rollups: For their hours.
         keep_ns: How long the store keeps rows; see `batch.table`.
-        encode: Done to each table while another one is inserted; see `Store.encode`.
+        encode: Done to samples while others are inserted; see `Store.encode`.
+        encode_rollups: And to hours.
         corrections: What frames are corrected by.
         stop: Once set, a store that is away is no longer waited for: what it did not take is left
             unanswered, and comes again after the next start.
@@ -101,6 +56,7 @@ class Flusher:
         self,
         *,
         sink: Sink,
+        rollups: Sink,
         buffer: Buffer,
         custody: Custody,
         refusals: Refusals,
@@ -112,33 +68,55 @@ class Flusher:
         stop: asyncio.Event,
         corrections: Amender,
         encode: Callable[[pa.Table], Rows] = lambda rows: rows,
+        encode_rollups: Callable[[pa.Table], Rows] = lambda rows: rows,
     ) -> None:
-        self._sink = sink
         self._corrections = corrections
         self._encode = encode
         self._buffer = buffer
         self._custody = custody
         self._refusals = refusals
         self._bus = bus
-        self._health = health
         self._instruments = instruments
         self._clock = clock
         self._keep_ns = keep_ns
-        self._stop = stop
         self._in_hand = 0
-        self._answering: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
+        self._inserts, for_rollups = (
+            Inserts(one, health=health, instruments=instruments, clock=clock, stop=stop)
+            for one in (sink, Unrefusing(rollups))
+        )
+        self._rolling = Rolling(
+            inserts=for_rollups, custody=custody, corrections=corrections, clock=clock, stop=stop,
+            again=self._again, encode=encode_rollups,
+        )  # fmt: skip
 
     @property
     def in_hand(self) -> int:
         """Batches taken from the buffer and not stored yet: two at most."""
         return self._in_hand
 
+    def rolled_until_ms(self) -> int | None:
+        """Hours and days before this hold all that is stored of samples; None: all of them do."""
+        return self._rolling.behind_since_ms
+
     async def run(self) -> None:
         """Flush batch after batch; returns once the buffer is closed and empty.
 
         Raises:
             FatalError: The store refuses this user, or its tables are not the expected ones.
+                It may come in a group.
         """
+        async with asyncio.TaskGroup() as group:
+            rolling = group.create_task(self._rolling.run(), name="flusher-rolling")
+            failure = await self._flush()
+            # What is stored gets its acks, whatever became of the batches behind it.
+            self._rolling.close()
+            await rolling
+        if failure is not None:
+            raise failure
+
+    async def _flush(self) -> FatalError | None:
+        """As `run`, but for the last stage; returns what ended it before its time."""
         ahead = asyncio.create_task(self._ahead(), name="flusher-ahead")
         try:
             while batch := await ahead:
@@ -147,15 +125,17 @@ class Flusher:
                 self._count(-1)
                 # Whoever holds a batch holds up what is to be done once its view is out of use.
                 del batch
+        except FatalError as error:
+            return error
         except TransientError as error:
             # Only after `stop`: until then a transient error is retried.
-            await self._answered()
             _log.warning("batch.abandoned", frames=len(self._custody), error=str(error))
         finally:
             ahead.cancel()
             await asyncio.wait({ahead})
-            await self._answered()
+            await self._told()
             self._count(-self._in_hand)
+        return None
 
     async def _ahead(self) -> Batch | None:
         """The next batch, built; None once the buffer is closed and empty."""
@@ -172,12 +152,16 @@ class Flusher:
 
     def _build(self, held: Sequence[Held], began_ns: int, view: View) -> Batch:
         frames, mark = view.amend([one.frame for one in held])
-        rows: Rows | PoisonError
+        samples: Rows | PoisonError
+        rolled = None
         try:
-            rows = self._encode(table(frames, now_ns=self._clock.wall_ns(), keep_ns=self._keep_ns))
+            rows = table(frames, now_ns=self._clock.wall_ns(), keep_ns=self._keep_ns)
+            if rows.num_rows:
+                rolled = hours(rows)
+            samples = self._encode(apart(rows))
         except PoisonError as error:
-            rows = error
-        return Batch(held, rows, token(frames) + mark, began_ns, view)
+            samples = error
+        return Batch(held, samples, rolled, token(frames) + mark, began_ns, view)
 
     async def _store(self, batch: Batch) -> None:
         """Store a batch, whole or in halves until only frames that cannot be stored are left.
@@ -190,9 +174,11 @@ class Flusher:
         while parts:
             part = parts.pop()
             held = part.held
+            self._rolling.expect(part)
             try:
-                rows = await self._insert_in_turn(part)
+                rows = await self._insert(part)
             except PoisonError as error:
+                self._rolling.forget(part)
                 if len(held) == 1:
                     await self._refusals.refuse(held[0].delivery, error.reason, str(error))
                     continue
@@ -202,76 +188,41 @@ class Flusher:
                 continue
             stored_at_ns = self._clock.wall_ns()
             seconds = (self._clock.monotonic_ns() - part.began_ns) / NS_PER_S
-            await self._answered()
+            await self._told()
             # Beside the next insert.
-            self._answering = asyncio.create_task(
-                self._answer(part, rows, stored_at_ns, seconds),
-                name="flusher-answers",
+            self._telling = asyncio.create_task(
+                self._tell(held, part.batch_id, rows, stored_at_ns, seconds), name="flusher-tells"
             )
+            await self._rolling.put(part)
 
-    async def _insert_in_turn(self, batch: Batch) -> int:
-        """One batch at a time, in the order in which they were taken; returns its rows.
+    async def _insert(self, batch: Batch) -> int:
+        """The samples of one batch; returns how many.
 
         Raises:
             PoisonError: It cannot be stored as it is.
             TransientError, FatalError: As `_store`.
         """
-        if isinstance(batch.rows, PoisonError):
-            raise batch.rows
-        if batch.rows.num_rows:
+        if isinstance(batch.samples, PoisonError):
+            raise batch.samples
+        if batch.samples.num_rows:
             with span("store metrics.enriched.{host}", attributes={"frames": len(batch.held)}):
-                async for attempt in self._patience():
-                    with attempt:
-                        await self._insert(batch.rows, batch.batch_id)
-        return batch.rows.num_rows
+                insert_ns = await self._inserts.insert(
+                    "samples", batch.samples, token=batch.batch_id
+                )
+            self._buffer.pace(insert_ns)
+        return batch.samples.num_rows
 
-    async def _insert(self, rows: Rows, batch_id: str) -> None:
-        began_ns = self._clock.monotonic_ns()
-        try:
-            await self._sink.insert("samples", rows, token=batch_id)
-        except TransientError as error:
-            self._instruments.retried(error)
-            self._health.unready(HEALTH_PART, str(error))
-            raise
-        self._buffer.pace(self._clock.monotonic_ns() - began_ns)
-        self._health.ready(HEALTH_PART)
+    async def _again(self, batch: Batch) -> Batch:
+        rebuilt = await self._built(batch.held)
+        await self._insert(rebuilt)
+        return rebuilt
 
-    def _patience(self) -> AsyncRetrying:
-        policy = forever("store-insert")
-        backoff = policy.wait
-
-        def wait(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
-            least = _OVERLOAD_WAIT_S if isinstance(error, OverloadedError) else 0.0
-            return max(least, backoff(state))
-
-        return policy.copy(wait=wait, stop=lambda _: self._stop.is_set())
-
-    async def _corrected(self, batch: Batch) -> None:
-        """Return once what the batch holds is stored by every correction that was written.
-
-        Raises:
-            TransientError: Nobody can say, and `stop` is set.
-            FatalError: As `run`.
-        """
-        policy = forever("corrections-asked").copy(stop=lambda _: self._stop.is_set())
-        async for attempt in policy:
-            with attempt:
-                while await self._corrections.passed(batch.view, [h.frame for h in batch.held]):
-                    batch = await self._built(batch.held)
-                    await self._insert_in_turn(batch)
-
-    async def _answer(self, batch: Batch, rows: int, stored_at_ns: int, seconds: float) -> None:
-        """Ack what the store has said yes to, and tell of it."""
-        try:
-            await self._corrected(batch)
-        except TransientError as error:
-            # Only after `stop`: the frames come again after the next start.
-            _log.warning("batch.unanswered", frames=len(batch.held), error=str(error))
-            return
-        held, batch_id = batch.held, batch.batch_id
+    async def _tell(
+        self, held: Sequence[Held], batch_id: str, rows: int, stored_at_ns: int, seconds: float
+    ) -> None:
+        """Count and announce what can be queried."""
         frames = [one.frame for one in held]
-        size = sum(len(one.delivery.data) for one in held)
+        size = sum(one.size for one in held)
         lags_ms = [
             (stored_at_ns - one.frame.sampled_at_ns) // NS_PER_MS
             for one in held
@@ -279,21 +230,17 @@ class Flusher:
         ]
         self._instruments.stored(rows=rows, frames=len(frames), size=size, seconds=seconds)
         self._instruments.lagged(thinned(lags_ms, _MAX_MEASURED))
-        for number, one in enumerate(held):
-            if number % _ACKS_AT_A_TIME == 0:
-                await asyncio.sleep(0)
-            await self._custody.ack(one.delivery)
         await self._announce(frames, batch_id, rows, stored_at_ns, lags_ms)
         _log.debug(
             "batch.flushed", batch_id=batch_id[:16], rows=rows, frames=len(frames),
             size_bytes=size, seconds=round(seconds, 4), lag_max_ms=max(lags_ms, default=None),
         )  # fmt: skip
 
-    async def _answered(self) -> None:
-        """Return once all that was stored so far has its answers."""
-        answering, self._answering = self._answering, None
-        if answering is not None:
-            await answering
+    async def _told(self) -> None:
+        """Return once all that was stored so far is announced."""
+        telling, self._telling = self._telling, None
+        if telling is not None:
+            await telling
 
     def _count(self, change: int) -> None:
         self._in_hand += change

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -28,16 +28,25 @@ class HostUsages:
 
     Args:
         limit_s: The engine gives up after this.
+        rolled_until_ms: See `Flusher.rolled_until_ms`.
     """
 
     def __init__(
-        self, store: Store, watermark: Watermark, retention: Retention, clock: Clock, limit_s: int
+        self,
+        store: Store,
+        watermark: Watermark,
+        retention: Retention,
+        clock: Clock,
+        *,
+        limit_s: int,
+        rolled_until_ms: Callable[[], int | None],
     ) -> None:
         self._store = store
         self._watermark = watermark
         self._retention = retention
         self._clock = clock
         self._limit_s = limit_s
+        self._rolled_until_ms = rolled_until_ms
 
     async def answer(self, question: StoreQuestion) -> HostUsage:
         """What a question asks for.
@@ -60,6 +69,7 @@ class HostUsages:
         # First this: what has arrived by then is in the answer that is read after it.
         before = await self._watermark.undisturbed(None, ())
         until = await self._watermark.host_complete_until(question.host)
+        window = window.rolled(self._rolled_until_ms())
         customers, vms = await host_report(
             self._store, question.host, window, limit_s=self._limit_s
         )

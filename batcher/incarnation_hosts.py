@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from batcher.columns import codes_of, firsts, ids_of, months_of, numbers
 from batcher.store import Encoded, Store
 
 TABLE = "incarnation_hosts"
@@ -90,23 +90,15 @@ def blocks_of(rows: pa.Table) -> dict[str, bytes]:
         return {}
     hosts: Any = rows.column("host").combine_chunks()
     names: list[str] = hosts.dictionary.to_pylist()
-    codes = hosts.indices.to_numpy(zero_copy_only=False)
-    incarnations = rows.column("incarnation").to_numpy()
-    collected = rows.column("collected_at").to_numpy()
-    ids = _bytes_of(rows.column("vm_id").combine_chunks())
-    changes = (ids[1:, 0] != ids[:-1, 0]) | (ids[1:, 1] != ids[:-1, 1])
-    columns: list[npt.NDArray[Any]] = [incarnations, codes]
-    if len(np.unique(_months([collected.min(), collected.max()]))) > 1:
-        columns.append(_months(collected))
-    for column in columns:
-        changes |= column[1:] != column[:-1]
-    firsts = np.concatenate(([0], np.flatnonzero(changes) + 1))
-    firsts = firsts[np.argsort(codes[firsts], kind="stable")]
-    found = np.empty(len(firsts), _ROW)
-    found["vm"] = ids[firsts]
-    found["incarnation"] = incarnations[firsts]
-    found["month"] = _months(collected[firsts])
-    ends = np.cumsum(np.bincount(codes[firsts], minlength=len(names))).tolist()
+    codes, incarnations = codes_of(rows, "host"), numbers(rows, "incarnation")
+    ids, months = ids_of(rows, "vm_id"), months_of(numbers(rows, "collected_at"))
+    begins = firsts(ids, codes, incarnations, months)
+    begins = begins[np.argsort(codes[begins], kind="stable")]
+    found = np.empty(len(begins), _ROW)
+    found["vm"] = ids[begins]
+    found["incarnation"] = incarnations[begins]
+    found["month"] = months[begins]
+    ends = np.cumsum(np.bincount(codes[begins], minlength=len(names))).tolist()
     return {
         name: found[begin:end].tobytes()
         for name, begin, end in zip(names, [0, *ends], ends, strict=False)
@@ -123,16 +115,6 @@ def keys_of(blocks: Mapping[str, bytes]) -> Iterator[Key]:
         ):
             begin = place * _ROW.itemsize
             yield host, block[begin : begin + 16], incarnation, month
-
-
-def _months(times: Any) -> npt.NDArray[np.int64]:
-    """The first day of each one's month, in days since 1970."""
-    return np.asarray(times).astype("datetime64[M]").astype("datetime64[D]").astype(np.int64)
-
-
-def _bytes_of(column: Any) -> npt.NDArray[np.uint64]:
-    halves = np.frombuffer(column.buffers()[1], "<u8").reshape(-1, 2)
-    return halves[column.offset : column.offset + len(column)]
 
 
 def _table(keys: frozenset[Key]) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 import msgspec
@@ -34,6 +35,9 @@ class UsageDoor:
 
     With an embedded store a query and an insert wait for each other, because the engine has one
     thread: a query holds inserts up for `limit_s` at most.
+
+    Args:
+        rolled_until_ms: See `Flusher.rolled_until_ms`.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class UsageDoor:
         clock: Clock,
         *,
         limit_s: int,
+        rolled_until_ms: Callable[[], int | None],
     ) -> None:
         self._store = store
         self._watermark = watermark
@@ -52,6 +57,7 @@ class UsageDoor:
         self._instruments = instruments
         self._clock = clock
         self._limit_s = limit_s
+        self._rolled_until_ms = rolled_until_ms
 
     async def answer(self, message: Message) -> bytes:
         """The encoded `UsageReply` to a query; errors travel inside it."""
@@ -93,6 +99,7 @@ class UsageDoor:
         # First this: what has arrived by then is in the answer that is read after it.
         before = await self._watermark.undisturbed(customer_id, query.vm_ids)
         until = await self._watermark.complete_until(customer_id, query.vm_ids, query.start)
+        window = window.rolled(self._rolled_until_ms())
         answer = await report(self._store, customer_id, query, window, limit_s=self._limit_s)
         after = await self._watermark.undisturbed(customer_id, query.vm_ids)
         if before is None or before != after:

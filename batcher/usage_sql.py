@@ -47,11 +47,16 @@ def _rollup(mine: str, keys: str, table: str, time: str, level: str) -> str:
     GROUP BY {keys}"""  # noqa: S608 - put together from our own names only
 
 
+def _nearby(mine: str, table: str, time: str, level: str) -> str:
+    return f"SELECT vm_id, incarnation FROM {table} WHERE {mine} AND {_near(time, level)}"  # noqa: S608 - likewise
+
+
 def _usage(mine: str, keys: str) -> str:
     """The query.
 
     The rollups hold several unmerged rows per minute, so bits are united before they are counted.
-    Days are read as far back as they go, of the incarnations that may have ticks in the window.
+    Days are read as far back as they go, of the incarnations that may have ticks in the window:
+    those of its days, and those that finer tables know of, since days come seconds after ticks.
 
     Args:
         mine: Whose rows are read.
@@ -78,6 +83,9 @@ FROM
             SELECT vm_id, incarnation
             FROM usage_day
             WHERE {mine} AND day_ms >= {{day_start:Int64}} AND day_ms < {{end:Int64}}
+            UNION DISTINCT {_nearby(mine, "usage_hour", "hour_ms", "hour")}
+            UNION DISTINCT {_nearby(mine, "usage_minute", "minute_ms", "minute")}
+            UNION DISTINCT {_nearby(mine, "samples", "tick_ms", "tick")}
         )
     GROUP BY {keys}
     UNION ALL {_rollup(mine, keys, "usage_hour", "hour_ms", "hour")}

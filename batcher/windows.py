@@ -16,6 +16,8 @@ _FOREVER_MS = 2**62
 _MARGIN = timedelta(days=2)
 """How long before the store's begin its oldest rows may have been collected: the stream of
 enriched frames keeps a day."""
+_ROLLED_WITHIN = timedelta(minutes=1)
+"""After this hours hold what any batcher has stored of them in time; it takes seconds."""
 
 
 class RefusedQueryError(ValueError):
@@ -58,11 +60,14 @@ class Window:
         start: First tick inside.
         end: First tick after it.
         counted_from: Ticks of whole minutes are counted from here on.
+        rolled_until: Hours and days are whole up to here, the begin of an hour; from there on
+            minutes are read instead.
     """
 
     start: int
     end: int
     counted_from: int = 0
+    rolled_until: int = _FOREVER_MS
 
     @classmethod
     def between(cls, start: datetime, end: datetime) -> Window:
@@ -75,7 +80,8 @@ class Window:
 
         Per level, from ticks to days: `first` and `end` are the level's whole units in the window,
         `start` the begin of the unit that `start` lies in, and `[a, b)` and `[c, d)` the two pieces
-        that are read there, up to the next unit of the coarser level at either end.
+        that are read there, up to the next unit of the coarser level at either end. No hour or day
+        is read that is not whole yet.
         """
         found = {"end": self.end}
         levels = (
@@ -85,19 +91,38 @@ class Window:
             ("day", DAY_MS, _FOREVER_MS),
         )
         for level, unit, coarser in levels:
-            end = _floor(self.end, unit)
-            head_end = max(_floor(self.start, coarser), min(_ceil(self.start, coarser), end))
+            fine, coarse = self._until(unit), self._until(coarser)
+            end = _floor(fine.end, unit)
+            begun = _floor(coarse.start, coarser)
+            head_end = max(begun, min(_ceil(fine.start, coarser), end))
             found |= {
-                f"{level}_start": _floor(self.start, unit),
-                f"{level}_first": _ceil(self.start, unit),
+                f"{level}_start": _floor(fine.start, unit),
+                f"{level}_first": _ceil(fine.start, unit),
                 f"{level}_end": end,
-                f"{level}_a": _floor(self.start, coarser),
+                f"{level}_a": begun,
                 f"{level}_b": head_end,
-                f"{level}_c": max(_floor(self.end, coarser), head_end),
+                f"{level}_c": max(_floor(coarse.end, coarser), head_end),
                 f"{level}_d": end,
             }
         first_minute = max(self.start, self.counted_from)
         return found | {"counted_from": _ceil(first_minute, MINUTE_MS)}
+
+    def rolled(self, until_ms: int | None) -> Window:
+        """The same, where hours are whole up to there at most; minutes that are gone cannot help.
+
+        Args:
+            until_ms: Unix ms; None if no hour is known not to be whole.
+        """
+        if until_ms is None:
+            return self
+        until = min(self.rolled_until, _floor(until_ms, HOUR_MS))
+        return replace(self, rolled_until=max(until, _ceil(self.counted_from, HOUR_MS)))
+
+    def _until(self, unit: int) -> Window:
+        """The window as far as units of this length are whole."""
+        if unit < HOUR_MS:
+            return self
+        return Window(min(self.start, self.rolled_until), min(self.end, self.rolled_until))
 
 
 def check(query: UsageQuery, retention: Retention, now: datetime) -> Window:
@@ -123,8 +148,9 @@ def check(query: UsageQuery, retention: Retention, now: datetime) -> Window:
     window = Window.between(query.start, query.end)
     for name, instant in (("start", window.start), ("end", window.end)):
         _check_end(name, instant, retention, now)
-    counted_from = retention.expired_before(retention.minutes, now)
-    return replace(window, counted_from=_ceil_ms(counted_from)) if counted_from else window
+    if counted_from := retention.expired_before(retention.minutes, now):
+        window = replace(window, counted_from=_ceil_ms(counted_from))
+    return window.rolled(_ceil_ms(now - _ROLLED_WITHIN))
 
 
 def _check_end(name: str, instant: int, retention: Retention, now: datetime) -> None:

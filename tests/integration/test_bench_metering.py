@@ -22,13 +22,13 @@ def test_a_short_run_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFi
     out = tmp_path / "bench" / "metering.json"
     words = [
         "--phases",
-        "through-nats,end-to-end,size",
+        "through-nats,end-to-end,cost,size",
         "--seconds",
         "0.5",
         "--hosts",
-        "2",
+        "10",
         "--vms",
-        "5",
+        "10",
         "--out",
     ]
     assert main([*words, str(out)]) == 0
@@ -37,14 +37,20 @@ def test_a_short_run_writes_its_figures(tmp_path: Path, capsys: pytest.CaptureFi
     assert set(found["collector_samples_per_s"]) == {"1000", "100", "20"}
     assert found["collector_through_nats_samples_per_s"] > 0
     whole = found["end_to_end"]
-    assert (whole["lost"], whole["conserved"], whole["samples"]) == (0, True, 50)
+    assert (whole["lost"], whole["conserved"], whole["samples"]) == (0, True, 500)
     assert 0 < whole["lag_ms"]["p50"] <= whole["lag_ms"]["p99"]
     assert set(whole["cpu"]) == {"nats-server", "collector", "batcher", "flood"}
     assert 0 < found["bytes_per_sample"] < 100
+    [fleet] = found["details"]["cost"]["fleets"]
+    assert (fleet["hosts"], fleet["vms_per_host"], fleet["conserved"]) == (10, 10, True)
+    used = fleet["cpu_us_per_sample"]
+    assert used["all"] >= max(used["nats-server"], used["collector"], used["batcher"]) > 0
     columns = found["details"]["size"]["samples"]["bytes_per_row_by_column"]
     assert columns["cpu_ns"] > columns["vcpus"] > 0
     assert found["ceiling_samples_per_s"] is None
-    assert "collector through NATS" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "cost, 10 hosts, 10 VMs each" in shown
+    assert "collector through NATS" in shown
 
 
 async def test_the_baseline_stores_every_sample(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from batcher.flusher import HEALTH_PART
+from batcher.stages import HEALTH_PART
 from runtime.bus import Message
 from runtime.errors import FatalError, OverloadedError, PoisonError, TransientError
 from schemas import subjects
@@ -110,6 +110,78 @@ async def test_a_store_that_refuses_the_user_ends_the_batcher(tmp_path: Path) ->
         b.sink.fault = lambda _rows: FatalError("the store refuses this user")
         await b.publish(3)
         with pytest.RaisesGroup(FatalError):
+            async with asyncio.timeout(30):
+                await b.run()
+        assert await b.unanswered() == 3
+
+
+async def test_nothing_is_acked_before_its_hours_are_stored(tmp_path: Path) -> None:
+    """The samples are in and announced; while `usage_hour` takes nothing their frames stay open."""
+    async with batcher(tmp_path, rows=5) as b:
+        told: list[FramesStored] = []
+
+        async def hear(message: Message) -> None:
+            told.append(decode_stored(message.data))
+
+        await b.bus.subscribe(subjects.METRICS_STORED, hear)
+        tried: list[int] = []
+
+        def fault(rows: pa.Table) -> Exception | None:
+            tried.append(rows.num_rows)
+            return TransientError("away") if closed.is_set() else None
+
+        closed = asyncio.Event()
+        closed.set()
+        b.sink.fault_of_hours = fault
+        await b.publish(20)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(b.run(), name="batcher")
+            await until(lambda: sum(stored.frames for stored in told) == 20 and len(tried) > 1)
+            assert sorted(b.sink.seqs) == list(range(20))
+            assert await b.unanswered() == len(b.custody) == 20
+            assert b.health.problems[HEALTH_PART] == "away"
+            closed.clear()
+            await until(lambda: not len(b.custody))
+            b.stop.set()
+        assert sum(roll.num_rows for roll in b.sink.rolls) == 20
+        assert len(b.sink.rolls) < 4
+        await b.left(0)
+
+
+async def test_hours_that_are_refused_wait_for_an_operator(tmp_path: Path) -> None:
+    """Their frames are not at fault: none is set aside, and they go on once it takes rows."""
+    async with batcher(tmp_path) as b:
+        errors = [PoisonError("bad_data", "Code: 469. Constraint violated")]
+        b.sink.fault_of_hours = lambda _rows: errors.pop() if errors else None
+        await b.publish(3)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(b.run(), name="batcher")
+            await until(lambda: bool(b.sink.rolls) and not len(b.custody))
+            b.stop.set()
+        assert (await b.bus.js.stream_info("METRICS_REJECTED")).state.messages == 0
+        assert b.sink.seqs == [0, 1, 2]
+        await b.left(0)
+
+
+async def test_told_to_stop_it_leaves_frames_whose_hours_are_not_taken(tmp_path: Path) -> None:
+    """They come again after the next start: it does not wait for a store that is away."""
+    async with batcher(tmp_path) as b:
+        b.sink.fault_of_hours = lambda _rows: TransientError("away")
+        await b.publish(3)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+            group.create_task(b.run(), name="batcher")
+            await until(lambda: len(b.sink.seqs) == 3)
+            b.stop.set()
+        assert not b.sink.rolls
+        assert await b.unanswered() == 3
+
+
+async def test_a_store_that_refuses_hours_for_good_ends_the_batcher(tmp_path: Path) -> None:
+    """With no rights to `usage_hour`: nothing is acked."""
+    async with batcher(tmp_path) as b:
+        b.sink.fault_of_hours = lambda _rows: FatalError("the store refuses this user")
+        await b.publish(3)
+        with pytest.RaisesGroup(FatalError, flatten_subgroups=True):
             async with asyncio.timeout(30):
                 await b.run()
         assert await b.unanswered() == 3

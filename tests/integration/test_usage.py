@@ -10,6 +10,7 @@ from pathlib import Path
 from uuid import UUID
 
 import msgspec
+import pyarrow as pa
 import pytest
 import pytest_asyncio
 from hypothesis import HealthCheck, given, settings
@@ -23,7 +24,7 @@ from schemas.frames import EnrichedFrame, SampleFlag
 from schemas.ids import new_id
 from schemas.usage import UsageQuery
 from schemas.vms import METERS
-from tests.support.store import Reading, embedded_store, enriched, insert
+from tests.support.store import Reading, embedded_store, enriched, insert, insert_apart
 from tests.support.usage import EPOCH, LIMIT_S, ask, at, base_ms, expected, fresh_customer
 
 
@@ -220,11 +221,55 @@ async def test_each_rollup_answers_alone_once_the_finer_ones_are_gone(
         assert {row.vm_id: row for row in answer.vms} == truth
 
 
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(story=long_stories(), data=st.data())
+async def test_hours_that_are_still_to_come_change_no_answer(
+    store: Store, story: LongStory, data: st.DataObject
+) -> None:
+    """Some batches have their samples stored and not their hours: minutes are read instead."""
+    customer, waiting = story.kept[0].customer, list[tuple[int, pa.Table]]()
+    for batch in story.batches:
+        if data.draw(st.booleans()):
+            rows = await insert_apart(store, batch)
+            waiting.append((min(frame.tick_ms for frame in batch), rows))
+        else:
+            await insert(store, batch)
+    behind_since = min((first for first, _ in waiting), default=None)
+    for rolled in (False, True):
+        for start, end in story.windows.values():
+            window = Window(start, end).rolled(None if rolled else behind_since)
+            query = UsageQuery(start=at(start), end=at(end))
+            answer = await report(store, customer, query, window, limit_s=LIMIT_S)
+            assert {r.vm_id: r for r in answer.vms} == expected(story.kept, start, end)
+        for first, rows in waiting:
+            await store.insert("usage_hour", rows, token=f"{customer}-{first}-{rows.num_rows}")
+
+
 # ── single cases ──────────────────────────────────────────────────────────────────────────────
 
 
 def grown(vm_id: UUID, tick: int, value: int, **more: object) -> Reading:
     return Reading(vm_id, tick, counters=dict.fromkeys(METERS, value), **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("later", [MINUTE, HOUR, 2 * DAY])
+async def test_a_silent_time_is_not_billed_before_the_hours_are_there(
+    store: Store, later: int
+) -> None:
+    """An incarnation goes on after a while: what it had counted before is known from its days."""
+    customer, vm_id, base = fresh_customer(), new_id(), base_ms() // DAY * DAY
+    await insert(store, [enriched([grown(vm_id, base, 1000, customer=customer)])])
+    begin = base + later
+    await insert_apart(store, [enriched([grown(vm_id, begin + 500, 1003, customer=customer)])])
+    for start, end in ((begin, begin + 1000), (begin, begin + DAY), (begin + 500, begin + HOUR)):
+        window = Window(start, end).rolled(begin + 500)
+        query = UsageQuery(start=at(start), end=at(end))
+        answer = await report(store, customer, query, window, limit_s=LIMIT_S)
+        assert answer.totals["cpu_ns"] == 3
 
 
 async def test_a_tick_at_the_border_counts_as_after_it(store: Store) -> None:

@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from runtime.telemetry import configure_logging
 from tests.load.flood.plan import Plan
 from tests.load.machine import machine_facts
-from tests.load.metering import baseline, batching, collecting, figures, live
+from tests.load.metering import baseline, batching, collecting, costs, figures, live
 
 REPORT = Path(".decisec/bench/metering.json")
 _SHORT_OUTAGE_S = 30.0
@@ -92,6 +92,10 @@ async def _catch_up(run: Run, progress: Progress) -> dict[str, Any]:
     return await live.catch_up(run.folder, plan, run.outage_s, progress)
 
 
+async def _cost(run: Run, progress: Progress) -> dict[str, Any]:
+    return await costs.costs(run.folder, run.seconds, run.hosts * run.vms, progress)
+
+
 async def _size(run: Run, _: Progress) -> dict[str, Any]:
     return await batching.size(run.folder, run.seconds)
 
@@ -104,6 +108,7 @@ PHASES: dict[str, tuple[Phase, float]] = {
     "end-to-end": (_end_to_end, 300.0),
     "ceiling": (_ceiling, 20.0),
     "catch-up": (_catch_up, 600.0),
+    "cost": (_cost, 20.0),
     "size": (_size, 600.0),
 }
 """Each phase, and for how many seconds it measures; of `catch-up`, how long the outage is."""
@@ -209,7 +214,10 @@ def main(words: list[str] | None = None) -> int:
 
 
 def _bad(found: dict[str, Any] | None) -> bool:
-    return found is not None and ("error" in found or found.get("conserved") is False)
+    if found is None:
+        return False
+    judged = [found, *found.get("fleets", ())]
+    return "error" in found or any(one.get("conserved") is False for one in judged)
 
 
 if __name__ == "__main__":

@@ -75,13 +75,13 @@ class Load:
         seconds: How long it was.
         cpu: CPUs that each process used.
         others: CPUs that everything else on the machine used.
-        rss_mib: Memory of each process: mean of the first and of the last part.
+        rss_mib: Memory of each process: mean of each part in turn.
     """
 
     seconds: float
     cpu: dict[str, float]
     others: float
-    rss_mib: dict[str, tuple[int, int]]
+    rss_mib: dict[str, list[int]]
 
     @property
     def cpu_s(self) -> dict[str, float]:
@@ -102,7 +102,7 @@ class Watch:
 
     Args:
         pids: Running ones, by name.
-        part_s: Length of the first and of the last part, for memory.
+        part_s: Length of a part, for memory.
     """
 
     def __init__(self, pids: Mapping[str, int], *, part_s: float = 60.0) -> None:
@@ -149,12 +149,10 @@ class Watch:
             rss_mib={name: self._memory(name) for name in self._pids},
         )
 
-    def _memory(self, name: str) -> tuple[int, int]:
-        seen = [used[name] for _, used in self._seen]
-        begin_ns, end_ns, part_ns = seen[0].at_ns, seen[-1].at_ns, int(self._part_s * 1e9)
-        parts = (
-            [u.rss_bytes for u in seen if u.at_ns - begin_ns <= part_ns],
-            [u.rss_bytes for u in seen if end_ns - u.at_ns <= part_ns],
-        )
-        first, last = (sum(part) // len(part) // 2**20 for part in parts)
-        return first, last
+    def _memory(self, name: str) -> list[int]:
+        begin_ns = self._seen[0][1][name].at_ns
+        parts: dict[int, list[int]] = {}
+        for _, used in self._seen:
+            number = int((used[name].at_ns - begin_ns) / 1e9 / self._part_s)
+            parts.setdefault(number, []).append(used[name].rss_bytes)
+        return [sum(part) // len(part) // 2**20 for part in parts.values()]

@@ -257,9 +257,9 @@ async def past(folder: Path) -> AsyncIterator[Past]:
         buffer = Buffer(Limits(1000, 10**9, 20), clock)
         consumer = Consumer(bus, subjects.METRICS_ENRICHED, "batcher", ack_wait_s=6)
         flusher = Flusher(
-            sink=store, buffer=buffer, custody=custody, refusals=refusals, bus=bus,
+            sink=store, rollups=store, buffer=buffer, custody=custody, refusals=refusals, bus=bus,
             health=Health(), instruments=instruments, clock=clock, keep_ns=7 * DAY_NS,
-            stop=stop, corrections=corrections, encode=inner.encode,
+            stop=stop, corrections=corrections, encode=inner.encode, encode_rollups=inner.encode,
         )  # fmt: skip
         async with asyncio.TaskGroup() as group:
             following = group.create_task(corrections.run(), name="corrections")

@@ -40,6 +40,8 @@ class FaultySink:
         open: While it is not set, the store takes its time.
         tried: The frames of each call.
         together: How many calls were under way at once, at most.
+        rolls: The hours that came, a table for each call.
+        fault_of_hours: As `fault`, for them.
     """
 
     fault: Callable[[pa.Table], Exception | None] = lambda _rows: None
@@ -48,11 +50,19 @@ class FaultySink:
     open: asyncio.Event = field(default_factory=asyncio.Event)
     tried: list[list[int]] = field(default_factory=list)
     together: int = 0
+    rolls: list[pa.Table] = field(default_factory=list)
+    fault_of_hours: Callable[[pa.Table], Exception | None] = lambda _rows: None
     _inside: int = 0
 
     async def insert(self, table: str, rows: pa.Table, *, token: str) -> None:
-        assert table == "samples"
         assert token
+        if table == "usage_hour":
+            if error := self.fault_of_hours(rows):
+                raise error
+            self.rolls.append(rows)
+            return
+        assert table == "samples"
+        assert set(rows.column("hours_apart").to_pylist()) == {1}
         self.calls += 1
         seqs = sorted(int(str(seq)) for seq in rows.column("seq"))
         self.tried.append(seqs)
@@ -120,8 +130,8 @@ async def batcher(folder: Path, *, rows: int = 1000) -> AsyncIterator[Batcher]:
         sink = FaultySink()
         sink.open.set()
         flusher = Flusher(
-            sink=sink, buffer=buffer, custody=custody, refusals=refusals, bus=bus, health=health,
-            instruments=instruments, clock=clock, keep_ns=DAY_NS, stop=stop,
+            sink=sink, rollups=sink, buffer=buffer, custody=custody, refusals=refusals, bus=bus,
+            health=health, instruments=instruments, clock=clock, keep_ns=DAY_NS, stop=stop,
             corrections=Corrections(Bucket(bus, subjects.CORRECTIONS, decode_vm_corrections)),
         )  # fmt: skip
         intake = Intake(consumer, buffer, custody, refusals)

@@ -11,9 +11,11 @@ from pathlib import Path
 from uuid import UUID
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from batcher.batch import table, token
+from batcher.hours import apart, hours
 from batcher.incarnation_hosts import IncarnationHosts
 from batcher.migrations import migrate, shipped
 from batcher.retention import set_retention
@@ -139,6 +141,14 @@ async def insert(store: Store, frames: Sequence[EnrichedFrame]) -> None:
     rows = table(frames, now_ns=time.time_ns(), keep_ns=7 * DAY_NS)
     sink = IncarnationHosts(store)
     await sink.insert("samples", sink.encode(rows), token=token(frames))
+
+
+async def insert_apart(store: Store, frames: Sequence[EnrichedFrame]) -> pa.Table:
+    """As `insert`, without the hours; returns those, to be put into `usage_hour`."""
+    rows = table(frames, now_ns=time.time_ns(), keep_ns=7 * DAY_NS)
+    sink = IncarnationHosts(store)
+    await sink.insert("samples", sink.encode(apart(rows)), token=token(frames) + "apart")
+    return hours(rows)
 
 
 async def insert_alone(store: Store, frames: Sequence[EnrichedFrame]) -> None:

@@ -87,6 +87,9 @@ def table(details: Details) -> Table:
         out.add_column(title, justify="right" if title == "figure" else "left", no_wrap=True)
     for goal, figure in _measured(details):
         out.add_row(goal.what, _words(figure), goal.unit, _judged(goal, figure))
+    for fleet in _part("cost", "fleets")(details) or ():
+        what = f"cost, {fleet['hosts']} hosts, {fleet['vms_per_host']} VMs each"
+        out.add_row(what, _words(fleet["cpu_us_per_sample"]["all"]), "µs/sample", "")
     return out
 
 

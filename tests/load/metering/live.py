@@ -49,7 +49,7 @@ async def end_to_end(folder: Path, plan: Plan, progress: Progress) -> dict[str, 
         "flood_behind_ms": report["sent"]["behind_ms"],
         "cpu": load.cpu,
         "others_cpu": load.others,
-        "rss_mib_first_and_last_minute": load.rss_mib,
+        "rss_mib_each_minute": load.rss_mib,
     }
 
 
