@@ -14,6 +14,7 @@ from gateway.creation import Creation
 from gateway.door import Door
 from gateway.fleet import Fleet
 from gateway.http import build
+from gateway.idempotency import Keys
 from gateway.keys import key_source
 from gateway.operations import Operations
 from gateway.service import VmService
@@ -74,12 +75,15 @@ async def gateway(
                 yield port
                 return
             resumed = creation.resume()
-            group.create_task(Door(bus, service, group).run(), name="door")
-            app = build(service, authenticator, max_body_bytes=settings.max_body_bytes)
+            keys = Keys(bus)
+            group.create_task(keys.run(), name="idempotency-keys")
+            group.create_task(Door(bus, service, keys, group).run(), name="door")
+            app = build(service, authenticator, keys, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
                 yield port
+            await keys.flush()
 
 
 async def _ready(fleet: Fleet, operations: Operations, stop: asyncio.Event) -> bool:
