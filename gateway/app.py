@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from gateway.audit_log import AuditLog
 from gateway.auth import Authenticator
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
@@ -16,10 +17,12 @@ from gateway.fleet import Fleet
 from gateway.http import build
 from gateway.idempotency import Keys
 from gateway.keys import key_source
+from gateway.mutations import Mutations
 from gateway.operations import Operations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
 from gateway.tombstones import Tombstones
+from gateway.trail import Trail
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
 from runtime.publisher import Publisher
@@ -75,15 +78,22 @@ async def gateway(
                 yield port
                 return
             resumed = creation.resume()
-            keys = Keys(bus)
+            keys, trail = Keys(bus), Trail(bus)
             group.create_task(keys.run(), name="idempotency-keys")
-            group.create_task(Door(bus, service, keys, group).run(), name="door")
-            app = build(service, authenticator, keys, max_body_bytes=settings.max_body_bytes)
+            group.create_task(trail.run(), name="trail")
+            group.create_task(Door(bus, service, keys, trail, group).run(), name="door")
+            app = build(
+                service,
+                authenticator,
+                Mutations(keys, trail),
+                AuditLog(bus, settings.usage_timeout_s),
+                max_body_bytes=settings.max_body_bytes,
+            )
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
                 yield port
-            await keys.flush()
+            await asyncio.gather(keys.flush(), trail.flush())
 
 
 async def _ready(fleet: Fleet, operations: Operations, stop: asyncio.Event) -> bool:

@@ -15,7 +15,13 @@ import structlog
 
 from gateway import acts
 from gateway.commands import CommandDesk, operation_of
-from gateway.derived_ids import derived
+from gateway.creation_commands import (
+    boot_command,
+    boot_id,
+    create_command,
+    create_id,
+    repeated_create,
+)
 from gateway.errors import RefusedError, unavailable
 from gateway.fleet import Fleet
 from gateway.operations import Operations, failed, shown
@@ -25,7 +31,6 @@ from runtime.buckets import RevisionConflictError
 from runtime.clock import utc_now
 from runtime.errors import PoisonError, TransientError
 from runtime.retry import forever
-from schemas.commands import BootVm, CreateVm
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.hosts import HostInfo, Operation, OperationStatus
 from schemas.subjects import vm_key
@@ -50,16 +55,6 @@ _NOTHING_MADE = frozenset(
     }
 )
 """With these codes an agent has refused a create and holds nothing of the VM."""
-
-
-def create_id(vm_id: UUID, attempt: int) -> UUID:
-    """Command id of the create on the `attempt`-th host, from 0."""
-    return derived(vm_id, b"create%d" % attempt)
-
-
-def boot_id(vm_id: UUID) -> UUID:
-    """Command id of the boot that was asked for together with the create."""
-    return derived(vm_id, b"boot")
 
 
 class Creation:
@@ -134,13 +129,22 @@ class Creation:
         # At once, so that the quota counts it before anything is awaited.
         self._fleet.note(record)
         deadline = now + timedelta(seconds=self._deadline_s)
+        told = boot_id(vm_id) if boot else create_id(vm_id, 0)
+        try:
+            await acts.commit(target=f"vm {vm_id}", operation_id=told)
+        except RefusedError:
+            self._reservations.release(create_id(vm_id, 0))
+            self._fleet.forget(key)
+            raise
         try:
             await self._fleet.specs.create(key, record)
             if boot:
                 # Before the create: once that is published, nothing may fail the request.
-                goal = operation_of(self._boot(record, now, deadline, requested_by))
+                goal = operation_of(boot_command(record, now, deadline, requested_by))
                 await self._operations.create(goal)
-            operation = await self._desk.issue(self._create(record, 0, now, deadline, requested_by))
+            operation = await self._desk.issue(
+                create_command(record, 0, now, deadline, requested_by)
+            )
         except RevisionConflictError as error:
             self._reservations.release(create_id(vm_id, 0))
             raise unavailable() from error  # an earlier try of this very request goes on
@@ -175,12 +179,15 @@ class Creation:
         record = entry.value
         goal = await self._operations.get(boot_id(vm_id))
         if first is None:
+            await acts.commit(
+                target=f"vm {vm_id}", operation_id=boot_id(vm_id) if boot else create_id(vm_id, 0)
+            )
             now = utc_now()
             deadline = now + timedelta(seconds=self._deadline_s)
             if boot and goal is None:
-                goal = operation_of(self._boot(record, now, deadline, requested_by))
+                goal = operation_of(boot_command(record, now, deadline, requested_by))
                 await self._operations.create(goal)
-            first = operation_of(self._create(record, 0, now, deadline, requested_by))
+            first = operation_of(create_command(record, 0, now, deadline, requested_by))
             await self._operations.create(first)
             try:
                 # Whoever was about to undo a create that has no operation finds the record moved.
@@ -269,14 +276,8 @@ class Creation:
         host_id = entry.value.host_id if entry else last.host_id
         if boot.status is OperationStatus.PENDING and utc_now() < boot.deadline:
             await self._desk.publish(
-                BootVm(
-                    command_id=boot.operation_id,
-                    customer_id=boot.customer_id,
-                    vm_id=boot.vm_id,
-                    host_id=host_id,
-                    issued_at=boot.created_at,
-                    deadline=boot.deadline,
-                    requested_by=boot.requested_by,
+                boot_command(
+                    record, boot.created_at, boot.deadline, boot.requested_by, host_id=host_id
                 )
             )
         return await self._answer(boot) or boot
@@ -292,7 +293,7 @@ class Creation:
                 found = await self._place_again(record, operation, attempt, avoid)
             elif found is not None and not found.finished and resumed:
                 # Its publish may not have happened; repeating one that has changes nothing.
-                await self._desk.publish(self._repeat(record, found, attempt))
+                await self._desk.publish(repeated_create(record, found, attempt))
             if found is None:
                 return operation
             operation = await self._answer(found) or shown(found, found.deadline + _LATE)
@@ -326,7 +327,7 @@ class Creation:
             raise TransientError("another gateway places this VM as well") from error
         self._fleet.note(moved)
         _log.info("vm.placed_again", vm_id=str(record.vm_id), host=host.host_id, attempt=attempt)
-        command = self._create(moved, attempt, utc_now(), refused.deadline, refused.requested_by)
+        command = create_command(moved, attempt, utc_now(), refused.deadline, refused.requested_by)
         try:
             return await self._desk.issue(command)
         except RefusedError as error:
@@ -368,37 +369,6 @@ class Creation:
         deadline = now + timedelta(seconds=self._deadline_s)
         self._reservations.hold(command_id, placement.host.host_id, need_of(spec), deadline)
         return placement.host
-
-    def _create(
-        self, record: VmRecord, attempt: int, now: datetime, deadline: datetime, by: str
-    ) -> CreateVm:
-        return CreateVm(
-            command_id=create_id(record.vm_id, attempt),
-            customer_id=record.customer_id,
-            vm_id=record.vm_id,
-            host_id=record.host_id,
-            issued_at=now,
-            deadline=deadline,
-            requested_by=by,
-            spec=record.spec,
-        )
-
-    def _repeat(self, record: VmRecord, operation: Operation, attempt: int) -> CreateVm:
-        command = self._create(
-            record, attempt, operation.created_at, operation.deadline, operation.requested_by
-        )
-        return msgspec.structs.replace(command, host_id=operation.host_id)
-
-    def _boot(self, record: VmRecord, now: datetime, deadline: datetime, by: str) -> BootVm:
-        return BootVm(
-            command_id=boot_id(record.vm_id),
-            customer_id=record.customer_id,
-            vm_id=record.vm_id,
-            host_id=record.host_id,
-            issued_at=now,
-            deadline=deadline,
-            requested_by=by,
-        )
 
 
 async def _done(operation: Operation) -> Operation:

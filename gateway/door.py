@@ -21,9 +21,10 @@ from gateway.errors import RefusedError, unavailable
 from gateway.idempotency import Keys, digest
 from gateway.problems import STATUS_OF
 from gateway.service import MAX_WAIT_S, VERBS, VmService
+from gateway.trail import Refusal, Trail
 from runtime.bus import Bus, Message
 from runtime.errors import TransientError
-from runtime.telemetry import span
+from runtime.telemetry import span, trace_id
 from schemas.api import CreateVmRequest, VmAndOperation, VmView
 from schemas.codec import decoder, encode
 from schemas.consoles import MAX_CHUNK_BYTES, ChunkLimit, ConsoleChunk
@@ -37,7 +38,12 @@ _log = structlog.get_logger("decisec.door")
 
 QUEUE = "gateway"
 SUBJECT = "vm.req.*.*"
+ACTOR = "bus"
+"""Whoever asks here: what the server knows of them is not told to us."""
+
 _MAX_OPEN = 256
+_TOLD = frozenset({ErrorCode.FORBIDDEN, ErrorCode.NOT_FOUND, ErrorCode.RATE_LIMITED})
+"""Refusals of reads that are audited."""
 
 Wait = Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)]
 
@@ -89,13 +95,17 @@ class Door:
         bus: The connection.
         service: Does the work.
         keys: Where answers to requests with an idempotency key are kept.
+        trail: Where acts and refusals are told.
         group: Holds requests that are being worked on.
     """
 
-    def __init__(self, bus: Bus, service: VmService, keys: Keys, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self, bus: Bus, service: VmService, keys: Keys, trail: Trail, group: asyncio.TaskGroup
+    ) -> None:
         self._bus = bus
         self._service = service
         self._keys = keys
+        self._trail = trail
         self._group = group
         self._open = 0
 
@@ -140,34 +150,73 @@ class Door:
         if isinstance(reply, KeptAnswer):
             return reply.body, {REPLAYED_HEADER: "true"}
         body = encode(reply)
+        status = 200 if reply.error is None else int(STATUS_OF[reply.error.code])
         act = acts.current()
         if act is not None and act.claim is not None:
-            status = 200 if reply.error is None else int(STATUS_OF[reply.error.code])
             self._keys.settle(act.claim, KeptAnswer(status=status, body=body), error)
+        if act is not None and act.committed:
+            under_way = reply.result is not None and reply.result.operation.finished_at is None
+            code = reply.error.code.value if reply.error else ""
+            self._trail.ended(act, 202 if under_way else status, code)
+            await self._trail.heard(act)
+        elif reply.error is not None:
+            self._refused(subject, verb, act, reply.error, status)
         return body, {}
 
+    def _refused(
+        self, subject: str, verb: str, act: Act | None, error: ErrorInfo, status: int
+    ) -> None:
+        if act is None and error.code not in _TOLD:
+            return
+        try:
+            customer_id = customer_of(subject)
+        except InvalidIdError:
+            customer_id = ""
+        self._trail.refused(
+            Refusal(
+                customer_id=customer_id,
+                actor=ACTOR,
+                action=_action(verb),
+                target=act.target if act is not None else "",
+                door="bus",
+                address="",
+                trace_id=trace_id(),
+                code=error.code.value,
+                status=status,
+                single=act is not None and status < 500,
+            )
+        )
+
     async def _enter(
-        self, customer_id: str, verb: str, key: str, data: bytes, wait_s: float
+        self, customer_id: str, verb: str, request: CreateRequest | VmRequest, data: bytes
     ) -> KeptAnswer | None:
         """Enter the act of a request that may change something, or give its earlier answer."""
-        act = Act()
+        act = Act(
+            customer_id=customer_id,
+            actor=ACTOR,
+            action=_action(verb),
+            target=f"vm {request.vm_id}" if isinstance(request, VmRequest) else "",
+            door="bus",
+            address="",
+            trace_id=trace_id(),
+            begin=self._trail.begin,
+        )
         acts.enter(act)
+        key = request.idempotency_key
         if not key:
             return None
-        request = digest(b"bus", verb.encode(), data)
-        found = await self._keys.claim(customer_id, key, request, wait_s)
+        asked = digest(b"bus", verb.encode(), data)
+        found = await self._keys.claim(customer_id, key, asked, request.wait_s)
         if isinstance(found, KeptAnswer):
             return found
         act.take(found)
         return None
 
     async def _do(self, customer_id: str, verb: str, data: bytes) -> Reply | KeptAnswer:
-        who = Principal("bus", customer_id, frozenset(Scope))
+        who = Principal(ACTOR, customer_id, frozenset(Scope))
         if verb == "create":
             create: CreateRequest = _decode_create(data)
-            given = await self._enter(
-                customer_id, verb, create.idempotency_key, data, create.wait_s
-            )
+            given = await self._enter(customer_id, verb, create, data)
             if given is not None:
                 return given
             made = await self._service.create(who, create.vm, create.wait_s)
@@ -188,7 +237,7 @@ class Door:
             return Reply(vm=self._service.get(who, vm_id))
         if verb not in VERBS:
             raise RefusedError(ErrorCode.BAD_REQUEST, f"There is no verb {verb!r}.")
-        given = await self._enter(customer_id, verb, request.idempotency_key, data, request.wait_s)
+        given = await self._enter(customer_id, verb, request, data)
         if given is not None:
             return given
         outcome = await self._service.act(
@@ -199,6 +248,11 @@ class Door:
             wait_s=request.wait_s,
         )
         return Reply(result=outcome.body)
+
+
+def _action(verb: str) -> str:
+    """As the HTTP door calls it."""
+    return "get-console" if verb == "console" else f"{verb}-vm"
 
 
 def _info(error: Exception) -> ErrorInfo:

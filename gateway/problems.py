@@ -64,10 +64,14 @@ _QUERY_NAMES: Mapping[str, str] = {"vm_state": "state", "vm_ids": "vm_id"}
 """Query parameters that handlers know by another name."""
 
 
-def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """The response to whatever a request has raised."""
-    refused = _refused(error, request)
-    status = int(refused.status or STATUS_OF[refused.code])
+def status_of(refused: RefusedError) -> int:
+    """The HTTP status of a refusal."""
+    return int(refused.status or STATUS_OF[refused.code])
+
+
+def answer(request: Request[Any, Any, Any], refused: RefusedError) -> Response[bytes]:
+    """The response to a refusal."""
+    status = status_of(refused)
     context = trace.get_current_span().get_span_context()
     problem = Problem(
         type=f"urn:decisec:problem:{refused.code.value}",
@@ -85,7 +89,8 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     return Response(encode(problem), status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
-def _refused(error: Exception, request: Request[Any, Any, Any]) -> RefusedError:
+def refusal(request: Request[Any, Any, Any], error: Exception) -> RefusedError:
+    """What a request is refused with, whatever it has raised."""
     match error:
         case RefusedError():
             return error

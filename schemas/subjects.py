@@ -174,6 +174,11 @@ def usage_query(customer_id: str) -> str:
     return f"usage.query.{token(customer_id)}"
 
 
+def audit_query(customer_id: str) -> str:
+    """`auditlog.query.<customer>`: core NATS, answered by the batcher; no subject of `AUDIT`."""
+    return f"auditlog.query.{token(customer_id)}"
+
+
 def vm_request(customer_id: str, verb: str) -> str:
     """`vm.req.<customer>.<verb>`."""
     return f"vm.req.{token(customer_id)}.{token(verb)}"

@@ -10,6 +10,7 @@ from importlib import metadata
 import typer
 
 from decisec.cli import (
+    audit,
     backfill,
     dev,
     flood,
@@ -52,6 +53,7 @@ flood.register(app)
 usage.register(app)
 replay.register(app)
 gaps.register(app)
+audit.register(app)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from schemas.api import (
     VmList,
     VmView,
 )
+from schemas.audit_log import AuditPage
 from schemas.consoles import ConsoleChunk
 from schemas.idempotency import IDEMPOTENCY_HEADER
 from schemas.usage import UsageReport
@@ -152,14 +153,19 @@ def usage(
     start: datetime | None, end: datetime | None, vm_ids: Iterable[UUID | str]
 ) -> Call[UsageReport]:
     """`GET /v1/usage`."""
-    params: list[tuple[str, str]] = []
-    for name, value in (("start", start), ("end", end)):
-        if value is not None:
-            if value.tzinfo is None:
-                raise ValueError(f"{name} needs a time zone")
-            params.append((name, value.isoformat()))
+    params = _window(start, end)
     params.extend(("vm_id", str(_uuid(vm_id))) for vm_id in vm_ids)
     return Call("GET", "/v1/usage", UsageReport, params=tuple(params))
+
+
+def audit(
+    start: datetime | None, end: datetime | None, page_size: int, cursor: str
+) -> Call[AuditPage]:
+    """`GET /v1/audit`: one page."""
+    params = [("limit", str(page_size)), *_window(start, end)]
+    if cursor:
+        params.append(("cursor", cursor))
+    return Call("GET", "/v1/audit", AuditPage, params=tuple(params))
 
 
 def whoami() -> Call[WhoAmI]:
@@ -179,6 +185,16 @@ def _mutation(
     if body:
         headers["Content-Type"] = "application/json"
     return Call(method, path, VmAndOperation, body=body, headers=headers, wait_s=float(wait))
+
+
+def _window(start: datetime | None, end: datetime | None) -> list[tuple[str, str]]:
+    params: list[tuple[str, str]] = []
+    for name, value in (("start", start), ("end", end)):
+        if value is not None:
+            if value.tzinfo is None:
+                raise ValueError(f"{name} needs a time zone")
+            params.append((name, value.isoformat()))
+    return params
 
 
 def _uuid(value: UUID | str) -> UUID:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -18,6 +18,7 @@ from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
 from decisec.sdk.transport import FIRST_PAUSE_S, TIMEOUT_S, Target, build, next_pause_s, policy
 from schemas.api import CreateVmRequest, OperationView, VmAndOperation, VmView
+from schemas.audit import AuditEntry
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
 from schemas.hosts import OperationStatus
 from schemas.usage import UsageReport
@@ -190,6 +191,23 @@ class Client:
     ) -> UsageReport:
         """Usage in `[start, end)`, times with a zone; today in UTC by default."""
         return self._send(calls.usage(start, end, vm_ids))
+
+    def audit(
+        self, *, start: datetime | None = None, end: datetime | None = None, page_size: int = 100
+    ) -> Iterator[AuditEntry]:
+        """What was done and refused in `[start, end)`, newest first, fetched page by page.
+
+        Times with a zone; 31 days at most, the last day by default.
+        """
+        # The same window for all pages, also as time goes on.
+        end = end or datetime.now(UTC) + timedelta(seconds=1)
+        cursor = ""
+        while True:
+            page = self._send(calls.audit(start, end, page_size, cursor))
+            yield from page.entries
+            cursor = page.next_cursor
+            if not cursor:
+                return
 
     def whoami(self) -> WhoAmI:
         """What the API reads from the token."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar import Router
 from litestar.types import AfterRequestHookHandler, BeforeRequestHookHandler
 
-from gateway.routes import account, operations, usage, vms
+from gateway.routes import account, audit, operations, usage, vms
 from gateway.routes.common import authenticated
 
 
@@ -21,5 +21,6 @@ def router(before: BeforeRequestHookHandler, after: AfterRequestHookHandler) -> 
             *operations.HANDLERS,
             *usage.HANDLERS,
             *account.HANDLERS,
+            *audit.HANDLERS,
         ],
     )

@@ -25,6 +25,10 @@ from schemas.ids import parse_uuid
 _PRINCIPAL = "principal"
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=;|,|$)', re.IGNORECASE)
 
+COMMITS = "commits"
+"""Key in a handler's `opt`: True if its service calls `acts.commit` before its first effect. For
+all others that is done before they are called, refused or not."""
+
 Id = FromPath[str]
 Prefer = Annotated[
     str, HeaderParameter(name="Prefer", description="`wait=N`: wait up to N seconds, at most 60.")
@@ -47,6 +51,12 @@ async def authenticated(
 def who(request: Request[Any, Any, Any]) -> Principal:
     """Whom the guard has let in."""
     principal: Principal = request.scope["state"][_PRINCIPAL]
+    return principal
+
+
+def known(request: Request[Any, Any, Any]) -> Principal | None:
+    """Whom the guard has let in, if it came to that."""
+    principal: Principal | None = request.scope["state"].get(_PRINCIPAL)
     return principal
 
 

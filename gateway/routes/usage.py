@@ -25,8 +25,8 @@ async def get_usage(
 ) -> Response[UsageReport]:
     """What the customer's VMs have used in `[start, end)`."""
     today = utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
-    begin = _instant("start", start) if start else today
-    until = _instant("end", end) if end else today + timedelta(days=1)
+    begin = instant("start", start) if start else today
+    until = instant("end", end) if end else today + timedelta(days=1)
     if begin >= until:
         raise wrong("end", "must come after start")
     wanted = tuple(query_id("vm_id", text) for text in vm_ids or ())
@@ -35,7 +35,12 @@ async def get_usage(
     return answer(await service(request).usage(who(request), begin, until, wanted))
 
 
-def _instant(field: str, text: str) -> Timestamp:
+def instant(field: str, text: str) -> Timestamp:
+    """The time in a query parameter.
+
+    Raises:
+        RefusedError: BAD_REQUEST.
+    """
     try:
         return msgspec.convert(text, Timestamp)
     except msgspec.ValidationError:

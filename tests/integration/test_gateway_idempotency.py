@@ -17,7 +17,7 @@ import pytest
 from decisec.devkit.tokens import mint
 from decisec.sdk import AsyncClient, IdempotencyKeyReusedError
 from gateway.commands import operation_of
-from gateway.creation import boot_id, create_id
+from gateway.creation_commands import boot_id, create_id
 from gateway.derived_ids import derived
 from gateway.idempotency import digest
 from runtime.buckets import Bucket

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.bodies import decode, field_problem
-from gateway.creation import boot_id, create_id
+from gateway.creation_commands import boot_id, create_id
 from gateway.errors import RefusedError
 from gateway.problems import STATUS_OF
 from gateway.transitions import TARGET_OF, check, expected, legal
