@@ -88,6 +88,7 @@ async def gateway(
                 Mutations(keys, trail),
                 AuditLog(bus, settings.usage_timeout_s),
                 max_body_bytes=settings.max_body_bytes,
+                cors_origins=settings.cors_origins,
             )
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
                 health.ready(HEALTH_PART)

@@ -53,6 +53,9 @@ class Mutations:
             RefusedError: BAD_REQUEST, IDEMPOTENCY_KEY_REUSED, REQUEST_IN_PROGRESS or UNAVAILABLE.
             TransientError: The keys cannot be had at the moment.
         """
+        if request.method == "OPTIONS":
+            # The framework's own answer knows one of the handlers at a path.
+            return Response(None, status_code=204, headers=problems.allow(request))
         if request.method not in METHODS:
             return None
         principal = who(request)
@@ -115,6 +118,7 @@ class Mutations:
                 request.method.encode(),
                 request.scope["raw_path"],
                 request.scope["query_string"],
+                request.headers.get("if-match", "").encode("latin-1", "replace"),
                 await request.body(),
             ),
             wait_s_of(request.headers.get("prefer", "")),

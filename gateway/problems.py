@@ -103,7 +103,7 @@ def refusal(request: Request[Any, Any, Any], error: Exception) -> RefusedError:
             )
         case HTTPException() if error.status_code in _CODE_OF_STATUS:
             code = _CODE_OF_STATUS[error.status_code]
-            headers = _allow(request) if error.status_code == 405 else {}
+            headers = allow(request) if error.status_code == 405 else {}
             if error.status_code == 413:
                 # Or the server would go on reading what nobody wants.
                 headers["Connection"] = "close"
@@ -135,7 +135,7 @@ def _fields(extra: Any) -> tuple[FieldProblem, ...]:
     return tuple(found)
 
 
-def _allow(request: Request[Any, Any, Any]) -> dict[str, str]:
+def allow(request: Request[Any, Any, Any]) -> dict[str, str]:
     """RFC 9110: a 405 says what is allowed."""
     path = request.scope["path"].rstrip("/") or "/"
     methods: set[str] = set()

@@ -9,6 +9,9 @@ import msgspec
 from runtime.settings import CommonSettings, Port
 from schemas.ids import RegionId
 
+_ORIGINS = r"^(https?://[a-z0-9.:\[\]-]+(,https?://[a-z0-9.:\[\]-]+)*)?$(?!\n)"
+"""Whole origins only: no wildcard, no path, no trailing slash."""
+
 
 class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the gateway takes besides the common settings.
@@ -27,6 +30,8 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
         command_deadline_s: An agent that has not begun a command by then leaves it.
         publish_limit_s: How long a command may take to reach its stream.
         usage_timeout_s: How long a usage query may take.
+        cors_origins: Origins whose pages browsers may let call the API, comma separated, such as
+            `https://console.example.com`; none by default.
         region: Only hosts of this region get VMs from here.
     """
 
@@ -43,6 +48,7 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
     command_deadline_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     publish_limit_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
     usage_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+    cors_origins: Annotated[str, msgspec.Meta(pattern=_ORIGINS, max_length=4096)] = ""
     region: RegionId = "local"
 
     def __repr__(self) -> str:

@@ -17,10 +17,18 @@ from runtime.clock import utc_now
 from schemas.audit_log import MAX_AUDIT_DAYS, MAX_AUDIT_PAGE, AuditPage, AuditQuery
 from schemas.audit_log import Cursor as CursorText
 
+_DATE_TIME = {"format": "date-time"}
 Start = Annotated[
-    str, QueryParameter(description="RFC 3339, with offset. Default: a day before the end.")
+    str | None,
+    QueryParameter(
+        description="RFC 3339, with offset. Default: a day before the end.",
+        schema_extra=_DATE_TIME,
+    ),
 ]
-End = Annotated[str, QueryParameter(description="RFC 3339, with offset. Default: now.")]
+End = Annotated[
+    str | None,
+    QueryParameter(description="RFC 3339, with offset. Default: now.", schema_extra=_DATE_TIME),
+]
 Limit = Annotated[int, QueryParameter(ge=1, le=MAX_AUDIT_PAGE, description="Entries on a page.")]
 Cursor = Annotated[str, QueryParameter(description="`next_cursor` of the page before.")]
 
@@ -28,8 +36,8 @@ Cursor = Annotated[str, QueryParameter(description="`next_cursor` of the page be
 @get("/audit", summary="What was done and refused, newest first")
 async def get_audit(
     request: StrictRequest,
-    start: Start = "",
-    end: End = "",
+    start: Start = None,
+    end: End = None,
     limit: Limit = 100,
     cursor: Cursor = "",
 ) -> Response[AuditPage]:
@@ -38,8 +46,8 @@ async def get_audit(
     An entry is there some seconds after the act. An act that takes time is told twice, under one
     `act_id`: before anything is done, and at its end.
     """
-    until = instant("end", end) if end else utc_now() + timedelta(seconds=1)
-    begin = instant("start", start) if start else until - timedelta(days=1)
+    until = instant("end", end) if end is not None else utc_now() + timedelta(seconds=1)
+    begin = instant("start", start) if start is not None else until - timedelta(days=1)
     if begin >= until:
         raise wrong("end", "must come after start")
     if until - begin > timedelta(days=MAX_AUDIT_DAYS):

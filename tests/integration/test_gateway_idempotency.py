@@ -206,7 +206,7 @@ async def test_an_answer_outlives_its_gateway(tmp_path: Path) -> None:
 async def crashed(bus: Bus, name: str, method: str, path: str, body: bytes) -> UUID:
     """Leave a claim as a gateway does that died; returns its seed."""
     record = KeyRecord(
-        request=digest(b"http", method.encode(), path.encode(), b"", body),
+        request=digest(b"http", method.encode(), path.encode(), b"", b"", body),
         seed=new_id(),
         until=utc_now() - timedelta(seconds=1),
     )
