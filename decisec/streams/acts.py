@@ -10,22 +10,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from uuid import UUID
 
+from runtime.audit import Act, write_entry
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.errors import DecisecError
 from runtime.publisher import Publisher
-from schemas.audit import (
-    DETAIL_ACT,
-    DETAIL_PHASE,
-    MAX_AUDIT_REASON,
-    OPERATOR,
-    AuditEntry,
-    AuditOutcome,
-    AuditPhase,
-)
-from schemas.codec import encode
-from schemas.ids import new_id
-from schemas.subjects import audit
+from schemas.audit import MAX_AUDIT_REASON, AuditEntry, AuditOutcome
 
 _WRITTEN_WITHIN_S = 10.0
 
@@ -67,25 +57,20 @@ async def audited(
         TransientError: The audit stream did not take the first entry, and nothing was done; or,
             all being done, it did not take the last one.
     """
+    act = Act(
+        act_id=act_id,
+        actor=actor[:255],
+        action=action,
+        target=target[:255],
+        reason=check_reason(reason),
+        details=details,
+    )
     publisher = Publisher(bus)
 
-    async def write(phase: AuditPhase, outcome: AuditOutcome, more: Mapping[str, str]) -> None:
-        entry = AuditEntry(
-            event_id=new_id(),
-            at=utc_now(),
-            actor=actor[:255],
-            customer_id=OPERATOR,
-            action=action,
-            target=target[:255],
-            reason=check_reason(reason),
-            outcome=outcome,
-            details={**more, DETAIL_PHASE: phase, DETAIL_ACT: str(act_id)},
-        )
-        await publisher.publish(
-            audit(entry), encode(entry), msg_id=str(entry.event_id), limit_s=_WRITTEN_WITHIN_S
-        )
+    async def write(entry: AuditEntry) -> None:
+        await write_entry(publisher, entry, limit_s=_WRITTEN_WITHIN_S)
 
-    await write(AuditPhase.BEGUN, AuditOutcome.UNDER_WAY, details)
+    await write(act.begun(utc_now()))
     found: dict[str, str] = {}
     outcome = AuditOutcome.FAILED
     try:
@@ -96,8 +81,8 @@ async def audited(
         else:
             found["error"] = str(error)[:400]
         try:
-            await write(AuditPhase.ENDED, outcome, {**details, **found})
+            await write(act.ended(utc_now(), outcome, found))
         except DecisecError as failure:
             error.add_note(f"and the audit stream did not take the last entry: {failure}")
         raise
-    await write(AuditPhase.ENDED, AuditOutcome.SUCCEEDED, {**details, **found})
+    await write(act.ended(utc_now(), AuditOutcome.SUCCEEDED, found))
