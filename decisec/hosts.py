@@ -247,7 +247,7 @@ class Hosts:
 
 async def _all(bucket: Bucket[_T]) -> dict[str, _T]:
     # Asked for first, since reading all of a bucket waits for one that is not there.
-    await bucket.store()
+    await bucket.last_revision()
     try:
         async with asyncio.timeout(_ANSWER_WITHIN_S):
             return await bucket.all()

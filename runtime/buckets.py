@@ -24,6 +24,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 _RESYNC_S = 10.0
 _QUIET_S = 0.25
+_NO_STREAM = 10059
+"""JetStream's error code."""
 
 
 class RevisionConflictError(DecisecError):
@@ -48,16 +50,25 @@ class Bucket(Generic[T]):
         self.name = name
         self.bus = bus
         self._decode = decode
-        self._store: KeyValue | None = None
+
+    @property
+    def stream(self) -> str:
+        """The stream that the bucket is."""
+        return f"KV_{self.name}"
+
+    def subject(self, key: str) -> str:
+        """The subject of a key, wildcards allowed."""
+        return f"$KV.{self.name}.{key}"
 
     async def store(self) -> KeyValue:
-        """The library's handle of the bucket."""
-        if self._store is None:
-            try:
-                self._store = await self.bus.js.key_value(self.name)
-            except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
-                raise TransientError(f"no bucket {self.name} (yet): {error}") from error
-        return self._store
+        """The library's handle of the bucket.
+
+        Not as the library makes it, which asks for the stream's state: whoever may do that can
+        have all keys listed.
+        """
+        return KeyValue(
+            name=self.name, stream=self.stream, pre=self.subject(""), js=self.bus.js, direct=True
+        )
 
     def decode(self, key: str, data: bytes | None) -> T:
         """Read a value.
@@ -125,11 +136,20 @@ class Bucket(Generic[T]):
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise self._transient("delete", key, error) from error
 
+    async def forget(self, key: str) -> None:
+        """Remove a key and all that tells of it; for operators."""
+        try:
+            await self.bus.js.purge_stream(self.stream, subject=self.subject(key))
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise self._transient("forget", key, error) from error
+
     async def last_revision(self, key: str = ">") -> int:
         """The greatest revision that stands in the bucket, or of one key; 0 if there is none."""
         try:
-            last = await self.bus.js.get_last_msg(f"KV_{self.name}", f"$KV.{self.name}.{key}")
-        except nats.js.errors.NotFoundError:
+            last = await self.bus.js.get_last_msg(self.stream, self.subject(key))
+        except nats.js.errors.NotFoundError as error:
+            if error.err_code == _NO_STREAM:
+                raise TransientError(f"no bucket {self.name} (yet): {error}") from error
             return 0
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise TransientError(f"no word about {self.name}: {error}") from error
@@ -158,7 +178,6 @@ class Mirror(Generic[T]):
     Args:
         bucket: Where they stand.
         on_change: Called with each key that is written or removed.
-        key: Follow this one only.
 
     Attributes:
         values: Key to value. Read only.
@@ -168,13 +187,10 @@ class Mirror(Generic[T]):
         self,
         bucket: Bucket[T],
         on_change: Callable[[str, T | None], None] | None = None,
-        *,
-        key: str = ">",
     ) -> None:
         self.values: dict[str, T] = {}
         self._bucket = bucket
         self._on_change = on_change
-        self._key = key
         self._synced = asyncio.Event()
         self._revision = 0
         self._moved = asyncio.Event()
@@ -215,9 +231,9 @@ class Mirror(Generic[T]):
 
     async def _follow(self) -> None:
         store = await self._bucket.store()
-        wanted = await self._bucket.last_revision(self._key)
+        wanted = await self._bucket.last_revision()
         try:
-            watcher = await store.watch(self._key)
+            watcher = await store.watch(">")
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise TransientError(f"cannot watch {self._bucket.name}: {error}") from error
         try:
@@ -226,7 +242,7 @@ class Mirror(Generic[T]):
                 entry = await _next(watcher, _RESYNC_S)
                 if entry is not None:
                     self._take(entry)
-                elif await self._bucket.last_revision(self._key) > self._revision:
+                elif await self._bucket.last_revision() > self._revision:
                     return
         finally:
             await _stop_watching(watcher)
@@ -244,7 +260,7 @@ class Mirror(Generic[T]):
             entry = await _next(watcher, _QUIET_S)
             if entry is None:
                 # What was wanted may have expired meanwhile.
-                wanted = min(wanted, await self._bucket.last_revision(self._key))
+                wanted = min(wanted, await self._bucket.last_revision())
                 continue
             seen.add(entry.key)
             reached = entry.revision or 0

@@ -44,17 +44,17 @@ METRICS_STORED = "metrics.stored"
 
 def vm_command(command: Command) -> str:
     """`vm.cmd.<host>.<vm>.<verb>`."""
-    return f"vm.cmd.{token(command.host_id)}.{command.vm_id}.{command.verb}"
+    return vm_command_to(command.host_id, command.vm_id, command.verb)
+
+
+def vm_command_to(host_id: str, vm_id: UUID, verb: str) -> str:
+    """The same for a verb of `COMMAND_OF`."""
+    return f"vm.cmd.{token(host_id)}.{vm_id}.{verb}"
 
 
 def vm_commands_of(host_id: str) -> str:
     """Filter for all commands to one host."""
     return f"vm.cmd.{token(host_id)}.>"
-
-
-def vm_commands_to(host_id: str, vm_id: UUID) -> str:
-    """Filter for all commands to one VM."""
-    return f"vm.cmd.{token(host_id)}.{vm_id}.>"
 
 
 def vm_event(event: VmEvent) -> str:

@@ -11,6 +11,7 @@ import pytest
 
 from runtime.buckets import Bucket, Mirror, RevisionConflictError
 from runtime.bus import Bus
+from runtime.key_mirror import KeyMirror
 from schemas.hosts import Customer, decode_customer
 from tests.support.nats import NatsServer, bus_with_streams
 
@@ -62,7 +63,7 @@ async def test_a_mirror_of_one_key_sees_no_other(served: tuple[NatsServer, Bus])
     bucket = Bucket(bus, "customers", decode_customer)
     await bucket.put("globex", customer("globex"))
     heard: list[str] = []
-    mirror = Mirror(bucket, lambda key, _value: heard.append(key), key="acme")
+    mirror = KeyMirror(bucket, "acme", lambda key, _value: heard.append(key))
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         task = group.create_task(mirror.run(), name="mirror")
         await mirror.synced()
@@ -76,7 +77,7 @@ async def test_a_mirror_of_one_key_sees_no_other(served: tuple[NatsServer, Bus])
     assert heard == ["acme", "acme"]
     await bucket.put("acme", customer("acme"))
     await bucket.put("globex", customer("globex"))
-    late = Mirror(bucket, key="acme")
+    late = KeyMirror(bucket, "acme")
     async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         task = group.create_task(late.run(), name="mirror")
         await late.synced()
