@@ -131,10 +131,12 @@ def _expect(delivery: Delivery, subject: Callable[[], str]) -> None:
         raise PoisonError("wrong_subject", f"{delivery.subject} holds what belongs on {expected}")
 
 
+VM_EVENTS_DURABLE = "batcher-vm-events"
+
 FEEDS = (
     Feed(
         stream=subjects.VM_EVENTS,
-        durable="batcher-vm-events",
+        durable=VM_EVENTS_DURABLE,
         table="vm_events",
         read=vm_event_row,
         columns={

@@ -12,12 +12,15 @@ from gateway.auth import Authenticator
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
 from gateway.door import Door
+from gateway.event_hub import EventHub
+from gateway.events import EventService
 from gateway.fleet import Fleet
 from gateway.http import build
 from gateway.keys import key_source
 from gateway.operations import Operations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
+from gateway.streams import Streams
 from gateway.tombstones import Tombstones
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
@@ -75,11 +78,22 @@ async def gateway(
                 return
             resumed = creation.resume()
             group.create_task(Door(bus, service, group).run(), name="door")
-            app = build(service, authenticator, max_body_bytes=settings.max_body_bytes)
+            streams = Streams(settings.streams, settings.streams_per_customer)
+            hub = EventHub(bus, settings.stream_buffer)
+            group.create_task(hub.run(), name="event-hub")
+            app = build(
+                service,
+                authenticator,
+                events=EventService(bus, hub, streams, settings),
+                max_body_bytes=settings.max_body_bytes,
+            )
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
-                yield port
+                try:
+                    yield port
+                finally:
+                    streams.close()
 
 
 async def _ready(fleet: Fleet, operations: Operations, stop: asyncio.Event) -> bool:

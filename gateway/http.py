@@ -8,11 +8,18 @@ from litestar.datastructures import State
 from gateway import documents, problems, routes
 from gateway.auth import Authenticator
 from gateway.bodies import StrictRequest
+from gateway.events import EventService
 from gateway.service import VmService
 from gateway.telemetry import Observed
 
 
-def build(service: VmService, authenticator: Authenticator, *, max_body_bytes: int) -> Observed:
+def build(
+    service: VmService,
+    authenticator: Authenticator,
+    *,
+    events: EventService,
+    max_body_bytes: int,
+) -> Observed:
     """The app, with telemetry around it."""
     app = Litestar(
         [routes.router(), documents.openapi_document, documents.assets()],
@@ -20,7 +27,7 @@ def build(service: VmService, authenticator: Authenticator, *, max_body_bytes: i
         exception_handlers={Exception: problems.answer},
         logging_config=None,
         request_max_body_size=max_body_bytes,
-        state=State({"service": service, "authenticator": authenticator}),
+        state=State({"service": service, "authenticator": authenticator, "events": events}),
         openapi_config=documents.config(),
         plugins=[documents.Base64()],
     )

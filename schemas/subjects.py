@@ -31,6 +31,7 @@ HOST_ORDERS = "host_orders"
 LOST_HOSTS = "lost_hosts"
 CORRECTIONS = "corrections"
 OPERATIONS = "operations"
+SECRETS = "secrets"
 
 COLLECTORS_ALIVE = "collector.alive.*"
 """Filter for the heartbeats of all collectors: core NATS, not kept."""
@@ -65,6 +66,11 @@ def vm_event(event: VmEvent) -> str:
 def vm_events_of(customer_id: str) -> str:
     """Filter for all events of one customer's VMs."""
     return f"vm.evt.{token(customer_id)}.>"
+
+
+def vm_events_at(customer_id: str, vm_id: UUID, kind: str = "") -> str:
+    """Filter for the events of one VM, or for those of one type."""
+    return f"vm.evt.{token(customer_id)}.{vm_id}.{kind or '*'}"
 
 
 def host_event(event: HostEvent) -> str:
@@ -171,6 +177,21 @@ def audit(entry: AuditEntry) -> str:
 def usage_query(customer_id: str) -> str:
     """`usage.query.<customer>`."""
     return f"usage.query.{token(customer_id)}"
+
+
+def usage_windows(customer_id: str) -> str:
+    """`usage.windows.<customer>`."""
+    return f"usage.windows.{token(customer_id)}"
+
+
+def metrics_series(customer_id: str) -> str:
+    """`metrics.series.<customer>`."""
+    return f"metrics.series.{token(customer_id)}"
+
+
+def events_query(customer_id: str) -> str:
+    """`events.query.<customer>`."""
+    return f"events.query.{token(customer_id)}"
 
 
 def vm_request(customer_id: str, verb: str) -> str:

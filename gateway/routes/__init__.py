@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litestar import Router
 
-from gateway.routes import account, operations, usage, vms
+from gateway.routes import account, events, operations, usage, vms
 from gateway.routes.common import authenticated
 
 
@@ -17,6 +17,7 @@ def router() -> Router:
             *vms.HANDLERS,
             *operations.HANDLERS,
             *usage.HANDLERS,
+            *events.HANDLERS,
             *account.HANDLERS,
         ],
     )
