@@ -15,7 +15,8 @@ from gateway.door import Door
 from gateway.event_hub import EventHub
 from gateway.events import EventService
 from gateway.fleet import Fleet
-from gateway.http import build
+from gateway.http import Services, build
+from gateway.idempotency import Keys
 from gateway.keys import key_source
 from gateway.operations import Operations
 from gateway.service import VmService
@@ -77,16 +78,16 @@ async def gateway(
                 yield port
                 return
             resumed = creation.resume()
-            group.create_task(Door(bus, service, group).run(), name="door")
+            keys = Keys(bus)
+            group.create_task(keys.run(), name="idempotency-keys")
+            group.create_task(Door(bus, service, keys, group).run(), name="door")
             streams = Streams(settings.streams, settings.streams_per_customer)
             hub = EventHub(bus, settings.stream_buffer)
             group.create_task(hub.run(), name="event-hub")
-            app = build(
-                service,
-                authenticator,
-                events=EventService(bus, hub, streams, settings),
-                max_body_bytes=settings.max_body_bytes,
+            services = Services(
+                vms=service, keys=keys, events=EventService(bus, hub, streams, settings)
             )
+            app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
@@ -94,6 +95,7 @@ async def gateway(
                     yield port
                 finally:
                     streams.close()
+            await keys.flush()
 
 
 async def _ready(fleet: Fleet, operations: Operations, stop: asyncio.Event) -> bool:

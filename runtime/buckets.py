@@ -26,6 +26,8 @@ _RESYNC_S = 10.0
 _QUIET_S = 0.25
 _NO_STREAM = 10059
 """JetStream's error code."""
+_WRONG_REVISION = frozenset({10071, 10164})
+"""JetStream error codes: the last sequence of the subject is another one."""
 
 
 class RevisionConflictError(DecisecError):
@@ -128,11 +130,19 @@ class Bucket(Generic[T]):
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise self._transient("update", key, error) from error
 
-    async def delete(self, key: str) -> None:
-        """Remove a key; nothing happens if there is none."""
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Remove a key; nothing happens if there is none.
+
+        Raises:
+            RevisionConflictError: It does not stand at `revision`, which was given.
+        """
         store = await self.store()
         try:
-            await store.delete(key)
+            await store.delete(key, last=revision)
+        except nats.js.errors.BadRequestError as error:
+            if error.err_code in _WRONG_REVISION:
+                raise RevisionConflictError(f"{self.name}/{key} has changed") from error
+            raise self._transient("delete", key, error) from error
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise self._transient("delete", key, error) from error
 

@@ -32,6 +32,7 @@ LOST_HOSTS = "lost_hosts"
 CORRECTIONS = "corrections"
 OPERATIONS = "operations"
 SECRETS = "secrets"
+IDEMPOTENCY_KEYS = "idempotency_keys"
 
 COLLECTORS_ALIVE = "collector.alive.*"
 """Filter for the heartbeats of all collectors: core NATS, not kept."""

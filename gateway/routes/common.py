@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from litestar import Response
+from litestar import Request, Response
 from litestar.connection import ASGIConnection
 from litestar.exceptions import NotFoundException
 from litestar.handlers import BaseRouteHandler
@@ -47,7 +47,7 @@ async def authenticated(
     connection.scope["state"][_PRINCIPAL] = principal
 
 
-def who(request: StrictRequest) -> Principal:
+def who(request: Request[Any, Any, Any]) -> Principal:
     """Whom the guard has let in."""
     principal: Principal = request.scope["state"][_PRINCIPAL]
     return principal
