@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 import msgspec
@@ -25,9 +26,11 @@ T = TypeVar("T", bound=msgspec.Struct)
 _RESYNC_S = 10.0
 _QUIET_S = 0.25
 _NO_STREAM = 10059
-"""JetStream's error code."""
-_WRONG_REVISION = frozenset({10071, 10164})
-"""JetStream error codes: the last sequence of the subject is another one."""
+_NO_MESSAGE = 10037
+_CONFLICTS = frozenset({10071, 10164})
+"""JetStream error codes: there is no such stream, no such message; the subject's last sequence is
+another one."""
+_OPERATION = "KV-Operation"
 
 
 class RevisionConflictError(DecisecError):
@@ -40,6 +43,21 @@ class Entry(Generic[T]):
 
     value: T
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark(Generic[T]):
+    """What was done last to a key.
+
+    Attributes:
+        revision: Of it; 0 if nothing was. `update` from here fails once anything else is done.
+        at: When, by the server's clock.
+        value: None if the key was removed, or never written.
+    """
+
+    revision: int = 0
+    at: datetime | None = None
+    value: T | None = None
 
 
 class Bucket(Generic[T]):
@@ -94,6 +112,24 @@ class Bucket(Generic[T]):
             raise self._transient("read", key, error) from error
         return Entry(self.decode(key, entry.value), entry.revision or 0)
 
+    async def mark(self, key: str) -> Mark[T]:
+        """What was done last to a key, its removal included.
+
+        Raises:
+            PoisonError: The value is not of the bucket's type.
+        """
+        try:
+            last = await self.bus.js.get_last_msg(self.stream, self.subject(key))
+        except nats.js.errors.NotFoundError as error:
+            if error.err_code != _NO_MESSAGE:
+                raise self._transient("read", key, error) from error
+            return Mark()
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise self._transient("read", key, error) from error
+        removed = (last.headers or {}).get(_OPERATION) in (KV_DEL, KV_PURGE)
+        value = None if removed else self.decode(key, last.data)
+        return Mark(last.seq or 0, last.time, value)
+
     async def put(self, key: str, value: T) -> int:
         """Write a value whatever stands there; returns the revision."""
         store = await self.store()
@@ -117,7 +153,7 @@ class Bucket(Generic[T]):
             raise self._transient("create", key, error) from error
 
     async def update(self, key: str, value: T, revision: int) -> int:
-        """Write a value if the key still stands at `revision`.
+        """Write a value if the key still stands at `revision`; 0 is that of one never written.
 
         Raises:
             RevisionConflictError: It does not.
@@ -134,13 +170,13 @@ class Bucket(Generic[T]):
         """Remove a key; nothing happens if there is none.
 
         Raises:
-            RevisionConflictError: It does not stand at `revision`, which was given.
+            RevisionConflictError: It does not stand at `revision`, if one is given.
         """
         store = await self.store()
         try:
-            await store.delete(key, last=revision)
-        except nats.js.errors.BadRequestError as error:
-            if error.err_code in _WRONG_REVISION:
+            await store.delete(key, revision)
+        except nats.js.errors.APIError as error:
+            if error.err_code in _CONFLICTS:
                 raise RevisionConflictError(f"{self.name}/{key} has changed") from error
             raise self._transient("delete", key, error) from error
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
@@ -188,6 +224,8 @@ class Mirror(Generic[T]):
     Args:
         bucket: Where they stand.
         on_change: Called with each key that is written or removed.
+        on_removed: Called with each key that is removed, or was before, and when that was by the
+            server's clock; after a reconnect maybe again. Of some removals nothing is known.
 
     Attributes:
         values: Key to value. Read only.
@@ -197,10 +235,13 @@ class Mirror(Generic[T]):
         self,
         bucket: Bucket[T],
         on_change: Callable[[str, T | None], None] | None = None,
+        *,
+        on_removed: Callable[[str, datetime], None] | None = None,
     ) -> None:
         self.values: dict[str, T] = {}
         self._bucket = bucket
         self._on_change = on_change
+        self._on_removed = on_removed
         self._synced = asyncio.Event()
         self._revision = 0
         self._moved = asyncio.Event()
@@ -288,6 +329,9 @@ class Mirror(Generic[T]):
     def _note(self, entry: KeyValue.Entry) -> None:
         if entry.operation in (KV_DEL, KV_PURGE):
             self._drop(entry.key)
+            at: object = entry.created  # typed as a number, which it never is
+            if self._on_removed and isinstance(at, datetime):
+                self._on_removed(entry.key, at.astimezone(UTC))
             return
         try:
             value = self._bucket.decode(entry.key, entry.value)

@@ -84,6 +84,11 @@ def metrics_raw(host_id: str) -> str:
     return f"metrics.raw.{token(host_id)}"
 
 
+def metrics_raw_anywhere(host_id: str) -> str:
+    """Filter for the stored frames of a host, whatever partition they lie in."""
+    return f"metrics.raw.*.{token(host_id)}"
+
+
 def metrics_raw_of(partition: int) -> str:
     """Filter for the stored frames of one partition: `metrics.raw.<partition>.*`."""
     return f"metrics.raw.{partition}.*"
