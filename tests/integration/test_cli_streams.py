@@ -211,6 +211,18 @@ async def test_losing_and_finding_a_host_is_audited(operator: Operator) -> None:
     assert all(e.actor and e.customer_id == "operator" for e in entries)
 
 
+async def test_a_host_of_which_frames_are_on_their_way_is_not_declared_lost(
+    operator: Operator,
+) -> None:
+    """Answers would pass what a batcher that is behind has not stored; --force declares it."""
+    await operator.bus.js.pull_subscribe("", durable="batcher", stream="METRICS_ENRICHED")
+    await operator.bus.js.publish(metrics_enriched("h1"), b"a frame")
+    refused = await operator("host", "lost", "h1", "--reason", "burnt", "--json")
+    assert (refused.code, refused.problem["code"]) == (Exit.FAILED, "on_its_way")
+    assert (await operator("host", "lost", "h2", "--reason", "burnt")).code == 0
+    assert (await operator("host", "lost", "h1", "--reason", "burnt", "--force")).code == 0
+
+
 @pytest.mark.parametrize("as_json", [False, True])
 async def test_what_goes_by_is_shown_until_there_is_enough(
     operator: Operator, as_json: bool
