@@ -9,15 +9,18 @@ from contextlib import asynccontextmanager
 import structlog
 
 from gateway.auth import Authenticator
+from gateway.background import Background
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
 from gateway.door import Door
 from gateway.fleet import Fleet
 from gateway.http import build
+from gateway.images import ImageService
 from gateway.keys import key_source
 from gateway.operations import Operations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
+from gateway.snapshots import SnapshotService
 from gateway.tombstones import Tombstones
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
@@ -58,28 +61,43 @@ async def gateway(
     port = int(sock.getsockname()[1])
     with sock:
         async with _background() as group:
+            background = Background(group)
             creation = Creation(
                 fleet,
                 operations,
                 desk,
-                group,
+                background,
                 region=settings.region,
                 deadline_s=settings.command_deadline_s,
             )
-            service = VmService(bus, fleet, operations, desk, creation, settings)
+            service = VmService(bus, fleet, operations, desk, creation, settings, background.ending)
             group.create_task(fleet.run(), name="fleet")
             group.create_task(operations.run(), name="operations")
+            group.create_task(operations.remember(), name="history")
             group.create_task(tombstones.run(fleet), name="tombstones")
             if not await _ready(fleet, operations, stop):
                 yield port
                 return
             resumed = creation.resume()
-            group.create_task(Door(bus, service, group).run(), name="door")
-            app = build(service, authenticator, max_body_bytes=settings.max_body_bytes)
+            snapshots = SnapshotService(fleet, service)
+            images = ImageService(fleet, settings.region)
+            door = Door(bus, service, background, snapshots=snapshots, images=images)
+            group.create_task(door.run(), name="door")
+            app = build(
+                service,
+                authenticator,
+                max_body_bytes=settings.max_body_bytes,
+                background=background,
+                snapshots=snapshots,
+                images=images,
+            )
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
-                yield port
+                try:
+                    yield port
+                finally:
+                    background.close()
 
 
 async def _ready(fleet: Fleet, operations: Operations, stop: asyncio.Event) -> bool:

@@ -7,6 +7,7 @@ gateway that is killed half way leaves nothing that the next one cannot pick up.
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import datetime, timedelta
 from hashlib import blake2b
 from uuid import UUID
@@ -14,6 +15,7 @@ from uuid import UUID
 import msgspec
 import structlog
 
+from gateway.background import Background
 from gateway.commands import CommandDesk, operation_of
 from gateway.errors import RefusedError, unavailable
 from gateway.fleet import Fleet
@@ -88,7 +90,7 @@ class Creation:
         fleet: Fleet,
         operations: Operations,
         desk: CommandDesk,
-        group: asyncio.TaskGroup,
+        group: Background,
         *,
         region: str,
         deadline_s: float,
@@ -113,12 +115,13 @@ class Creation:
         price_plan: str,
         boot: bool,
         requested_by: str,
-    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None]]:
+    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None] | None]:
         """Place a VM and store its first command.
 
         Returns:
             The record, the operation that ends when all that was asked for is done, and the
-            work that goes on; its result is that operation's end.
+            work that goes on; its result is that operation's end. None at the end of this
+            gateway: the next one does the work.
 
         Raises:
             RefusedError: NO_CAPACITY, UNKNOWN_IMAGE or UNAVAILABLE; no VM was made.
@@ -153,7 +156,8 @@ class Creation:
         except (RefusedError, TransientError) as error:
             # Settling takes the record away again, however long the bus is away; where it is
             # there, the caller hears of the failure after that.
-            await asyncio.wait({self._settle_later(record)}, timeout=_UNDONE_WITHIN_S)
+            if undone := self._settle_later(record):
+                await asyncio.wait({undone}, timeout=_UNDONE_WITHIN_S)
             raise error if isinstance(error, RefusedError) else unavailable() from error
         return record, goal if boot else operation, self._settle_later(record)
 
@@ -172,6 +176,22 @@ class Creation:
             if successor is None:
                 break
             operation = successor
+        return self._while_placed(operation)
+
+    def remembered(self, operation: Operation) -> Operation:
+        """The same, as far as this gateway remembers the tries on further hosts."""
+        if operation.operation_id != create_id(operation.vm_id, 0):
+            return operation
+        for attempt in range(1, MAX_ATTEMPTS):
+            if not _refused_for_room(operation):
+                return operation
+            successor = self._operations.history.get(create_id(operation.vm_id, attempt))
+            if successor is None:
+                break
+            operation = successor
+        return self._while_placed(operation)
+
+    def _while_placed(self, operation: Operation) -> Operation:
         record = self._fleet.record(vm_key(operation.customer_id, operation.vm_id))
         being_placed = record is not None and record.deleted_at is None
         if being_placed and _refused_for_room(operation) and utc_now() < operation.deadline:
@@ -196,11 +216,15 @@ class Creation:
 
     def _settle_later(
         self, record: VmRecord, *, resumed: bool = False
-    ) -> asyncio.Task[Operation | None]:
+    ) -> asyncio.Task[Operation | None] | None:
         vm_id = record.vm_id
         if vm_id in self._under_way:
             return self._under_way[vm_id]
-        task = self._group.create_task(self._persist(record, resumed), name=f"creation-{vm_id}")
+        try:
+            task = self._group.spawn(self._persist(record, resumed), name=f"creation-{vm_id}")
+        except RefusedError:
+            _log.info("creation.left", vm_id=str(vm_id))
+            return None
         self._under_way[vm_id] = task
         task.add_done_callback(lambda _: self._under_way.pop(vm_id, None))
         return task
@@ -283,11 +307,11 @@ class Creation:
             return None
         moved = msgspec.structs.replace(entry.value, host_id=host.host_id, region=host.region)
         try:
-            await self._fleet.specs.update(key, moved, entry.revision)
+            revision = await self._fleet.specs.update(key, moved, entry.revision)
         except RevisionConflictError as error:
             self._reservations.release(command_id)
             raise TransientError("another gateway places this VM as well") from error
-        self._fleet.note(moved)
+        self._fleet.note(moved, revision)
         _log.info("vm.placed_again", vm_id=str(record.vm_id), host=host.host_id, attempt=attempt)
         command = self._create(moved, attempt, utc_now(), refused.deadline, refused.requested_by)
         try:
@@ -317,6 +341,7 @@ class Creation:
             pool=pool,
             region=self._region,
             avoid=avoid,
+            silent=self._fleet.silent(time.monotonic()),
         )
         if placement.host is None:
             return placement.error
@@ -358,6 +383,11 @@ class Creation:
 
 
 _LATE = timedelta(microseconds=1)
+
+
+def is_further_attempt(operation: Operation) -> bool:
+    """Whether this is a create on a second host or a later one: its caller knows the first."""
+    return operation.verb == "create" and operation.operation_id != create_id(operation.vm_id, 0)
 
 
 def _refused_for_room(operation: Operation) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litestar import Router
 
-from gateway.routes import account, operations, usage, vms
+from gateway.routes import account, images, operations, snapshots, usage, vms
 from gateway.routes.common import authenticated
 
 
@@ -15,6 +15,8 @@ def router() -> Router:
         guards=[authenticated],
         route_handlers=[
             *vms.HANDLERS,
+            *snapshots.HANDLERS,
+            *images.HANDLERS,
             *operations.HANDLERS,
             *usage.HANDLERS,
             *account.HANDLERS,
