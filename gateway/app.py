@@ -8,19 +8,25 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from gateway.attempts import Attempts
 from gateway.auth import Authenticator
 from gateway.background import Background
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
 from gateway.door import Door
+from gateway.event_hub import EventHub
+from gateway.events import EventService
 from gateway.fleet import Fleet
-from gateway.http import build
+from gateway.http import Services, build
+from gateway.idempotency import Keys
 from gateway.images import ImageService
 from gateway.keys import key_source
+from gateway.operation_service import OperationService
 from gateway.operations import Operations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
 from gateway.snapshots import SnapshotService
+from gateway.streams import Streams
 from gateway.tombstones import Tombstones
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
@@ -62,6 +68,7 @@ async def gateway(
     with sock:
         async with _background() as group:
             background = Background(group)
+            attempts = Attempts(fleet, operations)
             creation = Creation(
                 fleet,
                 operations,
@@ -81,16 +88,32 @@ async def gateway(
             resumed = creation.resume()
             snapshots = SnapshotService(fleet, service)
             images = ImageService(fleet, settings.region)
-            door = Door(bus, service, background, snapshots=snapshots, images=images)
-            group.create_task(door.run(), name="door")
-            app = build(
+            keys = Keys(bus)
+            group.create_task(keys.run(), name="idempotency-keys")
+            operation_service = OperationService(operations, attempts)
+            door = Door(
+                bus,
                 service,
-                authenticator,
-                max_body_bytes=settings.max_body_bytes,
-                background=background,
+                keys,
+                background,
+                operations=operation_service,
                 snapshots=snapshots,
                 images=images,
             )
+            group.create_task(door.run(), name="door")
+            streams = Streams(settings.streams, settings.streams_per_customer)
+            hub = EventHub(bus, settings.stream_buffer)
+            group.create_task(hub.run(), name="event-hub")
+            services = Services(
+                background=background,
+                vms=service,
+                keys=keys,
+                events=EventService(bus, hub, streams, settings),
+                operations=operation_service,
+                snapshots=snapshots,
+                images=images,
+            )
+            app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
@@ -98,6 +121,8 @@ async def gateway(
                     yield port
                 finally:
                     background.close()
+                    streams.close()
+            await keys.flush()
 
 
 async def _ready(fleet: Fleet, operations: Operations, stop: asyncio.Event) -> bool:

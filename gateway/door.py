@@ -8,43 +8,46 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import structlog
 from opentelemetry.trace import SpanKind
 
+from gateway import acts
+from gateway.acts import Act
 from gateway.auth import Principal, Scope
 from gateway.background import Background
+from gateway.door_messages import (
+    ConsoleRequest,
+    CreateRequest,
+    ImagesRequest,
+    ListRequest,
+    OneSnapshotRequest,
+    OperationRequest,
+    OperationsRequest,
+    PatchRequest,
+    Reply,
+    Request,
+    RestoreVmRequest,
+    SnapshotsRequest,
+    SnapshotVmRequest,
+    VmRequest,
+)
 from gateway.errors import RefusedError, unavailable
+from gateway.idempotency import Keys, digest
 from gateway.images import ImageService
-from gateway.listing import Sort, VmQuery
-from gateway.service import MAX_WAIT_S, VERBS, VmService
+from gateway.listing import VmQuery
+from gateway.operation_service import OperationService
+from gateway.problems import STATUS_OF
+from gateway.service import VERBS, VmService
 from gateway.snapshots import SnapshotService
 from runtime.bus import Bus, Message
 from runtime.errors import TransientError
 from runtime.telemetry import span
-from schemas.api import (
-    CreateVmRequest,
-    ImageList,
-    OperationList,
-    OperationView,
-    SnapshotList,
-    SnapshotView,
-    VmAndOperation,
-    VmList,
-    VmName,
-    VmPatch,
-    VmView,
-)
 from schemas.codec import decoder, encode
-from schemas.consoles import MAX_CHUNK_BYTES, ChunkLimit, ConsoleChunk
 from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
-from schemas.hosts import OperationStatus
-from schemas.ids import CommandId, ImageName, VmId
+from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
 from schemas.subjects import customer_of
-from schemas.units import Counter
-from schemas.vms import SnapshotKind, VmState
 
 _log = structlog.get_logger("decisec.door")
 
@@ -52,131 +55,7 @@ QUEUE = "gateway"
 SUBJECT = "vm.req.*.*"
 _MAX_OPEN = 256
 
-Wait = Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)]
-PageLimit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
-
-
-class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.create`."""
-
-    vm: CreateVmRequest
-    wait_s: Wait = 0.0
-
-
-class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.<any other verb>`; `get` ignores all but `vm_id`."""
-
-    vm_id: VmId
-    wait_s: Wait = 0.0
-    grace_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
-
-
-class ConsoleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.console`. See `ConsoleQuery`."""
-
-    vm_id: VmId
-    offset: Counter | None = None
-    tail_bytes: Counter | None = None
-    limit_bytes: ChunkLimit = MAX_CHUNK_BYTES
-
-
-class ListRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.list`. See `VmQuery`.
-
-    Attributes:
-        labels: Names, and values or null for any value.
-        cursor: `next_cursor` of the page before.
-    """
-
-    state: VmState | None = None
-    labels: Annotated[dict[str, str | None], msgspec.Meta(max_length=32)] = msgspec.field(
-        default_factory=dict
-    )
-    image: ImageName | None = None
-    name: VmName | None = None
-    sort: Sort = Sort.CREATED
-    cursor: str = ""
-    limit: PageLimit = 100
-
-
-class PatchRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.patch`.
-
-    Attributes:
-        patch: A JSON merge patch.
-        generation: Only if the VM still stands at this one.
-    """
-
-    vm_id: VmId
-    patch: VmPatch
-    generation: Annotated[int, msgspec.Meta(ge=1)] | None = None
-
-
-class OperationRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.operation`."""
-
-    operation_id: CommandId
-
-
-class OperationsRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.operations`."""
-
-    vm_id: VmId | None = None
-    status: OperationStatus | None = None
-    cursor: str = ""
-    limit: PageLimit = 100
-
-
-class SnapshotVmRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.snapshot`."""
-
-    vm_id: VmId
-    kind: SnapshotKind = SnapshotKind.FULL
-    wait_s: Wait = 0.0
-
-
-class RestoreVmRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.restore`."""
-
-    vm_id: VmId
-    snapshot_id: VmId
-    wait_s: Wait = 0.0
-
-
-class SnapshotsRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.snapshots`."""
-
-    vm_id: VmId | None = None
-    cursor: str = ""
-    limit: PageLimit = 100
-
-
-class OneSnapshotRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.snapshot-get` and `.snapshot-delete`; `wait_s` is for the latter."""
-
-    snapshot_id: VmId
-    wait_s: Wait = 0.0
-
-
-class ImagesRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.images`: an empty object."""
-
-
-class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Exactly one of these is set."""
-
-    vm: VmView | None = None
-    result: VmAndOperation | None = None
-    console: ConsoleChunk | None = None
-    vms: VmList | None = None
-    operation: OperationView | None = None
-    operations: OperationList | None = None
-    snapshot: SnapshotView | None = None
-    snapshots: SnapshotList | None = None
-    images: ImageList | None = None
-    error: ErrorInfo | None = None
-
-
+_READ, _MUTATION = False, True
 Decode = Callable[[bytes], Any]
 Answer = Callable[[Principal, Any], Awaitable[Reply]]
 
@@ -190,7 +69,9 @@ class Door:
     Args:
         bus: The connection.
         service: Does the work.
+        keys: Where answers to requests with an idempotency key are kept.
         background: Holds requests that are being worked on.
+        operations: Knows how far commands have come.
         snapshots: Does the work on snapshots.
         images: Knows the images.
     """
@@ -199,32 +80,36 @@ class Door:
         self,
         bus: Bus,
         service: VmService,
+        keys: Keys,
         background: Background,
         *,
+        operations: OperationService,
         snapshots: SnapshotService,
         images: ImageService,
     ) -> None:
         self._bus = bus
         self._service = service
+        self._keys = keys
         self._background = background
+        self._operations = operations
         self._snapshots = snapshots
         self._images = images
         self._open = 0
-        self._verbs: dict[str, tuple[Decode, Answer]] = {
-            **{verb: (decoder(VmRequest), self._act(verb)) for verb in VERBS},
-            "create": (decoder(CreateRequest), self._create),
-            "get": (decoder(VmRequest), self._get),
-            "list": (decoder(ListRequest), self._list),
-            "patch": (decoder(PatchRequest), self._patch),
-            "console": (decoder(ConsoleRequest), self._console),
-            "operation": (decoder(OperationRequest), self._operation),
-            "operations": (decoder(OperationsRequest), self._operations),
-            "snapshot": (decoder(SnapshotVmRequest), self._snapshot),
-            "restore": (decoder(RestoreVmRequest), self._restore),
-            "snapshots": (decoder(SnapshotsRequest), self._list_snapshots),
-            "snapshot-get": (decoder(OneSnapshotRequest), self._get_snapshot),
-            "snapshot-delete": (decoder(OneSnapshotRequest), self._delete_snapshot),
-            "images": (decoder(ImagesRequest), self._list_images),
+        self._verbs: dict[str, tuple[Decode, Answer, bool]] = {
+            **{verb: (decoder(VmRequest), self._act(verb), _MUTATION) for verb in VERBS},
+            "create": (decoder(CreateRequest), self._create, _MUTATION),
+            "get": (decoder(VmRequest), self._get, _READ),
+            "list": (decoder(ListRequest), self._list, _READ),
+            "patch": (decoder(PatchRequest), self._patch, _MUTATION),
+            "console": (decoder(ConsoleRequest), self._console, _READ),
+            "operation": (decoder(OperationRequest), self._get_operation, _READ),
+            "operations": (decoder(OperationsRequest), self._list_operations, _READ),
+            "snapshot": (decoder(SnapshotVmRequest), self._snapshot, _MUTATION),
+            "restore": (decoder(RestoreVmRequest), self._restore, _MUTATION),
+            "snapshots": (decoder(SnapshotsRequest), self._list_snapshots, _READ),
+            "snapshot-get": (decoder(OneSnapshotRequest), self._get_snapshot, _READ),
+            "snapshot-delete": (decoder(OneSnapshotRequest), self._delete_snapshot, _MUTATION),
+            "images": (decoder(ImagesRequest), self._list_images, _READ),
         }
 
     @property
@@ -260,36 +145,55 @@ class Door:
         known = verb if verb in self._verbs else "unknown"
         try:
             with span(f"process vm.req.*.{known}", kind=SpanKind.SERVER, parent=message.headers):
-                reply = await self._reply(message.subject, known, message.data)
-                await self._bus.publish(message.reply, encode(reply))
+                body, headers = await self._reply(message.subject, known, message.data)
+                await self._bus.publish(message.reply, body, headers)
         except TransientError as error:
             _log.warning("reply.lost", subject=message.subject, error=str(error))
         finally:
             self._open -= 1
 
-    async def _reply(self, subject: str, verb: str, data: bytes) -> Reply:
+    async def _reply(self, subject: str, verb: str, data: bytes) -> tuple[bytes, dict[str, str]]:
+        """The reply and its headers; kept if the request came with a key."""
+        error: Exception | None = None
         try:
-            return await self._do(customer_of(subject), verb, data)
-        except RefusedError as error:
-            return Reply(error=error.info)
-        except TransientError as error:
-            _log.warning("request.deferred", error=str(error))
-            return Reply(error=unavailable().info)
-        except (MalformedMessageError, InvalidIdError) as error:
-            return Reply(error=ErrorInfo(code=ErrorCode.BAD_REQUEST, message=str(error)))
-        except Exception:  # noqa: BLE001 - a defect in one request must not end the others
-            _log.exception("request.crashed")
-            return Reply(
-                error=ErrorInfo(code=ErrorCode.INTERNAL, message="Something went wrong here.")
-            )
+            reply = await self._do(customer_of(subject), verb, data)
+        except Exception as raised:  # noqa: BLE001 - a defect in one request must not end the others
+            error, reply = raised, Reply(error=_info(raised))
+        if isinstance(reply, KeptAnswer):
+            return reply.body, {REPLAYED_HEADER: "true"}
+        body = encode(reply)
+        act = acts.current()
+        if act is not None and act.claim is not None:
+            status = 200 if reply.error is None else int(STATUS_OF[reply.error.code])
+            self._keys.settle(act.claim, KeptAnswer(status=status, body=body), error)
+        return body, {}
 
-    async def _do(self, customer_id: str, verb: str, data: bytes) -> Reply:
-        who = Principal("bus", customer_id, CUSTOMER_SCOPES)
+    async def _enter(
+        self, customer_id: str, verb: str, key: str, data: bytes, wait_s: float
+    ) -> KeptAnswer | None:
+        """Enter the act of a request that may change something, or give its earlier answer."""
+        act = Act()
+        acts.enter(act)
+        if not key:
+            return None
+        request = digest(b"bus", verb.encode(), data)
+        found = await self._keys.claim(customer_id, key, request, wait_s)
+        if isinstance(found, KeptAnswer):
+            return found
+        act.take(found)
+        return None
+
+    async def _do(self, customer_id: str, verb: str, data: bytes) -> Reply | KeptAnswer:
         found = self._verbs.get(verb)
         if found is None:
             raise RefusedError(ErrorCode.BAD_REQUEST, f"There is no verb {verb!r}.")
-        decode, answer = found
-        return await answer(who, decode(data))
+        decode, answer, mutates = found
+        asked: Request = decode(data)
+        if mutates:
+            given = await self._enter(customer_id, verb, asked.idempotency_key, data, asked.wait_s)
+            if given is not None:
+                return given
+        return await answer(Principal("bus", customer_id, CUSTOMER_SCOPES), asked)
 
     def _act(self, verb: str) -> Answer:
         async def act(who: Principal, asked: VmRequest) -> Reply:
@@ -335,11 +239,11 @@ class Door:
         only_at = None if asked.generation is None else frozenset({asked.generation})
         return Reply(vm=await self._service.patch(who, asked.vm_id, asked.patch, only_at))
 
-    async def _operation(self, who: Principal, asked: OperationRequest) -> Reply:
-        return Reply(operation=await self._service.operation(who, asked.operation_id))
+    async def _get_operation(self, who: Principal, asked: OperationRequest) -> Reply:
+        return Reply(operation=await self._operations.get(who, asked.operation_id))
 
-    async def _operations(self, who: Principal, asked: OperationsRequest) -> Reply:
-        page = self._service.operation_page(
+    async def _list_operations(self, who: Principal, asked: OperationsRequest) -> Reply:
+        page = self._operations.page(
             who, vm_id=asked.vm_id, status=asked.status, cursor=asked.cursor, limit=asked.limit
         )
         return Reply(operations=page)
@@ -366,3 +270,17 @@ class Door:
     async def _list_images(self, who: Principal, asked: ImagesRequest) -> Reply:
         del asked
         return Reply(images=self._images.all(who))
+
+
+def _info(error: Exception) -> ErrorInfo:
+    match error:
+        case RefusedError():
+            return error.info
+        case TransientError():
+            _log.warning("request.deferred", error=str(error))
+            return unavailable().info
+        case MalformedMessageError() | InvalidIdError():
+            return ErrorInfo(code=ErrorCode.BAD_REQUEST, message=str(error))
+        case _:
+            _log.error("request.crashed", exc_info=error)
+            return ErrorInfo(code=ErrorCode.INTERNAL, message="Something went wrong here.")

@@ -2,36 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from litestar import Litestar
 from litestar.datastructures import State
 
-from gateway import documents, problems, routes
+from gateway import documents, routes
 from gateway.auth import Authenticator
+from gateway.background import Background
 from gateway.bodies import StrictRequest
+from gateway.events import EventService
+from gateway.idempotency import Keys
+from gateway.images import ImageService
+from gateway.mutations import Mutations
+from gateway.operation_service import OperationService
 from gateway.service import VmService
+from gateway.snapshots import SnapshotService
 from gateway.telemetry import Observed
 
 
-def build(
-    service: VmService, authenticator: Authenticator, *, max_body_bytes: int, **state: Any
-) -> Observed:
-    """The app, with telemetry around it.
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes call."""
 
-    Args:
-        service: Does what is asked.
-        authenticator: Says who asks.
-        max_body_bytes: Larger bodies are refused.
-        state: What routes find in the app's state besides: services by their names.
-    """
+    background: Background
+    vms: VmService
+    keys: Keys
+    events: EventService
+    operations: OperationService
+    snapshots: SnapshotService
+    images: ImageService
+
+
+def build(services: Services, authenticator: Authenticator, *, max_body_bytes: int) -> Observed:
+    """The app, with telemetry around it."""
+    mutations = Mutations(services.keys)
     app = Litestar(
-        [routes.router(), documents.openapi_document, documents.assets()],
+        [
+            routes.router(mutations.before, mutations.after),
+            documents.openapi_document,
+            documents.assets(),
+        ],
         request_class=StrictRequest,
-        exception_handlers={Exception: problems.answer},
+        exception_handlers={Exception: mutations.refused},
         logging_config=None,
         request_max_body_size=max_body_bytes,
-        state=State({"service": service, "authenticator": authenticator, **state}),
+        state=State(
+            {
+                "service": services.vms,
+                "authenticator": authenticator,
+                "background": services.background,
+                "events": services.events,
+                "operations": services.operations,
+                "snapshots": services.snapshots,
+                "images": services.images,
+            }
+        ),
         openapi_config=documents.config(),
         plugins=[documents.Base64()],
     )

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import msgspec
 
-from gateway.errors import RefusedError, no_such_vm, unavailable
+from gateway import acts
+from gateway.errors import RETRY_AFTER_S, RefusedError, no_such_vm
 from gateway.fleet import Fleet
 from gateway.fleet import view as vm_view
 from runtime.buckets import RevisionConflictError
@@ -82,9 +83,13 @@ async def patch(
                 if found is None:
                     raise no_such_vm()
                 entry, status = found
-                if generations is not None and entry.value.generation not in generations:
-                    raise changed()
                 record = patched(entry.value, wanted)
+                at = entry.value.generation
+                if generations is not None and at not in generations:
+                    # Unless an earlier try of this very request has made it what is wanted.
+                    ours = acts.repeated() and at - 1 in generations and record is entry.value
+                    if not ours:
+                        raise changed()
                 if record is entry.value:
                     return vm_view(record, status)
                 try:
@@ -95,7 +100,12 @@ async def patch(
                 fleet.note(record, revision)
                 return vm_view(record, status)
     except TimeoutError:
-        raise unavailable() from None
+        raise RefusedError(
+            ErrorCode.UNAVAILABLE,
+            "Others change this VM all the time. Look at it, and try again.",
+            retry_after_s=RETRY_AFTER_S,
+            unsure=True,
+        ) from None
 
 
 def changed() -> RefusedError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
+from gateway import acts
 from gateway.auth import Principal, Scope
 from gateway.cursors import Position, digest, seal, unseal
 from gateway.errors import RefusedError, no_such_vm
@@ -12,7 +13,6 @@ from gateway.service import Outcome, VmService
 from gateway.snapshot_index import Kept
 from schemas.api import SnapshotList, SnapshotView
 from schemas.errors import ErrorCode
-from schemas.ids import new_id
 from schemas.subjects import vm_key
 from schemas.vms import SnapshotKind, VmRecord
 
@@ -71,7 +71,7 @@ class SnapshotService:
         wait_s: float = 0.0,
     ) -> Outcome:
         """Take a snapshot of a VM that runs or is paused; the operation names it."""
-        fields = {"snapshot_id": new_id(), "kind": kind}
+        fields = {"snapshot_id": acts.mint("snapshot"), "kind": kind}
         return await self._vms.act(principal, vm_id, "snapshot", fields=fields, wait_s=wait_s)
 
     async def restore(
@@ -82,10 +82,9 @@ class SnapshotService:
         Raises:
             RefusedError: NOT_FOUND for VM or snapshot; CONFLICT if they are on different hosts.
         """
-        principal.require(Scope.VMS_WRITE)
-        kept = await self._find(principal.customer_id, snapshot_id)
 
-        def beside(record: VmRecord) -> None:
+        async def beside(record: VmRecord) -> None:
+            kept = await self._find(principal.customer_id, snapshot_id)
             if record.host_id != kept.host_id:
                 raise RefusedError(
                     ErrorCode.CONFLICT,
@@ -102,9 +101,14 @@ class SnapshotService:
     ) -> Outcome:
         """Throw a snapshot away; VMs that run from it go on."""
         principal.require(Scope.VMS_WRITE)
-        kept = await self._find(principal.customer_id, snapshot_id)
+        # An earlier try of this very request may have thrown it away already.
+        earlier = await self._vms.earlier()
+        if earlier is None:
+            vm_id = (await self._find(principal.customer_id, snapshot_id)).vm_id
+        else:
+            vm_id = earlier.vm_id
         fields = {"snapshot_id": snapshot_id}
-        return await self._vms.act(principal, kept.vm_id, "discard", fields=fields, wait_s=wait_s)
+        return await self._vms.act(principal, vm_id, "discard", fields=fields, wait_s=wait_s)
 
     async def _find(self, customer_id: str, snapshot_id: UUID) -> Kept:
         kept = self._known(customer_id, snapshot_id)

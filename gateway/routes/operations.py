@@ -8,11 +8,11 @@ from litestar import Response, get
 from litestar.params import QueryParameter
 
 from gateway.bodies import StrictRequest
-from gateway.errors import RefusedError
+from gateway.operation_service import OperationService, no_such_operation
 from gateway.routes import examples
-from gateway.routes.common import Cursor, Id, answer, query_id, service, who
+from gateway.routes.common import Cursor, Id, answer, query_id, who
 from schemas.api import OperationList, OperationView
-from schemas.errors import ErrorCode, InvalidIdError
+from schemas.errors import InvalidIdError
 from schemas.hosts import OperationStatus
 from schemas.ids import parse_uuid
 
@@ -38,7 +38,7 @@ async def list_operations(
     any more can still be looked at by its id for a week.
     """
     return answer(
-        service(request).operation_page(
+        operations(request).page(
             who(request),
             vm_id=query_id("vm_id", vm_id) if vm_id else None,
             status=operation_status,
@@ -58,8 +58,14 @@ async def get_operation(request: StrictRequest, operation_id: Id) -> Response[Op
     try:
         wanted = parse_uuid(operation_id)
     except InvalidIdError:
-        raise RefusedError(ErrorCode.NOT_FOUND, "There is no such operation.") from None
-    return answer(await service(request).operation(who(request), wanted))
+        raise no_such_operation() from None
+    return answer(await operations(request).get(who(request), wanted))
+
+
+def operations(request: StrictRequest) -> OperationService:
+    """The service that the app was built around."""
+    found: OperationService = request.app.state.operations
+    return found
 
 
 HANDLERS = (list_operations, get_operation)

@@ -17,7 +17,7 @@ import pytest_asyncio
 
 from gateway.background import Background
 from gateway.errors import RefusedError
-from gateway.http import build
+from gateway.http import Services, build
 from runtime.buckets import Bucket
 from runtime.clock import utc_now
 from schemas.commands import RestoreVm, SnapshotVm
@@ -543,7 +543,11 @@ async def test_a_closed_gateway_refuses_before_it_looks_at_anything() -> None:
     background = Background(asyncio.TaskGroup())
     background.close()
     nothing: Any = None
-    app: Any = build(nothing, nothing, max_body_bytes=1024, background=background)
+    services = Services(
+        background=background, vms=nothing, keys=nothing, events=nothing, operations=nothing,
+        snapshots=nothing, images=nothing,
+    )  # fmt: skip
+    app: Any = build(services, nothing, max_body_bytes=1024)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as api:
         for method, path in (("GET", "/v1/vms"), ("POST", "/v1/vms"), ("GET", "/v1/whoami")):
