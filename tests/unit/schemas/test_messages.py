@@ -171,6 +171,12 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
         vms.VmStatus(
             vm_id=new_id(), customer_id="acme", host_id="h1", state=vms.VmState.RUNNING,
             incarnation=3, final_counters=COUNTERS, updated_at=NOW,
+            snapshots=(
+                vms.SnapshotInfo(
+                    snapshot_id=new_id(), kind=vms.SnapshotKind.DIFF, image="tiny", vcpus=1,
+                    memory_mib=64, disk_mib=0, created_at=NOW,
+                ),
+            ),
         ),
     ),
     (
