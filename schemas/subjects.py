@@ -67,6 +67,11 @@ def vm_events_of(customer_id: str) -> str:
     return f"vm.evt.{token(customer_id)}.>"
 
 
+def vm_news_of(customer_id: str) -> str:
+    """Filter for the same once more, each when it is stored."""
+    return f"vm.news.{token(customer_id)}.>"
+
+
 def host_event(event: HostEvent) -> str:
     """`host.evt.<host>.<type>`."""
     return f"host.evt.{token(event.host_id)}.{event_type(event)}"

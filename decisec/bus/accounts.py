@@ -84,7 +84,7 @@ def _core(
             | ({"response_type": "stream"} if is_pull(call) else {})
             for call in role.api
         ]
-        exports += [{"stream": of_all(subject)} for subject in role.hear]
+        exports += [{"stream": of_all(subject)} for subject in role.hear.values()]
     return {
         "jetstream": {
             "max_memory": 64 * 1024 * 1024,
@@ -118,8 +118,11 @@ def _edge(role: EdgeRole, name: str) -> dict[str, Any]:
                 for call in named(role.api, name)
             ),
             *(
-                {"stream": {"account": CORE, "subject": subject}}
-                for subject in named(role.hear, name)
+                {"stream": {"account": CORE, "subject": there}}
+                | ({"to": here} if here != there else {})
+                for here, there in zip(
+                    named(role.hear, name), named(role.hear.values(), name), strict=True
+                )
             ),
         ],
     }

@@ -55,7 +55,7 @@ class EdgeRole(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     limits: AccountLimits
     publish: Subjects = ()
     api: Subjects = ()
-    hear: Subjects = ()
+    hear: dict[str, str] = msgspec.field(default_factory=dict)
     answer: Subjects = ()
 
 

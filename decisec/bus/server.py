@@ -65,6 +65,12 @@ def reload(pid: int, monitor: str) -> None:
     Raises:
         TransientError: It does not say that it does; its log says why.
     """
+    # A new account is reached from its own side only after the second time (2.15).
+    for _ in range(2):
+        _reload_once(pid, monitor)
+
+
+def _reload_once(pid: int, monitor: str) -> None:
     before = _loaded(monitor)
     try:
         os.kill(pid, signal.SIGHUP)
