@@ -17,6 +17,8 @@ from gateway.events import EventService
 from gateway.fleet import Fleet
 from gateway.http import build
 from gateway.keys import key_source
+from gateway.live_hub import LiveHub
+from gateway.metrics import MetricService
 from gateway.operations import Operations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
@@ -85,6 +87,7 @@ async def gateway(
                 service,
                 authenticator,
                 events=EventService(bus, hub, streams, settings),
+                metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
                 max_body_bytes=settings.max_body_bytes,
             )
             async with serve_asgi(app, sock, _HTTP_GRACE_S):

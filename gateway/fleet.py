@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from uuid import UUID
 
@@ -136,6 +136,16 @@ class Fleet:
                 return tuple(found), found[-1].vm_id
             found.append(vm)
         return tuple(found), None
+
+    def placed(self, customer_id: str, vm_ids: Collection[UUID] | None = None) -> dict[UUID, str]:
+        """The hosts of a customer's VMs that are there: of these, or of all."""
+        listed = self._ids.get(customer_id, ())
+        found: dict[UUID, str] = {}
+        for vm_id in listed if vm_ids is None else vm_ids:
+            record = self._records.get(vm_key(customer_id, vm_id))
+            if record is not None and record.deleted_at is None:
+                found[vm_id] = record.host_id
+        return found
 
     def used(self, customer_id: str) -> Resources:
         """What a customer's VMs take, whatever their state."""

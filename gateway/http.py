@@ -9,6 +9,7 @@ from gateway import documents, problems, routes
 from gateway.auth import Authenticator
 from gateway.bodies import StrictRequest
 from gateway.events import EventService
+from gateway.metrics import MetricService
 from gateway.service import VmService
 from gateway.telemetry import Observed
 
@@ -18,6 +19,7 @@ def build(
     authenticator: Authenticator,
     *,
     events: EventService,
+    metrics: MetricService,
     max_body_bytes: int,
 ) -> Observed:
     """The app, with telemetry around it."""
@@ -27,7 +29,14 @@ def build(
         exception_handlers={Exception: problems.answer},
         logging_config=None,
         request_max_body_size=max_body_bytes,
-        state=State({"service": service, "authenticator": authenticator, "events": events}),
+        state=State(
+            {
+                "service": service,
+                "authenticator": authenticator,
+                "events": events,
+                "metrics": metrics,
+            }
+        ),
         openapi_config=documents.config(),
         plugins=[documents.Base64()],
     )

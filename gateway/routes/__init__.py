@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from litestar import Router
 
-from gateway.routes import account, events, operations, usage, vms
+from gateway.routes import account, events, metrics, operations, usage, vms
 from gateway.routes.common import authenticated
 
 
@@ -18,6 +18,7 @@ def router() -> Router:
             *operations.HANDLERS,
             *usage.HANDLERS,
             *events.HANDLERS,
+            *metrics.HANDLERS,
             *account.HANDLERS,
         ],
     )
