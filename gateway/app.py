@@ -21,6 +21,8 @@ from gateway.http import Services, build
 from gateway.idempotency import Keys
 from gateway.images import ImageService
 from gateway.keys import key_source
+from gateway.live_hub import LiveHub
+from gateway.metrics import MetricService
 from gateway.operation_service import OperationService
 from gateway.operations import Operations
 from gateway.service import VmService
@@ -112,6 +114,7 @@ async def gateway(
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
+                metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
             )
             app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
