@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from opentelemetry.trace import SpanKind
 
-from gateway.auth import Principal, Scope
+from gateway.auth import CUSTOMER_SCOPES, Principal
 from gateway.errors import RefusedError, unavailable
 from gateway.service import MAX_WAIT_S, VERBS, VmService
 from runtime.bus import Bus, Message
@@ -138,7 +138,7 @@ class Door:
             )
 
     async def _do(self, customer_id: str, verb: str, data: bytes) -> Reply:
-        who = Principal("bus", customer_id, frozenset(Scope))
+        who = Principal("bus", customer_id, CUSTOMER_SCOPES)
         if verb == "create":
             create: CreateRequest = _decode_create(data)
             made = await self._service.create(who, create.vm, create.wait_s)
