@@ -1,21 +1,22 @@
 """What comes late from hosts that were declared lost: usage answers did not wait for it.
 
-It counts all the same, so answers that were complete change; operators are told what has come. A
-frame is acknowledged only once an event tells of it, so none goes untold, and many frames share
-an event.
+That is what is older than the declaration, or, as long as it stands, than a moment; and what is
+older than its end, should it come after that. It counts all the same, so answers that were
+complete change; operators are told what has come. A frame is acknowledged only once an event tells
+of it, so none goes untold, and many frames share an event.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from uuid import NAMESPACE_OID, uuid5
 
-from collector.messages import Outcome
+from collector.losses import Losses
+from collector.messages import Now, Outcome
 from runtime.consumer import Delivery
 from schemas.events import MeteringAdjusted
-from schemas.hosts import HostLoss
+from schemas.units import NS_PER_MS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MS = timedelta(milliseconds=1)
@@ -23,14 +24,16 @@ _MS = timedelta(milliseconds=1)
 
 @dataclass(slots=True)
 class Late:
-    """Frames of one host that came after it was declared lost, from before that.
+    """Frames of one host that came after usage answers may have passed them.
 
     Attributes:
+        lost_at: When the host was declared lost.
         since_ns: When the first of them came.
         deliveries: To be acknowledged once the event stands.
     """
 
-    loss: HostLoss
+    host_id: str
+    lost_at: datetime
     since_ns: int
     ticks_ms: list[int] = field(default_factory=list)
     rows: int = 0
@@ -39,12 +42,12 @@ class Late:
     def event(self, at: datetime) -> MeteringAdjusted:
         """What there is to tell; the same frames have the same id."""
         places = [delivery.sequence for delivery in self.deliveries]
-        name = f"{self.loss.host_id}:{min(places)}-{max(places)}:{len(places)}"
+        name = f"{self.host_id}:{min(places)}-{max(places)}:{len(places)}"
         return MeteringAdjusted(
             event_id=uuid5(NAMESPACE_OID, f"decisec:metering_adjusted:{name}"),
             at=at,
-            host_id=self.loss.host_id,
-            lost_at=self.loss.declared_at,
+            host_id=self.host_id,
+            lost_at=self.lost_at,
             first_tick=_EPOCH + min(self.ticks_ms) * _MS,
             last_tick=_EPOCH + max(self.ticks_ms) * _MS,
             frames=len(self.ticks_ms),
@@ -56,26 +59,28 @@ class Adjustments:
     """Gathers late frames by host, for a moment.
 
     Args:
-        losses: The hosts that are lost now.
+        losses: The hosts that are lost, or were.
         hold_ns: How long frames may wait for others.
         most: Of one host; more are told of at once.
     """
 
-    def __init__(self, losses: Mapping[str, HostLoss], *, hold_ns: int, most: int) -> None:
+    def __init__(self, losses: Losses, *, hold_ns: int, most: int) -> None:
         self._losses = losses
         self._hold_ns = hold_ns
         self._most = most
         self._late: dict[str, Late] = {}
 
-    def hold(self, delivery: Delivery, outcome: Outcome, now_ns: int) -> bool:
+    def hold(self, delivery: Delivery, outcome: Outcome, now: Now) -> bool:
         """Keep a frame that was passed on, if it is late; false if there is nothing to tell."""
         if outcome.passed_on is None or not outcome.samples:
             return False
         host_id, tick_ms = outcome.passed_on
-        loss = self._losses.get(host_id)
-        if loss is None or _EPOCH + tick_ms * _MS >= loss.declared_at:
+        passed = self._losses.passed(host_id, now.wall_ns // NS_PER_MS)
+        if passed is None or tick_ms >= passed.until_ms:
             return False
-        late = self._late.setdefault(host_id, Late(loss, now_ns))
+        late = self._late.get(host_id)
+        if late is None:
+            late = self._late[host_id] = Late(host_id, passed.lost_at, now.monotonic_ns)
         late.ticks_ms.append(tick_ms)
         late.rows += outcome.samples
         late.deliveries.append(delivery)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,6 +14,8 @@ from opentelemetry.trace import SpanKind
 
 from collector.adjustments import Adjustments, Late
 from collector.claims import Claims, claimed_ms
+from collector.expected import Expected
+from collector.losses import Losses
 from collector.messages import Intake, Now, Outcome, event_message
 from collector.pipeline import Pipeline, Rules
 from collector.specs import SpecIndex
@@ -28,7 +30,6 @@ from runtime.publisher import Outgoing, Publisher, Result
 from runtime.telemetry import span
 from schemas import subjects
 from schemas.frames import replay_of
-from schemas.hosts import HostLoss
 from schemas.units import NS_PER_S
 
 _log = structlog.get_logger("decisec.collector")
@@ -66,12 +67,18 @@ class Unit(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """What the partitions of a process share."""
+    """What the partitions of a process share.
+
+    Attributes:
+        lost_after_ns: A host that is silent for so long is declared lost; 0 for never.
+    """
 
     bus: Bus
     rules: Rules
     specs: SpecIndex
-    losses: Mapping[str, HostLoss]
+    losses: Losses
+    expected: Expected
+    lost_after_ns: int
     publisher: Publisher
     instruments: Instruments
     clock: Clock
@@ -237,7 +244,7 @@ class Partition:
                     self._instruments.waited()
                     await delivery.nak(_AGAIN_S)
                     continue
-                if not self._adjustments.hold(delivery, outcome, self._clock.monotonic_ns()):
+                if not self._adjustments.hold(delivery, outcome, self._now()):
                     await delivery.ack()
             except (TransientError, PoisonError) as error:
                 # Unanswered, it is delivered again; what of it is stored already is stored once.

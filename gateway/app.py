@@ -12,13 +12,17 @@ from gateway.auth import Authenticator
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
 from gateway.door import Door
+from gateway.event_hub import EventHub
+from gateway.events import EventService
 from gateway.fleet import Fleet
-from gateway.http import build
+from gateway.http import Services, build
+from gateway.idempotency import Keys
 from gateway.key_sources import key_source
 from gateway.operations import Operations
 from gateway.revocations import Revocations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
+from gateway.streams import Streams
 from gateway.tombstones import Tombstones
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
@@ -77,12 +81,24 @@ async def gateway(
                 yield port
                 return
             resumed = creation.resume()
-            group.create_task(Door(bus, service, group).run(), name="door")
-            app = build(service, authenticator, max_body_bytes=settings.max_body_bytes)
+            keys = Keys(bus)
+            group.create_task(keys.run(), name="idempotency-keys")
+            group.create_task(Door(bus, service, keys, group).run(), name="door")
+            streams = Streams(settings.streams, settings.streams_per_customer)
+            hub = EventHub(bus, settings.stream_buffer)
+            group.create_task(hub.run(), name="event-hub")
+            services = Services(
+                vms=service, keys=keys, events=EventService(bus, hub, streams, settings)
+            )
+            app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
-                yield port
+                try:
+                    yield port
+                finally:
+                    streams.close()
+            await keys.flush()
 
 
 def _authenticator(settings: GatewaySettings, bus: Bus, health: Health) -> Authenticator:

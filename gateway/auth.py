@@ -111,15 +111,6 @@ class Authenticator:
             self._verified.put(name, self._keys.generation, found)
         return found
 
-    def recheck(self, principal: Principal) -> None:
-        """Go on only if a principal's token is still good: for what lasts longer than a request.
-
-        Raises:
-            RefusedError: UNAUTHENTICATED: it has expired, or was revoked.
-            TransientError: What is revoked cannot be had at the moment.
-        """
-        self._judge(principal)
-
     def _judge(self, principal: Principal) -> None:
         try:
             judge(principal, self._now_s(), self._rules.leeway_s)

@@ -95,6 +95,7 @@ class CommandDesk:
                 "The command may or may not have been stored; operation "
                 f"{operation.operation_id} will tell.",
                 retry_after_s=RETRY_AFTER_S,
+                unsure=True,
             ) from cause
         if withdrawn:
             raise refusal from cause

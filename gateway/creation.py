@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from uuid import UUID
 
 import msgspec
 import structlog
 
+from gateway import acts
 from gateway.commands import CommandDesk, operation_of
+from gateway.derived_ids import derived
 from gateway.errors import RefusedError, unavailable
 from gateway.fleet import Fleet
 from gateway.operations import Operations, failed, shown
@@ -27,7 +28,6 @@ from runtime.retry import forever
 from schemas.commands import BootVm, CreateVm
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.hosts import HostInfo, Operation, OperationStatus
-from schemas.ids import new_id
 from schemas.subjects import vm_key
 from schemas.vms import VmRecord, VmSpec, VmState
 
@@ -52,23 +52,14 @@ _NOTHING_MADE = frozenset(
 """With these codes an agent has refused a create and holds nothing of the VM."""
 
 
-def _derived(vm_id: UUID, what: bytes) -> UUID:
-    """A UUIDv7 of the VM's time whose rest follows from the VM's id."""
-    rest = int.from_bytes(blake2b(vm_id.bytes + what, digest_size=10).digest(), "big")
-    value = (vm_id.int >> 80 << 80) | rest
-    value = value & ~(0xF << 76) | 7 << 76
-    value = value & ~(0x3 << 62) | 2 << 62
-    return UUID(int=value)
-
-
 def create_id(vm_id: UUID, attempt: int) -> UUID:
     """Command id of the create on the `attempt`-th host, from 0."""
-    return _derived(vm_id, b"create%d" % attempt)
+    return derived(vm_id, b"create%d" % attempt)
 
 
 def boot_id(vm_id: UUID) -> UUID:
     """Command id of the boot that was asked for together with the create."""
-    return _derived(vm_id, b"boot")
+    return derived(vm_id, b"boot")
 
 
 class Creation:
@@ -124,7 +115,7 @@ class Creation:
             RefusedError: NO_CAPACITY, UNKNOWN_IMAGE or UNAVAILABLE; no VM was made.
         """
         now = utc_now()
-        vm_id = new_id()
+        vm_id = acts.mint("vm")
         host = self._reserve(spec, pool, create_id(vm_id, 0), now, frozenset())
         if isinstance(host, ErrorInfo):
             raise RefusedError(host.code, host.message, retry_after_s=5.0)
@@ -150,12 +141,58 @@ class Creation:
                 goal = operation_of(self._boot(record, now, deadline, requested_by))
                 await self._operations.create(goal)
             operation = await self._desk.issue(self._create(record, 0, now, deadline, requested_by))
+        except RevisionConflictError as error:
+            self._reservations.release(create_id(vm_id, 0))
+            raise unavailable() from error  # an earlier try of this very request goes on
         except (RefusedError, TransientError) as error:
             # Settling takes the record away again, however long the bus is away; where it is
             # there, the caller hears of the failure after that.
             await asyncio.wait({self._settle_later(record)}, timeout=_UNDONE_WITHIN_S)
             raise error if isinstance(error, RefusedError) else unavailable() from error
         return record, goal if boot else operation, self._settle_later(record)
+
+    async def earlier(
+        self, customer_id: str, *, boot: bool, requested_by: str
+    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None]] | None:
+        """Go on with what an earlier try of this very request has begun; see `begin`.
+
+        Returns:
+            As `begin` does; None if nothing was begun.
+
+        Raises:
+            RefusedError: The earlier try has failed, and no VM was made.
+            TransientError: The server cannot be reached.
+        """
+        vm_id = acts.mint("vm")
+        key = vm_key(customer_id, vm_id)
+        entry = await self._fleet.specs.get(key)
+        first = await self._operations.get(create_id(vm_id, 0))
+        if entry is None:
+            if first is None:
+                return None
+            error = first.error or unavailable().info
+            raise RefusedError(error.code, error.message)
+        record = entry.value
+        goal = await self._operations.get(boot_id(vm_id))
+        if first is None:
+            now = utc_now()
+            deadline = now + timedelta(seconds=self._deadline_s)
+            if boot and goal is None:
+                goal = operation_of(self._boot(record, now, deadline, requested_by))
+                await self._operations.create(goal)
+            first = operation_of(self._create(record, 0, now, deadline, requested_by))
+            await self._operations.create(first)
+            try:
+                # Whoever was about to undo a create that has no operation finds the record moved.
+                await self._fleet.specs.update(key, record, entry.revision)
+            except RevisionConflictError as error:
+                raise TransientError("this create is being settled elsewhere") from error
+        if record.deleted_at is None:
+            self._fleet.note(record)
+            work = self._settle_later(record, resumed=True)
+        else:
+            work = self._group.create_task(_done(goal or first), name=f"creation-{vm_id}")
+        return record, goal or first, work
 
     async def current(self, operation: Operation) -> Operation:
         """What a create has come to, over all hosts that it was tried on.
@@ -301,7 +338,14 @@ class Creation:
         status = await self._fleet.statuses.get(key)
         if status is not None and error.code not in _NOTHING_MADE:
             return  # the agent holds something of it; its owner deletes it
-        await self._fleet.specs.delete(key)
+        entry = await self._fleet.specs.get(key)
+        first = await self._operations.get(create_id(record.vm_id, 0))
+        if first is not None and not shown(first, utc_now()).finished:
+            raise TransientError("this create was taken up again")
+        try:
+            await self._fleet.specs.delete(key, entry.revision if entry else None)
+        except RevisionConflictError as conflict:
+            raise TransientError("this create was taken up again") from conflict
         self._fleet.forget(key)
         _log.info("vm.not_created", vm_id=str(record.vm_id), code=error.code.value)
 
@@ -355,6 +399,10 @@ class Creation:
             deadline=deadline,
             requested_by=by,
         )
+
+
+async def _done(operation: Operation) -> Operation:
+    return operation
 
 
 _LATE = timedelta(microseconds=1)

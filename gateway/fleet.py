@@ -9,6 +9,7 @@ from contextlib import suppress
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from gateway.placement import need_of, total
 from runtime.buckets import Bucket, Entry, Mirror
@@ -18,6 +19,8 @@ from schemas.errors import InvalidIdError
 from schemas.hosts import Customer, HostInfo, Resources, decode_customer, decode_host_info
 from schemas.subjects import CUSTOMERS, HOSTS, VM_SPECS, VM_STATUS, parse_vm_key, vm_key
 from schemas.vms import VmRecord, VmState, VmStatus, decode_vm_record, decode_vm_status
+
+_log = structlog.get_logger("decisec.fleet")
 
 _SHOWN_WITHIN_S = 1.0
 
@@ -58,10 +61,10 @@ class Fleet:
 
     Args:
         bus: The connection.
-        on_deleted: Called with the key of every VM whose agent says it is deleted.
+        on_deleted: Called with the key of every VM that a host says it has deleted, and the host.
     """
 
-    def __init__(self, bus: Bus, on_deleted: Callable[[str], None] | None = None) -> None:
+    def __init__(self, bus: Bus, on_deleted: Callable[[str, str], None] | None = None) -> None:
         self.specs = Bucket(bus, VM_SPECS, decode_vm_record)
         self.statuses = Bucket(bus, VM_STATUS, decode_vm_status)
         self._on_deleted = on_deleted
@@ -70,7 +73,8 @@ class Fleet:
         self._watchers: dict[str, set[asyncio.Event]] = {}
         self._spec_mirror = Mirror(self.specs, self._take_record)
         self._status_mirror = Mirror(self.statuses, self._take_status)
-        self._host_mirror = Mirror(Bucket(bus, HOSTS, decode_host_info))
+        self._hosts: dict[str, HostInfo] = {}
+        self._host_mirror = Mirror(Bucket(bus, HOSTS, decode_host_info), self._take_host)
         self._customer_mirror = Mirror(Bucket(bus, CUSTOMERS, decode_customer))
 
     async def run(self) -> None:
@@ -94,7 +98,7 @@ class Fleet:
     @property
     def hosts(self) -> dict[str, HostInfo]:
         """Heartbeats by host."""
-        return self._host_mirror.values
+        return self._hosts
 
     def customer(self, customer_id: str) -> Customer | None:
         """The operator's entry, if there is one."""
@@ -157,9 +161,12 @@ class Fleet:
         record, status = await asyncio.gather(self.specs.get(key), self.statuses.get(key))
         if record is None or record.value.deleted_at is not None:
             return None
-        if status is not None and status.value.state is VmState.DELETED:
+        if status is None or status.value.host_id != record.value.host_id:
+            # None, or the word of a host that does not have the VM.
+            return record, None
+        if status.value.state is VmState.DELETED:
             return None
-        return record, status.value if status else None
+        return record, status.value
 
     async def shown(self, key: str, status: VmStatus) -> None:
         """Wait until reads from memory show this status or a later one, a second at most."""
@@ -218,4 +225,13 @@ class Fleet:
         for event in self._watchers.get(key, ()):
             event.set()
         if status is not None and status.state is VmState.DELETED and self._on_deleted:
-            self._on_deleted(key)
+            self._on_deleted(key, status.host_id)
+
+    def _take_host(self, key: str, info: HostInfo | None) -> None:
+        if info is not None and info.host_id != key:
+            _log.error("heartbeat.refused", host_id=key, claims=info.host_id)
+            return
+        if info is None:
+            self._hosts.pop(key, None)
+        else:
+            self._hosts[key] = info

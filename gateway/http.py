@@ -2,25 +2,50 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from litestar import Litestar
 from litestar.datastructures import State
 
-from gateway import documents, problems, routes
+from gateway import documents, routes
 from gateway.auth import Authenticator
 from gateway.bodies import StrictRequest
+from gateway.events import EventService
+from gateway.idempotency import Keys
+from gateway.mutations import Mutations
 from gateway.service import VmService
 from gateway.telemetry import Observed
 
 
-def build(service: VmService, authenticator: Authenticator, *, max_body_bytes: int) -> Observed:
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes call."""
+
+    vms: VmService
+    keys: Keys
+    events: EventService
+
+
+def build(services: Services, authenticator: Authenticator, *, max_body_bytes: int) -> Observed:
     """The app, with telemetry around it."""
+    mutations = Mutations(services.keys)
     app = Litestar(
-        [routes.router(), documents.openapi_document, documents.assets()],
+        [
+            routes.router(mutations.before, mutations.after),
+            documents.openapi_document,
+            documents.assets(),
+        ],
         request_class=StrictRequest,
-        exception_handlers={Exception: problems.answer},
+        exception_handlers={Exception: mutations.refused},
         logging_config=None,
         request_max_body_size=max_body_bytes,
-        state=State({"service": service, "authenticator": authenticator}),
+        state=State(
+            {
+                "service": services.vms,
+                "authenticator": authenticator,
+                "events": services.events,
+            }
+        ),
         openapi_config=documents.config(),
         plugins=[documents.Base64()],
     )

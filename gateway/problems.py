@@ -40,6 +40,8 @@ STATUS_OF: Mapping[ErrorCode, HTTPStatus] = {
     ErrorCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.HYPERVISOR_FAILED: HTTPStatus.BAD_GATEWAY,
     ErrorCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
+    ErrorCode.IDEMPOTENCY_KEY_REUSED: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ErrorCode.REQUEST_IN_PROGRESS: HTTPStatus.CONFLICT,
 }
 """The status of each code, unless a refusal names another."""
 

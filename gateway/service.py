@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from gateway import consoles
+from gateway import acts, consoles
 from gateway.auth import Principal, Scope
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
@@ -29,7 +29,6 @@ from schemas.commands import COMMAND_OF
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk, ConsoleQuery
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.hosts import Customer, CustomerStatus, Operation, OperationStatus
-from schemas.ids import new_id
 from schemas.subjects import usage_query, vm_key
 from schemas.usage import UsageQuery, UsageReport, decode_usage_reply
 from schemas.vms import VmRecord, VmSpec, VmState
@@ -129,17 +128,24 @@ class VmService:
         principal.require(Scope.VMS_WRITE)
         customer = self._active_customer(principal)
         self._require_bus()
-        spec = request.to_spec()
-        self._check_quota(customer, spec)
-        record, operation, work = await self._creation.begin(
-            principal.customer_id,
-            spec,
-            name=request.name,
-            pool=customer.pool,
-            price_plan=customer.price_plan,
-            boot=request.boot,
-            requested_by=principal.subject,
-        )
+        begun = None
+        if acts.repeated():
+            begun = await self._creation.earlier(
+                principal.customer_id, boot=request.boot, requested_by=principal.subject
+            )
+        if begun is None:
+            spec = request.to_spec()
+            self._check_quota(customer, spec)
+            begun = await self._creation.begin(
+                principal.customer_id,
+                spec,
+                name=request.name,
+                pool=customer.pool,
+                price_plan=customer.price_plan,
+                boot=request.boot,
+                requested_by=principal.subject,
+            )
+        record, operation, work = begun
         result: Operation | None = None
         if wait_s > 0:
             done, _ = await asyncio.wait({work}, timeout=min(wait_s, MAX_WAIT_S))
@@ -159,6 +165,11 @@ class VmService:
         principal.require(Scope.VMS_WRITE)
         self._active_customer(principal)
         self._require_bus()
+        command_id = acts.mint("command")
+        if acts.repeated():
+            earlier = await self._operations.get(command_id)
+            if earlier is not None:
+                return await self._go_on(earlier, grace_s, wait_s)
         found = await self._fleet.fresh(principal.customer_id, vm_id)
         if found is None:
             raise no_such_vm()
@@ -174,7 +185,7 @@ class VmService:
         )
         extra: dict[str, Any] = {} if grace_s is None else {"grace_s": grace_s}
         command = COMMAND_OF[verb](
-            command_id=new_id(),
+            command_id=command_id,
             customer_id=record.customer_id,
             vm_id=vm_id,
             host_id=record.host_id,
@@ -183,14 +194,7 @@ class VmService:
             requested_by=principal.subject,
             **extra,
         )
-        operation = await self._desk.issue(command)
-        result: Operation | None = None
-        if wait_s > 0:
-            left_s = (operation.deadline - utc_now()).total_seconds()
-            result = await self._operations.finished(
-                operation.operation_id, min(wait_s, MAX_WAIT_S, left_s + 0.1)
-            )
-        return await self._outcome(record, operation, result)
+        return await self._awaited(record, await self._desk.issue(command), wait_s)
 
     async def usage(
         self, principal: Principal, start: datetime, end: datetime, vm_ids: tuple[UUID, ...]
@@ -214,13 +218,47 @@ class VmService:
             raise TransientError("the usage reply is not for this customer")
         return reply.report
 
+    async def _go_on(self, operation: Operation, grace_s: float | None, wait_s: float) -> Outcome:
+        """Finish what an earlier try of the same request has begun."""
+        key = vm_key(operation.customer_id, operation.vm_id)
+        entry = await self._fleet.specs.get(key)
+        if entry is None:
+            raise no_such_vm()
+        if not operation.finished:
+            # It may not have been published; repeating a command that was changes nothing.
+            extra: dict[str, Any] = {} if grace_s is None else {"grace_s": grace_s}
+            await self._desk.publish(
+                COMMAND_OF[operation.verb](
+                    command_id=operation.operation_id,
+                    customer_id=operation.customer_id,
+                    vm_id=operation.vm_id,
+                    host_id=operation.host_id,
+                    issued_at=operation.created_at,
+                    deadline=operation.deadline,
+                    requested_by=operation.requested_by,
+                    **extra,
+                )
+            )
+        return await self._awaited(entry.value, operation, wait_s)
+
+    async def _awaited(self, record: VmRecord, operation: Operation, wait_s: float) -> Outcome:
+        result: Operation | None = None
+        if wait_s > 0:
+            left_s = (operation.deadline - utc_now()).total_seconds()
+            result = await self._operations.finished(
+                operation.operation_id, max(0.0, min(wait_s, MAX_WAIT_S, left_s + 0.1))
+            )
+        return await self._outcome(record, operation, result)
+
     async def _outcome(
         self, record: VmRecord, operation: Operation, result: Operation | None
     ) -> Outcome:
         now = utc_now()
         seen = shown(result or operation, now)
         if seen.status is OperationStatus.FAILED:
-            raise _refusal(seen)
+            # A create that failed was undone; the same request may come again.
+            made = self._fleet.record(vm_key(record.customer_id, record.vm_id)) is not None
+            raise _refusal(seen, made=made)
         if result is None:
             key = vm_key(record.customer_id, record.vm_id)
             view = vm_view(self._fleet.record(key) or record, self._fleet.status(key))
@@ -264,7 +302,7 @@ class VmService:
             raise unavailable()
 
 
-def _refusal(operation: Operation) -> RefusedError:
+def _refusal(operation: Operation, *, made: bool) -> RefusedError:
     error = operation.error or ErrorInfo(
         code=ErrorCode.INTERNAL, message="The operation failed without a reason."
     )
@@ -274,4 +312,5 @@ def _refusal(operation: Operation) -> RefusedError:
         error.message,
         retry_after_s=retry_after_s,
         headers={"Location": f"/v1/operations/{operation.operation_id}"},
+        decided=made and error.code is not ErrorCode.UNAVAILABLE,
     )

@@ -39,6 +39,10 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
         publish_limit_s: How long a command may take to reach its stream.
         usage_timeout_s: How long a usage query may take.
         region: Only hosts of this region get VMs from here.
+        streams: Open event and metric streams (SSE) on this gateway at most.
+        streams_per_customer: Of one customer.
+        stream_heartbeat_s: A stream that has nothing to tell sends a comment this often.
+        stream_buffer: Events that wait for a client that reads too slowly; with more it is cut off.
     """
 
     api_host: str = "127.0.0.1"
@@ -62,6 +66,10 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
     publish_limit_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
     usage_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
     region: RegionId = "local"
+    streams: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2000
+    streams_per_customer: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    stream_heartbeat_s: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0
+    stream_buffer: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 256
 
     def __repr__(self) -> str:
         """Without the key, so that no log of the settings holds it."""

@@ -99,7 +99,13 @@ _COMPARED = (
     "num_replicas",
 )
 
-_COMPARED_OF_BUCKETS = ("description", "max_age", "max_bytes", "num_replicas")
+_COMPARED_OF_BUCKETS = (
+    "description",
+    "max_age",
+    "max_bytes",
+    "num_replicas",
+    "allow_rollup_hdrs",
+)
 
 
 def declared(*, replicas: int = 0, partitions: int = 0) -> Declaration:
@@ -169,6 +175,7 @@ async def apply(bus: Bus, declaration: Declaration) -> list[Difference]:
             match drift["bucket", b.name]:
                 case Drift.MISSING:
                     await bus.js.create_key_value(_bucket_config(b))
+                    await _update_bucket(bus.js, b)
                 case Drift.DIFFERENT:
                     await _update_bucket(bus.js, b)
     except nats.js.errors.APIError as error:
@@ -222,6 +229,8 @@ def _bucket_as_stream(b: BucketDeclaration) -> StreamConfig:
         max_age=b.ttl_s,
         max_bytes=b.max_bytes or -1,
         num_replicas=b.replicas,
+        # Whoever may write one key could remove all others by a header.
+        allow_rollup_hdrs=False,
     )
 
 
@@ -234,6 +243,7 @@ async def _update_bucket(js: JetStreamContext, b: BucketDeclaration) -> None:
             max_age=wanted.max_age,
             max_bytes=wanted.max_bytes,
             num_replicas=wanted.num_replicas,
+            allow_rollup_hdrs=wanted.allow_rollup_hdrs,
             # The window may not be longer than the age.
             duplicate_window=min(config.duplicate_window, b.ttl_s or config.duplicate_window),
         )

@@ -43,6 +43,8 @@ class ErrorCode(StrEnum):
     UNAVAILABLE = "unavailable"
     HYPERVISOR_FAILED = "hypervisor_failed"
     INTERNAL = "internal"
+    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
+    REQUEST_IN_PROGRESS = "request_in_progress"
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):

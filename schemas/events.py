@@ -110,6 +110,24 @@ class HostHeard(_HostEvent, frozen=True, kw_only=True, tag="host_heard"):
     silent_ms: Count
 
 
+class HostLost(_HostEvent, frozen=True, kw_only=True, tag="host_lost"):
+    """A host is declared lost: usage answers do not wait for it.
+
+    Attributes:
+        reason: Why, for people.
+        requested_by: Who says to have declared it.
+        automatic: A collector did, after the configured time.
+    """
+
+    reason: str
+    requested_by: str
+    automatic: bool = False
+
+
+class HostFound(_HostEvent, frozen=True, kw_only=True, tag="host_found"):
+    """A host is lost no longer: usage answers wait for it again."""
+
+
 class MeteringAdjusted(_HostEvent, frozen=True, kw_only=True, tag="metering_adjusted"):
     """A host that is declared lost has sent frames from before that after all; they count.
 
@@ -146,7 +164,15 @@ VmEvent = (
     VmCreated | VmStarted | VmPaused | VmResumed | VmSnapshotted | VmStopped | VmDeleted | VmFailed
 )
 HostEvent = (
-    GapOpened | GapClosed | HostSuspected | HostSilent | HostHeard | HostDrained | MeteringAdjusted
+    GapOpened
+    | GapClosed
+    | HostSuspected
+    | HostSilent
+    | HostHeard
+    | HostDrained
+    | HostLost
+    | HostFound
+    | MeteringAdjusted
 )
 
 decode_vm_event: Callable[[bytes], VmEvent] = decoder(VmEvent)

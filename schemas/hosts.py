@@ -111,7 +111,7 @@ class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostLoss(msgspec.Struct, frozen=True, kw_only=True):
-    """Value of bucket `lost_hosts`, written by the operator: nothing more is expected of a host.
+    """Value of bucket `lost_hosts`: nothing more is expected of a host.
 
     Usage answers no longer wait for what it may still hold, and say so. What comes all the same is
     booked.
@@ -119,12 +119,15 @@ class HostLoss(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         reason: Why, for people.
         requested_by: Who says to have declared it.
+        automatic: A collector declared it, after the configured time, and takes it back once the
+            host has caught up. What an operator declares only an operator takes back.
     """
 
     host_id: HostId
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON)]
     requested_by: Annotated[str, msgspec.Meta(max_length=255)]
     declared_at: Timestamp
+    automatic: bool = False
 
 
 class CustomerStatus(StrEnum):

@@ -1,4 +1,4 @@
-"""`decisec gaps`: frames that did not come, hosts that were silent, and what came too late."""
+"""`decisec gaps`: frames that did not come, hosts silent or lost, and what came too late."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 def gaps(
     only_open: Annotated[
-        bool, typer.Option("--open", help="Only what is missing or silent still.")
+        bool, typer.Option("--open", help="Only what is missing, silent or lost still.")
     ] = False,
     adjustments: Annotated[
         bool,
@@ -41,7 +41,7 @@ def gaps(
     nats_url: NatsUrl = "",
     state_dir: StateDirectory = DEFAULT_STATE,
 ) -> None:
-    """Show holes in the frames of hosts, and hosts that sent none, from the last 30 days.
+    """Show holes in the frames of hosts, and hosts silent or lost, from the last 30 days.
 
     A hole is closed once all its frames have come. What a host that was declared lost has sent late
     is an adjustment: it counts, and changes usage answers that were complete. With --follow, --json
@@ -129,7 +129,7 @@ def gaps_table(found: list[Item]) -> Any:
 def row_of(one: Item) -> tuple[str, ...]:
     """What, host, from, to, state, and of what."""
     from decisec.live.quantities import seconds
-    from decisec.streams.gaps import Adjustment, Gap
+    from decisec.streams.gaps import Adjustment, Gap, Loss
 
     if isinstance(one, Adjustment):
         return (
@@ -148,6 +148,15 @@ def row_of(one: Item) -> tuple[str, ...]:
             _when(one.closed_at),
             "missing" if one.open else "closed",
             f"run {one.run_id} seq {one.seq_first}-{one.seq_last}",
+        )
+    if isinstance(one, Loss):
+        return (
+            "no host",
+            one.host,
+            _when(one.lost_at),
+            _when(one.found_at),
+            "lost" if one.open else "found",
+            f"{one.reason} ({one.requested_by})" if one.requested_by else "",
         )
     lasted = f" for {seconds(one.silent_ms)}" if one.silent_ms is not None else ""
     return (

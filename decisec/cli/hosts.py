@@ -193,7 +193,9 @@ def lost(
 
     They name it, since samples of its VMs may be missing in them. Should its frames come all the
     same, they count, and answers that were complete change; `decisec gaps --adjustments` lists
-    them. It stands until `found`; repeating it changes nothing.
+    them. It stands until `found`; repeating it changes nothing. What a collector has declared
+    (DECISEC_COLLECTOR_HOST_LOST_AFTER_S) ends by itself once the host has caught up; declare it to
+    let it stand.
     """
     from rich.text import Text
 
@@ -232,7 +234,10 @@ def found(
     nats_url: NatsUrl = "",
     state_dir: StateDirectory = DEFAULT_STATE,
 ) -> None:
-    """Take back that a host is lost: usage answers wait for its frames again. Safe to repeat."""
+    """Take back that a host is lost: usage answers wait for its frames again. Safe to repeat.
+
+    No collector declares it lost again before it was heard.
+    """
     _check_name(host)
     reason = ask_reason(reason)
 

@@ -15,7 +15,9 @@ from schemas.events import (
     GapClosed,
     GapOpened,
     HostEvent,
+    HostFound,
     HostHeard,
+    HostLost,
     HostSilent,
     HostSuspected,
     MeteringAdjusted,
@@ -108,7 +110,34 @@ class Adjustment(msgspec.Struct, frozen=True, kw_only=True, tag="adjustment", ta
         return False
 
 
-Item = Gap | Silence | Adjustment
+class Loss(msgspec.Struct, frozen=True, kw_only=True, tag="loss", tag_field="kind"):
+    """A host was declared lost: usage answers do not wait for it.
+
+    Attributes:
+        lost_at: None if that event is older than the stream keeps.
+        found_at: When they waited for it again; None if they do not.
+        automatic: A collector declared it, after the configured time.
+    """
+
+    host: str
+    lost_at: datetime | None
+    found_at: datetime | None
+    reason: str = ""
+    requested_by: str = ""
+    automatic: bool = False
+
+    @property
+    def begin(self) -> datetime | None:
+        """When it was first heard of."""
+        return self.lost_at or self.found_at
+
+    @property
+    def open(self) -> bool:
+        """Whether the host is still lost."""
+        return self.found_at is None
+
+
+Item = Gap | Silence | Adjustment | Loss
 
 
 class Ledger:
@@ -118,6 +147,7 @@ class Ledger:
         self._gaps: dict[tuple[str, UUID, int, int], Gap] = {}
         self._silences: dict[str, list[Silence]] = {}
         self._adjustments: dict[UUID, Adjustment] = {}
+        self._losses: dict[str, list[Loss]] = {}
 
     def take(self, event: HostEvent) -> Item | None:
         """Take one; what has changed by it, if anything has."""
@@ -128,6 +158,10 @@ class Ledger:
                 return self._quiet(event)
             case HostHeard():
                 return self._heard(event)
+            case HostLost():
+                return self._lost(event)
+            case HostFound():
+                return self._found(event)
             case MeteringAdjusted():
                 return self._adjusted(event)
             case _:
@@ -136,7 +170,8 @@ class Ledger:
     def all(self, *, only_open: bool = False) -> list[Item]:
         """Everything, by the time at which it was first heard of."""
         silences = [one for several in self._silences.values() for one in several]
-        found: list[Item] = [*self._gaps.values(), *silences, *self._adjustments.values()]
+        losses = [one for several in self._losses.values() for one in several]
+        found: list[Item] = [*self._gaps.values(), *silences, *self._adjustments.values(), *losses]
         wanted = [one for one in found if one.open or not only_open]
         return sorted(wanted, key=lambda one: (one.begin.timestamp() if one.begin else 0, one.host))
 
@@ -179,6 +214,37 @@ class Ledger:
         several[-1] = msgspec.structs.replace(
             several[-1], heard_at=event.at, silent_ms=event.silent_ms
         )
+        return several[-1]
+
+    def _lost(self, event: HostLost) -> Loss | None:
+        one = Loss(
+            host=event.host_id,
+            lost_at=event.at,
+            found_at=None,
+            reason=event.reason,
+            requested_by=event.requested_by,
+            automatic=event.automatic,
+        )
+        several = self._losses.setdefault(event.host_id, [])
+        for place, known in enumerate(several):
+            if known.lost_at != event.at:
+                continue
+            if not known.open or known == one:
+                return None  # said again
+            # An operator's word takes the place of a collector's.
+            several[place] = one
+            return one
+        several.append(one)
+        return one
+
+    def _found(self, event: HostFound) -> Loss | None:
+        several = self._losses.setdefault(event.host_id, [])
+        if any(known.found_at == event.at for known in several):
+            return None
+        if several and several[-1].open:
+            several[-1] = msgspec.structs.replace(several[-1], found_at=event.at)
+        else:
+            several.append(Loss(host=event.host_id, lost_at=None, found_at=event.at))
         return several[-1]
 
     def _adjusted(self, event: MeteringAdjusted) -> Adjustment | None:

@@ -7,20 +7,23 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from litestar import Response
+from litestar import Request, Response
 from litestar.connection import ASGIConnection
 from litestar.exceptions import NotFoundException
 from litestar.handlers import BaseRouteHandler
 from litestar.params import FromPath, HeaderParameter
 
+from gateway import sse
 from gateway.auth import Authenticator, Principal
 from gateway.bodies import StrictRequest
 from gateway.errors import RefusedError, no_such_vm
 from gateway.service import MAX_WAIT_S, Outcome, VmService
+from gateway.streams import token_ends
 from schemas.api import FieldProblem, VmAndOperation
 from schemas.codec import encode
 from schemas.errors import ErrorCode, InvalidIdError
 from schemas.ids import parse_uuid
+from schemas.vms import Timestamp
 
 _PRINCIPAL = "principal"
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=;|,|$)', re.IGNORECASE)
@@ -44,7 +47,7 @@ async def authenticated(
     connection.scope["state"][_PRINCIPAL] = principal
 
 
-def who(request: StrictRequest) -> Principal:
+def who(request: Request[Any, Any, Any]) -> Principal:
     """Whom the guard has let in."""
     principal: Principal = request.scope["state"][_PRINCIPAL]
     return principal
@@ -54,6 +57,32 @@ def service(request: StrictRequest) -> VmService:
     """The service that the app was built around."""
     found: VmService = request.app.state.service
     return found
+
+
+def streaming(request: StrictRequest) -> bool:
+    """Whether the caller wants a stream of events rather than one answer."""
+    offered = ["application/json", sse.MEDIA_TYPE]
+    return request.accept.best_match(offered) == sse.MEDIA_TYPE
+
+
+def token_ending(request: StrictRequest) -> sse.Ending:
+    """What ends a stream once the token that it was asked for with is no longer good."""
+    authenticator: Authenticator = request.app.state.authenticator
+    return token_ends(authenticator, request.headers.get("authorization"), who(request))
+
+
+def instant(field: str, text: str) -> Timestamp:
+    """A time in a query parameter.
+
+    Raises:
+        RefusedError: BAD_REQUEST.
+    """
+    try:
+        return msgspec.convert(text, Timestamp)
+    except msgspec.ValidationError:
+        raise wrong(
+            field, "must be a time as in RFC 3339, with offset: 2026-01-31T00:00:00Z"
+        ) from None
 
 
 def vm_of(text: str) -> UUID:

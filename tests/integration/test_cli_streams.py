@@ -16,7 +16,15 @@ from runtime.bus import Bus
 from runtime.reading import count_messages
 from schemas.codec import encode
 from schemas.commands import CreateVm
-from schemas.events import GapClosed, GapOpened, HostSilent, MeteringAdjusted, VmDeleted
+from schemas.events import (
+    GapClosed,
+    GapOpened,
+    HostFound,
+    HostLost,
+    HostSilent,
+    MeteringAdjusted,
+    VmDeleted,
+)
 from schemas.frames import encode_frame
 from schemas.ids import new_id
 from schemas.subjects import (
@@ -141,6 +149,23 @@ async def test_what_came_late_of_lost_hosts_is_listed(operator: Operator) -> Non
     assert (await operator("gaps", "--adjustments", "--host", "h2", "--json")).json["gaps"] == []
     refused = await operator("gaps", "--adjustments", "--open", "--json")
     assert (refused.code, refused.problem["code"]) == (Exit.USAGE, "usage")
+
+
+async def test_a_lost_host_is_listed_until_it_is_found(operator: Operator) -> None:
+    """Among what is open, and with who declared it."""
+    lost = HostLost(
+        event_id=new_id(), at=NOW, host_id="h1", reason="no frame for 86400 s",
+        requested_by="collector 7", automatic=True,
+    )  # fmt: skip
+    await tell(operator.bus, lost)
+    (still,) = (await operator("gaps", "--open", "--json")).json["gaps"]
+    assert (still["kind"], still["host"], still["automatic"]) == ("loss", "h1", True)
+    assert "no frame for 86400 s (collector 7)" in (await operator("gaps")).out
+    later = NOW + timedelta(hours=1)
+    await tell(operator.bus, HostFound(event_id=new_id(), at=later, host_id="h1"))
+    assert (await operator("gaps", "--open", "--json")).json["gaps"] == []
+    (over,) = (await operator("gaps", "--json")).json["gaps"]
+    assert over["found_at"] == "2026-01-01T01:00:00Z"
 
 
 async def test_losing_and_finding_a_host_is_audited(operator: Operator) -> None:

@@ -63,6 +63,7 @@ async def test_the_documents_need_no_token_and_name_all_routes(shared: Stack) ->
         "/v1/vms/{vm_id}/console",
         *(f"/v1/vms/{{vm_id}}/{v}" for v in ("boot", "shutdown", "pause", "resume", "reboot")),
         "/v1/operations/{operation_id}",
+        "/v1/events",
         "/v1/usage",
         "/v1/whoami",
     }

@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from gateway.key_sources import key_source
 from gateway.settings import GatewaySettings
 from runtime.errors import SettingsError, TransientError
 from runtime.health import Health
+from schemas.ids import new_id
 from tests.support.certificates import loopback_tls
 from tests.support.gateway import running_gateway, until
 from tests.support.issuer import ALGORITHMS, IssuerServer, SigningKey, document, issuer
@@ -288,3 +290,32 @@ async def test_a_gateway_is_not_ready_before_it_has_read_the_keys(tmp_path: Path
                 assert web.asked >= 3
                 assert health.problems == {}
                 assert await asked(api, ED) == 200
+
+
+async def test_an_operator_without_customer_opens_no_customers_door(tmp_path: Path) -> None:
+    """Every route there is, found in the API's own description: 403, and who they are."""
+    async with (
+        bus_with_streams(tmp_path) as (nats, _),
+        issuer(ED) as web,
+        served(nats, web.url) as (api, _),
+    ):
+        scopes = "admin vms:read vms:write usage:read"
+        token = ED.token(iss="decisec-test", customer=None, scope=scopes)
+        api.headers["Authorization"] = f"Bearer {token}"
+        who = (await api.get("/v1/whoami")).json()
+        assert (who["customer_id"], "admin" in who["scopes"]) == ("", True)
+        paths = (await api.get("/openapi.json")).json()["paths"]
+        asked: dict[str, int] = {}
+        for path, methods in paths.items():
+            url = re.sub(r"\{[^}]*\}", str(new_id()), path)
+            for method in methods:
+                body = {"image": "tiny"} if path == "/v1/vms" else {}
+                headers = {} if method == "get" else {"Idempotency-Key": str(new_id())}
+                sent = None if method == "get" else body
+                response = await api.request(method, url, json=sent, headers=headers)
+                asked[f"{method} {path}"] = response.status_code
+        assert asked.pop("get /v1/whoami") == 200
+        for_operators = [route for route in asked if " /v1/admin/" in route]
+        others = {route: status for route, status in asked.items() if route not in for_operators}
+        assert len(others) >= 10
+        assert set(others.values()) == {403}, others

@@ -34,6 +34,8 @@ from schemas.subjects import (
 )
 from schemas.vms import VmState, VmStatus, decode_vm_record, decode_vm_status
 from tests.support.nats import NatsServer, bus_with_streams
+from tests.support.ports import free_port
+from tests.support.service_process import ServiceProcess, python_module, settings_env
 from tests.support.tokens import KEY
 
 ROOM = Resources(vcpus=32, memory_mib=65_536, disk_mib=65_536, slots=50)
@@ -156,6 +158,31 @@ class ScriptedAgent:
                 updated_at=utc_now(),
             ),
         )
+
+
+class GatewayProcess(ServiceProcess):
+    """`python -m gateway`, to be killed."""
+
+    def __init__(self, folder: Path, nats_url: str, **settings: str) -> None:
+        port = free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        more = {"api_port": str(port), "jwt_key": KEY.decode(), **settings}
+        super().__init__(
+            *python_module("gateway"),
+            log_path=folder / "gateway.log",
+            env=settings_env("gateway", nats_url, more),
+        )
+
+    async def ready(self, api: httpx.AsyncClient) -> None:
+        """Return once it answers."""
+        async with asyncio.timeout(30):
+            while True:
+                try:
+                    await api.get("/openapi.json")
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+                else:
+                    return
 
 
 def refusing(code: ErrorCode, *verbs: str) -> Script:

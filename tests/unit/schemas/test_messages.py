@@ -134,6 +134,11 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
         _host_event(events.GapOpened, run_id=new_id(), seq_first=3, seq_last=9),
     ),
     (events.decode_host_event, _host_event(events.HostHeard, silent_ms=1200)),
+    (
+        events.decode_host_event,
+        _host_event(events.HostLost, reason="burnt", requested_by="ops", automatic=True),
+    ),
+    (events.decode_host_event, _host_event(events.HostFound)),
     (events.decode_host_event, _host_event(events.HostDrained, reason="x", ordered_at=NOW)),
     (
         events.decode_host_event,
@@ -178,7 +183,9 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
     ),
     (
         hosts.decode_host_loss,
-        hosts.HostLoss(host_id="h1", reason="burnt", requested_by="ops", declared_at=NOW),
+        hosts.HostLoss(
+            host_id="h1", reason="burnt", requested_by="ops", declared_at=NOW, automatic=True
+        ),
     ),
     (progress.decode_host_progress, progress.HostProgress(complete_ms={"h1": 1000})),
     (hosts.decode_customer, hosts.Customer(customer_id="acme", created_at=NOW)),

@@ -6,12 +6,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from decisec.cli.gaps import gaps_table, row_of
-from decisec.streams.gaps import Adjustment, Gap, Ledger, Silence
+from decisec.streams.gaps import Adjustment, Gap, Ledger, Loss, Silence
 from schemas.events import (
     GapClosed,
     GapOpened,
     HostDrained,
+    HostFound,
     HostHeard,
+    HostLost,
     HostSilent,
     HostSuspected,
     MeteringAdjusted,
@@ -87,6 +89,32 @@ def test_what_came_late_is_listed_once_and_is_nothing_open() -> None:
         "4 frames", "h1", "2026-01-01 00:00:00.000", "2026-01-01 00:00:00.000", "adjusted",
         "12 samples; lost since 2026-01-01 00:00:00.000",
     )  # fmt: skip
+
+
+def test_a_host_is_lost_until_it_is_found() -> None:
+    """Said again it is one; an operator's word takes the place of a collector's."""
+    ledger = Ledger()
+    lost = event(HostLost, 1, reason="no frame", requested_by="collector 1", automatic=True)
+    assert isinstance(ledger.take(lost), Loss)
+    assert ledger.take(lost) is None
+    burnt = event(HostLost, 1, reason="burnt", requested_by="ann")
+    assert ledger.take(burnt) is not None
+    (loss,) = ledger.all(only_open=True)
+    assert row_of(loss) == (
+        "no host", "h1", "2026-01-01 00:00:01.000", "-", "lost", "burnt (ann)",
+    )  # fmt: skip
+    found = event(HostFound, 9)
+    assert ledger.take(found) is not None
+    assert ledger.take(found) is None
+    assert ledger.take(lost) is None
+    assert ledger.all(only_open=True) == []
+    ledger.take(event(HostLost, 20, reason="again", requested_by="ann"))
+    ledger.take(event(HostFound, 30, host="h2"))
+    assert [row_of(one)[1:] for one in ledger.all()] == [
+        ("h1", "2026-01-01 00:00:01.000", "2026-01-01 00:00:09.000", "found", "burnt (ann)"),
+        ("h1", "2026-01-01 00:00:20.000", "-", "lost", "again (ann)"),
+        ("h2", "-", "2026-01-01 00:00:30.000", "found", ""),
+    ]
 
 
 def test_each_is_a_row_for_people() -> None:
