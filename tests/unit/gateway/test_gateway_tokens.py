@@ -21,6 +21,7 @@ from joserfc.jws import JWSRegistry
 
 from decisec.devkit.tokens import ISSUER
 from gateway.auth import Authenticator, Principal, Scope
+from gateway.compact import NotATokenError, parse
 from gateway.errors import RefusedError
 from gateway.issuer_keys import ASK_BURST, ASK_EVERY_S, IssuerKeys
 from gateway.settings import GatewaySettings
@@ -28,6 +29,7 @@ from gateway.verified_tokens import VerifiedTokens
 from runtime.clock import utc_now
 from runtime.errors import TransientError
 from schemas.errors import ErrorCode
+from schemas.ids import token
 from schemas.tokens import Revocation, RevokedBy
 from tests.support.issuer import (
     ALGORITHMS,
@@ -251,6 +253,59 @@ async def test_no_changed_token_is_taken(data: st.DataObject) -> None:
         place = data.draw(st.integers(0, len(token) - 1))
         other = data.draw(st.characters(codec="ascii").filter(lambda c: c != token[place]))
         await refused(authenticator, token[:place] + other + token[place + 1 :])
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=6,
+)
+_names = ("iss", "aud", "sub", "jti", "customer", "scope", "scp", "iat", "nbf", "exp", "x")
+_sane = {
+    "aud": st.lists(st.sampled_from(["decisec", "other"])),
+    "customer": st.sampled_from(["acme", "operator", "", "a.b", "*"]),
+    "scope": st.sampled_from(["admin", "vms:read admin", "vms:write", "root"]),
+    "scp": st.lists(st.sampled_from(["admin", "usage:read", "x"])),
+    "exp": st.integers(0, 4_000_000_000),
+    "iat": st.integers(0, 4_000_000_000),
+    "nbf": st.integers(0, 4_000_000_000),
+}
+
+
+@given(
+    st.fixed_dictionaries(
+        {}, optional={name: _values | _sane.get(name, st.nothing()) for name in _names}
+    ),
+    st.sets(st.sampled_from(_names)),
+)
+async def test_whatever_is_claimed_nobody_becomes_more_than_they_may(
+    changes: dict[str, Any], left_out: set[str]
+) -> None:
+    """A signed token is refused, or stands for a customer or an operator, for a short time."""
+    payload = {name: v for name, v in {**claims(), **changes}.items() if name not in left_out}
+    async with bench() as (made, authenticator):
+        try:
+            who = await authenticator.principal(f"Bearer {ED.token(payload)}")
+        except RefusedError:
+            return
+        assert payload["iss"] == ISSUER
+        assert "decisec" in payload["aud"]
+        assert who.scopes <= {"vms:read", "vms:write", "usage:read", "admin"}
+        assert who.customer_id == (payload.get("customer") or "")
+        assert who.customer_id in ("", "acme") or token(who.customer_id) == who.customer_id
+        assert who.customer_id or "admin" in who.scopes
+        assert who.expires_at_s - who.issued_at_s <= 604_800
+        assert who.not_before_s - 5 <= made.now_s < who.expires_at_s + 5
+
+
+@given(st.text(max_size=400) | st.from_regex(r"[A-Za-z0-9_-]{0,40}(\.[A-Za-z0-9_-]{0,40}){2}"))
+def test_no_text_raises_anything_but_that_it_is_no_token(text: str) -> None:
+    """Nor has it a second spelling: what is taken apart can be put together again."""
+    try:
+        found = parse(text)
+    except NotATokenError:
+        return
+    assert f"{found.signed.decode()}.{base64url(found.signature).decode()}" == text
 
 
 async def test_the_audience_may_be_a_list_and_the_scopes_as_well() -> None:
