@@ -134,6 +134,10 @@ def _which(jti: str, token_file: str, subject: str, customer: str) -> tuple[Revo
     value = jti or subject
     if len(value) > 255:
         raise CommandError("no gateway takes one of more than 255 characters", Exit.USAGE, "usage")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise CommandError("give it as UTF-8", Exit.USAGE, "usage") from error
     return (RevokedBy.JTI, jti) if jti else (RevokedBy.SUBJECT, subject)
 
 

@@ -275,6 +275,17 @@ async def test_keys_outlive_their_issuer_for_a_while_and_no_longer(
             await until(back, 30)
 
 
+async def test_a_gateway_ends_when_its_certificates_are_none(tmp_path: Path) -> None:
+    """No later reading could succeed: the operator must change a setting."""
+    (tmp_path / "ca.pem").write_text("no certificate")
+    options = {"jwks_ca_file": str(tmp_path / "ca.pem")}
+    async with bus_with_streams(tmp_path / "nats") as (nats, _):
+        with pytest.raises(BaseExceptionGroup) as caught:
+            async with served(nats, "https://127.0.0.1:9/keys", **options):
+                raise AssertionError("it serves")
+        assert caught.group_contains(SettingsError, match="CA_FILE")
+
+
 async def test_a_gateway_is_not_ready_before_it_has_read_the_keys(tmp_path: Path) -> None:
     """It says why, tries again, and opens its API once it has them."""
     async with bus_with_streams(tmp_path) as (nats, _), issuer() as web:

@@ -15,6 +15,7 @@ import pytest
 
 from decisec.cli.exits import Exit
 from decisec.devkit.tokens import mint
+from decisec.tokens import TokenRevocations
 from gateway.app import HEALTH_PART, gateway
 from gateway.principal import Principal
 from gateway.revocations import Revocations
@@ -167,6 +168,7 @@ async def test_a_token_is_revoked_by_showing_it(operator: tuple[Operator, NatsSe
         (["--subject", "a", "--issued-before", "17"], "time"),
         (["--subject", "a", "--issued-before", "soon"], "soon"),
         (["--subject", "a" * 256], "255"),
+        (["--subject", "\udcff"], "UTF-8"),
     ],
 )
 async def test_what_cannot_be_meant_is_not_done(
@@ -243,6 +245,35 @@ async def test_without_a_word_for_too_long_no_token_is_taken(tmp_path: Path) -> 
             await until(written, 30)
             await until(lambda: revocations.covers(who), 30)
             following.cancel()
+
+
+async def test_a_full_bucket_takes_no_more_and_drops_nothing(
+    operator: tuple[Operator, NatsServer],
+) -> None:
+    """The operator is told; what was revoked stays so."""
+    run, _ = operator
+    whole = declared()
+    small = tuple(
+        msgspec.structs.replace(b, max_bytes=4096) if b.name == REVOKED_TOKENS else b
+        for b in whole.bucket
+    )
+    await apply(run.bus, msgspec.structs.replace(whole, bucket=small))
+    revocations = TokenRevocations(run.bus)
+    made = 0
+
+    async def fill() -> None:
+        nonlocal made
+        for made in range(100):
+            await revocations.revoke(
+                RevokedBy.JTI, f"t{made}", issued_before=None, reason="r", requested_by="op"
+            )
+
+    with pytest.raises(TransientError, match=r"revoked_tokens"):
+        await fill()
+    assert 1 < made < 20
+    done = await run("token", "revoke", "--jti", "one-more", "--reason", "r", "--json")
+    assert (done.code, done.problem["code"]) == (Exit.UNREACHABLE, "unavailable")
+    assert [one.value for one in await revocations.all()] == [f"t{n}" for n in range(made)]
 
 
 def revocation(by: RevokedBy, value: str) -> Revocation:
