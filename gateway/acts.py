@@ -16,7 +16,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
 from uuid import UUID
 
 from gateway.derived_ids import derived
@@ -54,7 +53,7 @@ class Act:
     act_id: UUID = field(default_factory=new_id)
     operation_id: UUID | None = None
     committed: bool = False
-    begun: asyncio.Future[Any] | None = None
+    begun: asyncio.Future[None] | None = None
     seed: UUID = field(default_factory=new_id)
     repeated: bool = False
     claim: Claim | None = None

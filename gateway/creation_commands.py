@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from uuid import UUID
 
 import msgspec
 
-from gateway.derived_ids import derived
+from gateway.attempts import boot_id, create_id
 from schemas.commands import BootVm, CreateVm
 from schemas.hosts import Operation
 from schemas.vms import VmRecord
-
-
-def create_id(vm_id: UUID, attempt: int) -> UUID:
-    """Command id of the create on the `attempt`-th host, from 0."""
-    return derived(vm_id, b"create%d" % attempt)
-
-
-def boot_id(vm_id: UUID) -> UUID:
-    """Command id of the boot that was asked for together with the create."""
-    return derived(vm_id, b"boot")
 
 
 def create_command(

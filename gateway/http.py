@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
+
 from litestar import Litestar
 from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
@@ -9,22 +11,42 @@ from litestar.datastructures import State
 from gateway import documents, routes
 from gateway.audit_log import AuditLog
 from gateway.auth import Authenticator
+from gateway.background import Background
 from gateway.bodies import StrictRequest
+from gateway.events import EventService
+from gateway.images import ImageService
+from gateway.metrics import MetricService
 from gateway.mutations import Mutations
+from gateway.operation_service import OperationService
 from gateway.service import VmService
+from gateway.snapshots import SnapshotService
 from gateway.telemetry import Observed
 
 
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes call. Each stands under its name in the app's state."""
+
+    background: Background
+    vms: VmService
+    mutations: Mutations
+    events: EventService
+    operations: OperationService
+    snapshots: SnapshotService
+    images: ImageService
+    metrics: MetricService
+    audit_log: AuditLog
+
+
 def build(
-    service: VmService,
+    services: Services,
     authenticator: Authenticator,
-    mutations: Mutations,
-    audit_log: AuditLog,
     *,
     max_body_bytes: int,
     cors_origins: str = "",
 ) -> Observed:
     """The app, with telemetry around it."""
+    mutations = services.mutations
     app = Litestar(
         [
             routes.router(mutations.before, mutations.after),
@@ -35,7 +57,12 @@ def build(
         exception_handlers={Exception: mutations.refused},
         logging_config=None,
         request_max_body_size=max_body_bytes,
-        state=State({"service": service, "authenticator": authenticator, "audit_log": audit_log}),
+        state=State(
+            {
+                "authenticator": authenticator,
+                **{one.name: getattr(services, one.name) for one in fields(services)},
+            }
+        ),
         openapi_config=documents.config(),
         plugins=[documents.Base64()],
         cors_config=_cors(cors_origins.split(",")) if cors_origins else None,

@@ -19,10 +19,14 @@ from gateway.idempotency import Keys, check_key, digest
 from gateway.routes.common import COMMITS, known, wait_s_of, who
 from gateway.trail import Refusal, Trail
 from runtime.telemetry import trace_id
+from schemas.audit import OPERATOR
 from schemas.errors import ErrorCode
 from schemas.idempotency import IDEMPOTENCY_HEADER, REPLAYED_HEADER, KeptAnswer
 
 METHODS = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_OPERATORS = "/v1/admin/"
+"""Where those may change something who are no customer."""
+
 _TOLD = frozenset({ErrorCode.FORBIDDEN, ErrorCode.NOT_FOUND, ErrorCode.RATE_LIMITED})
 """Refusals of reads that are audited."""
 
@@ -59,8 +63,10 @@ class Mutations:
         if request.method not in METHODS:
             return None
         principal = who(request)
+        if not principal.customer_id and not request.scope["path"].startswith(_OPERATORS):
+            raise RefusedError(ErrorCode.FORBIDDEN, "The token names no customer.")
         act = Act(
-            customer_id=principal.customer_id,
+            customer_id=principal.customer_id or OPERATOR,
             actor=principal.subject,
             action=_action(request),
             target=_target(request),
@@ -111,10 +117,12 @@ class Mutations:
         if len(keys) > 1:
             raise RefusedError(ErrorCode.BAD_REQUEST, f"{IDEMPOTENCY_HEADER}: give one.")
         found = await self._keys.claim(
-            principal.customer_id,
+            act.customer_id,
             check_key(keys[0]),
             digest(
                 b"http",
+                # An operator is no customer who is called so.
+                principal.customer_id.encode(),
                 request.method.encode(),
                 request.scope["raw_path"],
                 request.scope["query_string"],

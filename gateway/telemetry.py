@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from gateway import documents
+from gateway import documents, sse
 from gateway.deprecation import DEPRECATED, Deprecation
 from runtime.telemetry import meter, span
 
@@ -69,6 +69,7 @@ class Observed:
         }
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         status = 500
+        scope[sse.TRANSPORT] = sse.transport_of(send)
         special = _DOCUMENTS if scope["path"].startswith(documents.PATH) else _API
 
         async def observed_send(message: Message) -> None:

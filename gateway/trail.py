@@ -17,12 +17,14 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 
+import nats.errors
 import structlog
 
 from gateway.acts import Act
 from gateway.errors import unavailable
-from runtime.acks import Acks, Answer, Awaited, Stored
+from runtime.acks import Acks, Answer, Stored
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.errors import TransientError
@@ -87,7 +89,8 @@ class Refusal:
 class _Open:
     entry: AuditEntry
     sent_s: float
-    awaited: Awaited | None
+    heard: asyncio.Future[None]
+    number: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,17 +159,17 @@ class Trail:
             raise unavailable()
         entry = _entry_of(act, AuditOutcome.UNDER_WAY, AuditPhase.BEGUN)
         key = str(entry.event_id)
-        one = _Open(entry, time.monotonic(), None)
+        one = _Open(entry, time.monotonic(), asyncio.get_running_loop().create_future())
         self._open[key] = one
+        headers = inject({_MSG_ID: key})
         try:
-            one.awaited = await self._acks.send(
-                audit(entry), encode(entry), {_MSG_ID: key, **inject()}
+            one.number = await self._acks.send(
+                audit(entry), encode(entry), headers, partial(self._heard, key)
             )
-        except Exception as error:
+        except (nats.errors.Error, OSError) as error:
             del self._open[key]
             raise unavailable() from error
-        act.begun = one.awaited.answer
-        one.awaited.answer.add_done_callback(lambda done: self._heard(key, done))
+        act.begun = one.heard
 
     async def heard(self, act: Act) -> None:
         """Return once an act's first entry is acknowledged, or after a while."""
@@ -217,8 +220,7 @@ class Trail:
         self._gather()
         try:
             async with asyncio.timeout(_FLUSHED_WITHIN_S):
-                waiting = [one.awaited.answer for one in self._open.values() if one.awaited]
-                if waiting:
+                if waiting := [one.heard for one in self._open.values()]:
                     await asyncio.wait(waiting)
                 await self._idle.wait()
         except TimeoutError:
@@ -230,21 +232,25 @@ class Trail:
         oldest = next(iter(self._open.values()), None)
         return oldest is not None and time.monotonic() - oldest.sent_s > self._stalled_after_s
 
-    def _heard(self, key: str, done: asyncio.Future[Answer]) -> None:
-        if done.cancelled() or not isinstance(done.result(), Stored):
-            self._again(key)
-            return
-        if self._open.pop(key, None) is not None:
+    def _heard(self, key: str, answer: Answer) -> None:
+        if isinstance(answer, Stored):
             self._entries.add(1)
+            self._close(key)
+        else:
+            self._again(key)
+
+    def _close(self, key: str) -> None:
+        one = self._open.pop(key, None)
+        if one is not None and not one.heard.done():
+            one.heard.set_result(None)
 
     def _again(self, key: str) -> None:
         """Send an act's first entry once more, in its turn."""
         one = self._open.get(key)
-        if one is None:
+        if one is None or not one.number:
             return
-        if one.awaited is not None:
-            self._acks.forget(one.awaited.number)
-            one.awaited = None
+        self._acks.forget(one.number)
+        one.number = ""
         # Not bounded by the buffer: `begin` bounds it.
         self._buffer.append(one.entry)
         self._awake()
@@ -285,12 +291,12 @@ class Trail:
         for entry, result in zip(entries, results, strict=True):
             if isinstance(result, Stored):
                 self._entries.add(1)
-                self._open.pop(str(entry.event_id), None)
+                self._close(str(entry.event_id))
             elif isinstance(result, TransientError):
                 again.append(entry)
             else:
                 _log.error("audit.entry_refused", error=str(result))
-                self._open.pop(str(entry.event_id), None)
+                self._close(str(entry.event_id))
                 self._lose("refused_by_stream", 1)
         self._buffer.extendleft(reversed(again))
 
@@ -300,7 +306,7 @@ class Trail:
             await asyncio.sleep(min(1.0, self._interval_s))
             now_s = time.monotonic()
             for key, one in list(self._open.items()):
-                if one.awaited is not None and now_s - one.sent_s > _ACK_WITHIN_S:
+                if one.number and now_s - one.sent_s > _ACK_WITHIN_S:
                     self._again(key)
             if now_s - gathered_s >= self._interval_s:
                 gathered_s = now_s

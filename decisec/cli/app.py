@@ -12,6 +12,7 @@ import typer
 from decisec.cli import (
     audit,
     backfill,
+    bus,
     dev,
     flood,
     gaps,
@@ -24,6 +25,7 @@ from decisec.cli import (
     store,
     streams,
     tail,
+    tokens,
     usage,
     vm,
 )
@@ -42,7 +44,9 @@ logs.register(vm.app)
 app.add_typer(vm.app, name="vm")
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
+app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
+app.add_typer(bus.app, name="bus")
 app.add_typer(tail.app, name="tail")
 app.add_typer(rejected.app, name="rejected")
 app.add_typer(store.app, name="store")

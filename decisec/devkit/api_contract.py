@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ _SAME = ("pattern", "format", "multipleOf", "contentEncoding", "const", "default
 def described() -> dict[str, Any]:
     """The document of this version's gateway, which needs no bus for it."""
     from gateway.contract import document
-    from gateway.http import build
+    from gateway.http import Services, build
     from gateway.mutations import Mutations
 
     nothing: Any = None
-    mutations = Mutations(nothing, nothing)
-    app: Any = build(nothing, nothing, mutations, nothing, max_body_bytes=65_536).app
+    parts = {one.name: nothing for one in fields(Services)}
+    services = Services(**parts | {"mutations": Mutations(nothing, nothing)})
+    app: Any = build(services, nothing, max_body_bytes=65_536).app
     return document(app)
 
 

@@ -11,8 +11,7 @@ from litestar.params import QueryParameter
 
 from gateway.audit_log import AuditLog
 from gateway.bodies import StrictRequest
-from gateway.routes.common import answer, who, wrong
-from gateway.routes.usage import instant
+from gateway.routes.common import answer, instant, who, wrong
 from runtime.clock import utc_now
 from schemas.audit_log import MAX_AUDIT_DAYS, MAX_AUDIT_PAGE, AuditPage, AuditQuery
 from schemas.audit_log import Cursor as CursorText

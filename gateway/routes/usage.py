@@ -5,15 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated
 
-import msgspec
 from litestar import Response, get
 from litestar.params import QueryParameter
 
 from gateway.bodies import StrictRequest
-from gateway.routes.common import answer, query_id, service, who, wrong
+from gateway.routes.common import answer, instant, query_id, service, who, wrong
 from runtime.clock import utc_now
 from schemas.usage import UsageReport
-from schemas.vms import Timestamp
 
 Instant = Annotated[str, QueryParameter(description="RFC 3339, with offset. Default: today, UTC.")]
 VmIds = Annotated[list[str] | None, QueryParameter(name="vm_id", description="Only these VMs.")]
@@ -33,20 +31,6 @@ async def get_usage(
     if len(wanted) > 1000:
         raise wrong("vm_id", "at most 1000 of them")
     return answer(await service(request).usage(who(request), begin, until, wanted))
-
-
-def instant(field: str, text: str) -> Timestamp:
-    """The time in a query parameter.
-
-    Raises:
-        RefusedError: BAD_REQUEST.
-    """
-    try:
-        return msgspec.convert(text, Timestamp)
-    except msgspec.ValidationError:
-        raise wrong(
-            field, "must be a time as in RFC 3339, with offset: 2026-01-31T00:00:00Z"
-        ) from None
 
 
 HANDLERS = (get_usage,)

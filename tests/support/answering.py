@@ -14,6 +14,7 @@ from runtime.clock import utc_now
 from schemas.audit_log import AuditPage, AuditReply, decode_audit_query
 from schemas.codec import encode
 from schemas.consoles import ConsoleChunk, ConsoleReply
+from schemas.event_lists import EventsFound, EventsReply, decode_events_query
 from schemas.hosts import Customer, Resources, decode_customer
 from schemas.subjects import CUSTOMERS, customer_of, vm_asks_of
 from schemas.usage import UsageReply, UsageReport, decode_usage_query
@@ -49,6 +50,12 @@ async def audit_log(message: Message) -> bytes:
     return encode(AuditReply(page=AuditPage(entries=())))
 
 
+async def events(message: Message) -> bytes:
+    """None."""
+    decode_events_query(message.data)
+    return encode(EventsReply(found=EventsFound(events=())))
+
+
 @asynccontextmanager
 async def answering_stack(folder: Path, *customers: str, **options: Any) -> AsyncIterator[Stack]:
     """The stack; these customers may have as much as they like."""
@@ -58,6 +65,7 @@ async def answering_stack(folder: Path, *customers: str, **options: Any) -> Asyn
             (vm_asks_of("h1"), console),
             ("usage.query.*", usage),
             ("auditlog.query.*", audit_log),
+            ("events.query.*", events),
         ):
             await bus.subscribe(subject, handler)
         agent = ScriptedAgent(bus, "h1")
