@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from gateway.admission import Admission
 from gateway.auth import Authenticator
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
@@ -15,6 +16,7 @@ from gateway.door import Door
 from gateway.fleet import Fleet
 from gateway.http import build
 from gateway.keys import key_source
+from gateway.limits import Limits
 from gateway.operations import Operations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
@@ -67,27 +69,31 @@ async def gateway(
                 deadline_s=settings.command_deadline_s,
             )
             service = VmService(bus, fleet, operations, desk, creation, settings)
+            limits = Limits(bus, settings, fleet.customer)
+            admission = Admission(settings)
             group.create_task(fleet.run(), name="fleet")
             group.create_task(operations.run(), name="operations")
+            group.create_task(limits.sharing.run(), name="limits")
             group.create_task(tombstones.run(fleet), name="tombstones")
-            if not await _ready(fleet, operations, stop):
+            if not await _ready(fleet, operations, limits, stop):
                 yield port
                 return
             resumed = creation.resume()
-            group.create_task(Door(bus, service, group).run(), name="door")
-            app = build(service, authenticator, max_body_bytes=settings.max_body_bytes)
+            group.create_task(Door(bus, service, limits, admission, group).run(), name="door")
+            app = build(service, authenticator, limits, admission, settings)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
                 yield port
 
 
-async def _ready(fleet: Fleet, operations: Operations, stop: asyncio.Event) -> bool:
+async def _ready(fleet: Fleet, operations: Operations, limits: Limits, stop: asyncio.Event) -> bool:
     """Whether all is read; False if the stop came first."""
 
     async def read() -> None:
         await fleet.synced()
         await operations.following()
+        await limits.sharing.joined()
 
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(read(), name="buckets-read")

@@ -14,8 +14,10 @@ import msgspec
 import structlog
 from opentelemetry.trace import SpanKind
 
+from gateway.admission import Admission, lane_of
 from gateway.auth import Principal, Scope
 from gateway.errors import RefusedError, unavailable
+from gateway.limits import Limits, class_of_verb
 from gateway.service import MAX_WAIT_S, VERBS, VmService
 from runtime.bus import Bus, Message
 from runtime.errors import TransientError
@@ -32,7 +34,7 @@ _log = structlog.get_logger("decisec.door")
 
 QUEUE = "gateway"
 SUBJECT = "vm.req.*.*"
-_MAX_OPEN = 256
+_MAX_OPEN = 4096
 
 Wait = Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)]
 
@@ -81,12 +83,23 @@ class Door:
     Args:
         bus: The connection.
         service: Does the work.
+        limits: Rates, the same as over HTTP.
+        admission: Places, the same as over HTTP.
         group: Holds requests that are being worked on.
     """
 
-    def __init__(self, bus: Bus, service: VmService, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        service: VmService,
+        limits: Limits,
+        admission: Admission,
+        group: asyncio.TaskGroup,
+    ) -> None:
         self._bus = bus
         self._service = service
+        self._limits = limits
+        self._admission = admission
         self._group = group
         self._open = 0
 
@@ -138,6 +151,16 @@ class Door:
             )
 
     async def _do(self, customer_id: str, verb: str, data: bytes) -> Reply:
+        kind = class_of_verb(verb)
+        self._limits.admit(customer_id, kind)
+        waits = b'"wait_s"' in data
+        place = await self._admission.enter(customer_id, lane_of(kind, waits=waits))
+        try:
+            return await self._serve(customer_id, verb, data)
+        finally:
+            place.leave()
+
+    async def _serve(self, customer_id: str, verb: str, data: bytes) -> Reply:
         who = Principal("bus", customer_id, frozenset(Scope))
         if verb == "create":
             create: CreateRequest = _decode_create(data)

@@ -8,6 +8,9 @@ import msgspec
 
 from runtime.settings import CommonSettings, Port
 from schemas.ids import RegionId
+from schemas.limits import Burst, PerSecond
+
+Places = Annotated[int, msgspec.Meta(ge=2, le=65_536)]
 
 
 class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,6 +31,19 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
         publish_limit_s: How long a command may take to reach its stream.
         usage_timeout_s: How long a usage query may take.
         region: Only hosts of this region get VMs from here.
+        reads_per_s: Reads that a customer may make in a second; 0 for no limit.
+        reads_burst: Reads that a customer may make at once.
+        mutations_per_s: The same of mutations.
+        mutations_burst: The same of mutations.
+        expensive_per_s: The same of requests that other services work for: usage, consoles.
+        expensive_burst: The same of these.
+        address_per_s: Requests without a good token that may come from an address; 0 for no limit.
+        address_burst: Such requests at once.
+        trusted_proxies: Networks whose `X-Forwarded-For` is believed, comma separated.
+        max_in_flight: Reads, and mutations, that are worked on at once.
+        max_expensive: Expensive requests that are worked on at once.
+        max_waiting: Mutations that wait for their operation at once.
+        queue_deadline_s: How long a request may wait for its turn.
     """
 
     api_host: str = "127.0.0.1"
@@ -44,6 +60,19 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
     publish_limit_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
     usage_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
     region: RegionId = "local"
+    reads_per_s: PerSecond = 200.0
+    reads_burst: Burst = 1000
+    mutations_per_s: PerSecond = 50.0
+    mutations_burst: Burst = 500
+    expensive_per_s: PerSecond = 20.0
+    expensive_burst: Burst = 100
+    address_per_s: PerSecond = 10.0
+    address_burst: Burst = 200
+    trusted_proxies: str = ""
+    max_in_flight: Places = 256
+    max_expensive: Places = 64
+    max_waiting: Places = 2048
+    queue_deadline_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.25
 
     def __repr__(self) -> str:
         """Without the key, so that no log of the settings holds it."""

@@ -78,6 +78,8 @@ async def serve_asgi(app: Any, sock: socket.socket, grace_s: float = 5.0) -> Asy
         access_log=False,
         lifespan="auto",
         server_header=False,
+        # Or whoever connects from this machine is believed to be whom it says.
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, int(grace_s)),
     )
     server = QuietServer(config)

@@ -38,6 +38,12 @@ COLLECTORS_ALIVE = "collector.alive.*"
 METRICS_PROGRESS = "metrics.progress."
 """What the subjects begin with on which collectors say how far hosts have come."""
 
+LIMITS_SPENT = "gateway.limits.spent"
+"""Core NATS, not kept: gateways tell each other what they have admitted."""
+
+LIMITS_LEVELS = "gateway.limits.levels"
+"""Core NATS: a gateway that starts asks the others how the buckets stand."""
+
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""
 

@@ -16,13 +16,13 @@ from litestar.params import FromPath, HeaderParameter
 from gateway.auth import Authenticator, Principal
 from gateway.bodies import StrictRequest
 from gateway.errors import RefusedError, no_such_vm
+from gateway.frontage import PRINCIPAL, Desk
 from gateway.service import MAX_WAIT_S, Outcome, VmService
 from schemas.api import FieldProblem, VmAndOperation
 from schemas.codec import encode
 from schemas.errors import ErrorCode, InvalidIdError
 from schemas.ids import parse_uuid
 
-_PRINCIPAL = "principal"
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=;|,|$)', re.IGNORECASE)
 
 Id = FromPath[str]
@@ -41,12 +41,14 @@ async def authenticated(
         raise NotFoundException
     authenticator: Authenticator = connection.app.state.authenticator
     principal = await authenticator.principal(connection.headers.get("authorization"))
-    connection.scope["state"][_PRINCIPAL] = principal
+    connection.scope["state"][PRINCIPAL] = principal
+    desk: Desk = connection.app.state.desk
+    await desk.admit(connection.scope, principal.customer_id, connection.headers.get("prefer", ""))
 
 
 def who(request: StrictRequest) -> Principal:
     """Whom the guard has let in."""
-    principal: Principal = request.scope["state"][_PRINCIPAL]
+    principal: Principal = request.scope["state"][PRINCIPAL]
     return principal
 
 

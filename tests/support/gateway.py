@@ -205,7 +205,11 @@ async def running_gateway(
 ) -> AsyncIterator[tuple[GatewaySettings, Health, str]]:
     """A gateway with a connection of its own."""
     settings = GatewaySettings(
-        nats_url=server.url, api_port=0, jwt_key=KEY.decode(), **{"publish_limit_s": 2.0, **options}
+        nats_url=server.url,
+        api_port=0,
+        jwt_key=KEY.decode(),
+        # All tests of a module come from one address, with many bad tokens.
+        **{"publish_limit_s": 2.0, "address_per_s": 0.0, **options},
     )
     health = Health()
     async with (
