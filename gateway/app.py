@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import structlog
@@ -18,6 +18,7 @@ from gateway.http import build
 from gateway.keys import key_source
 from gateway.limits import Limits
 from gateway.operations import Operations
+from gateway.quotas import Quotas, VmRecords
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
 from gateway.tombstones import Tombstones
@@ -60,22 +61,27 @@ async def gateway(
     port = int(sock.getsockname()[1])
     with sock:
         async with _background() as group:
+            quotas = Quotas(bus, fleet.customer, (VmRecords(fleet),), group)
             creation = Creation(
                 fleet,
                 operations,
                 desk,
                 group,
+                quotas=quotas,
                 region=settings.region,
                 deadline_s=settings.command_deadline_s,
             )
-            service = VmService(bus, fleet, operations, desk, creation, settings)
+            service = VmService(bus, fleet, operations, desk, creation, quotas, settings)
             limits = Limits(bus, settings, fleet.customer)
             admission = Admission(settings)
             group.create_task(fleet.run(), name="fleet")
             group.create_task(operations.run(), name="operations")
+            group.create_task(quotas.run(), name="quotas")
             group.create_task(limits.sharing.run(), name="limits")
             group.create_task(tombstones.run(fleet), name="tombstones")
-            if not await _ready(fleet, operations, limits, stop):
+            if not await _ready(
+                stop, fleet.synced, operations.following, quotas.synced, limits.sharing.joined
+            ):
                 yield port
                 return
             resumed = creation.resume()
@@ -87,13 +93,12 @@ async def gateway(
                 yield port
 
 
-async def _ready(fleet: Fleet, operations: Operations, limits: Limits, stop: asyncio.Event) -> bool:
+async def _ready(stop: asyncio.Event, *parts: Callable[[], Awaitable[None]]) -> bool:
     """Whether all is read; False if the stop came first."""
 
     async def read() -> None:
-        await fleet.synced()
-        await operations.following()
-        await limits.sharing.joined()
+        for part in parts:
+            await part()
 
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(read(), name="buckets-read")

@@ -18,6 +18,7 @@ from gateway.fleet import view as vm_view
 from gateway.operations import Operations, shown
 from gateway.operations import view as operation_view
 from gateway.placement import lacking, need_of, total
+from gateway.quotas import Quotas
 from gateway.settings import GatewaySettings
 from gateway.transitions import check
 from runtime.bus import Bus
@@ -30,6 +31,7 @@ from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk, ConsoleQuery
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.hosts import Customer, CustomerStatus, Operation, OperationStatus
 from schemas.ids import new_id
+from schemas.quotas import QuotaView
 from schemas.subjects import usage_query, vm_key
 from schemas.usage import UsageQuery, UsageReport, decode_usage_reply
 from schemas.vms import VmRecord, VmSpec, VmState
@@ -67,6 +69,7 @@ class VmService:
         operations: Operations,
         desk: CommandDesk,
         creation: Creation,
+        quotas: Quotas,
         settings: GatewaySettings,
     ) -> None:
         self._bus = bus
@@ -74,6 +77,7 @@ class VmService:
         self._operations = operations
         self._desk = desk
         self._creation = creation
+        self._quotas = quotas
         self._settings = settings
 
     def get(self, principal: Principal, vm_id: UUID) -> VmView:
@@ -112,6 +116,11 @@ class VmService:
         principal.require(Scope.VMS_READ)
         vms, cursor = self._fleet.page(principal.customer_id, after=after, limit=limit, state=state)
         return VmList(vms=vms, next_cursor=str(cursor) if cursor else "")
+
+    def quotas(self, principal: Principal) -> QuotaView:
+        """What the customer may have, and what is used of it."""
+        principal.require(Scope.VMS_READ)
+        return self._quotas.view(self._customer(principal))
 
     async def operation(self, principal: Principal, operation_id: UUID) -> OperationView:
         """One operation."""
@@ -240,17 +249,21 @@ class VmService:
         return vm_view(entry.value if entry else record, status.value if status else None)
 
     def _active_customer(self, principal: Principal) -> Customer:
-        # Tokens are trusted for identity: a customer without an entry gets the defaults.
-        customer = self._fleet.customer(principal.customer_id) or Customer(
-            customer_id=principal.customer_id, created_at=utc_now()
-        )
+        customer = self._customer(principal)
         if customer.status is CustomerStatus.SUSPENDED:
             raise RefusedError(
                 ErrorCode.FORBIDDEN, "This customer is suspended; VMs cannot be changed."
             )
         return customer
 
+    def _customer(self, principal: Principal) -> Customer:
+        # Tokens are trusted for identity: a customer without an entry gets the defaults.
+        return self._fleet.customer(principal.customer_id) or Customer(
+            customer_id=principal.customer_id, created_at=utc_now()
+        )
+
     def _check_quota(self, customer: Customer, spec: VmSpec) -> None:
+        # Cheap, from memory; the ledger has the last word.
         wanted = total((self._fleet.used(customer.customer_id), need_of(spec)))
         if over := lacking(wanted, customer.quota):
             parts = ", ".join(

@@ -31,6 +31,7 @@ HOST_ORDERS = "host_orders"
 LOST_HOSTS = "lost_hosts"
 CORRECTIONS = "corrections"
 OPERATIONS = "operations"
+QUOTAS = "quotas"
 
 COLLECTORS_ALIVE = "collector.alive.*"
 """Filter for the heartbeats of all collectors: core NATS, not kept."""

@@ -6,7 +6,8 @@ import msgspec
 from litestar import Response, get
 
 from gateway.bodies import StrictRequest
-from gateway.routes.common import answer, who
+from gateway.routes.common import answer, service, who
+from schemas.quotas import QuotaView
 
 
 class WhoAmI(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,4 +31,10 @@ async def whoami(request: StrictRequest) -> Response[WhoAmI]:
     )
 
 
-HANDLERS = (whoami,)
+@get("/quotas", summary="What you may have, and what is used of it")
+async def get_quotas(request: StrictRequest) -> Response[QuotaView]:
+    """Limits of all VMs together, and what they take; VMs that are being made count as well."""
+    return answer(service(request).quotas(who(request)))
+
+
+HANDLERS = (whoami, get_quotas)
