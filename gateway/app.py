@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from gateway.addresses import Addresses
 from gateway.admission import Admission
 from gateway.auth import Authenticator
 from gateway.commands import CommandDesk
@@ -24,6 +25,7 @@ from gateway.settings import GatewaySettings
 from gateway.tombstones import Tombstones
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
+from runtime.http_guard import ConnectionLimits
 from runtime.publisher import Publisher
 from runtime.service import Service
 
@@ -86,11 +88,27 @@ async def gateway(
                 return
             resumed = creation.resume()
             group.create_task(Door(bus, service, limits, admission, group).run(), name="door")
-            app = build(service, authenticator, limits, admission, settings)
-            async with serve_asgi(app, sock, _HTTP_GRACE_S):
+            addresses = Addresses(settings.trusted_proxies)
+            app = build(service, authenticator, limits, admission, addresses, settings)
+            async with serve_asgi(app, sock, _HTTP_GRACE_S, _connections(settings, addresses)):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
                 yield port
+
+
+def _connections(settings: GatewaySettings, addresses: Addresses) -> ConnectionLimits:
+    def name(peer: str) -> str:
+        # A proxy has the connections of all its callers.
+        return "" if addresses.trusts(peer) else addresses.of(peer)
+
+    return ConnectionLimits(
+        connections=settings.max_connections,
+        per_address=settings.max_connections_per_address,
+        head_s=settings.head_timeout_s,
+        body_s=settings.body_timeout_s,
+        head_bytes=settings.max_head_bytes,
+        address_of=name,
+    )
 
 
 async def _ready(stop: asyncio.Event, *parts: Callable[[], Awaitable[None]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gateway import problems
@@ -14,6 +15,7 @@ from schemas.errors import ErrorCode
 
 PRINCIPAL = "principal"
 """Key in a scope's `state` under which the guard puts whom it has let in."""
+_MAX_HEADERS = 100
 _VERDICT = "verdict"
 _PLACE = "place"
 
@@ -50,6 +52,7 @@ class Frontage:
                 charged = True
                 self._limits.admit_address(address)
             _require_plain(encoding)
+            _require_few(scope["headers"])
         except RefusedError as refused:
             await _answer(refused, scope, send)
             return
@@ -122,6 +125,16 @@ def _require_plain(encoding: str) -> None:
             "A body must be sent as it is, without Content-Encoding.",
             status=415,
             headers={"Accept-Encoding": "identity", "Connection": "close"},
+        )
+
+
+def _require_few(headers: Sequence[object]) -> None:
+    if len(headers) > _MAX_HEADERS:
+        raise RefusedError(
+            ErrorCode.BAD_REQUEST,
+            f"More than {_MAX_HEADERS} headers.",
+            status=431,
+            headers={"Connection": "close"},
         )
 
 

@@ -22,6 +22,7 @@ def build(
     authenticator: Authenticator,
     limits: Limits,
     admission: Admission,
+    addresses: Addresses,
     settings: GatewaySettings,
 ) -> Observed:
     """The app, with telemetry around it."""
@@ -36,6 +37,6 @@ def build(
         openapi_config=documents.config(),
         plugins=[documents.Base64()],
     )
-    frontage = Frontage(app, limits, admission, Addresses(settings.trusted_proxies))
+    frontage = Frontage(app, limits, admission, addresses)
     app.state.desk = frontage.desk
     return Observed(frontage)

@@ -40,6 +40,11 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
         address_per_s: Requests without a good token that may come from an address; 0 for no limit.
         address_burst: Such requests at once.
         trusted_proxies: Networks whose `X-Forwarded-For` is believed, comma separated.
+        max_connections: Connections at once; fewer where the process may not open so many files.
+        max_connections_per_address: Connections at once from an address that is no trusted proxy.
+        max_head_bytes: Larger request lines and headers, taken together, are refused.
+        head_timeout_s: How long these may take to come in.
+        body_timeout_s: How long a body may take to come in.
         max_in_flight: Reads, and mutations, that are worked on at once.
         max_expensive: Expensive requests that are worked on at once.
         max_waiting: Mutations that wait for their operation at once.
@@ -69,6 +74,11 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
     address_per_s: PerSecond = 10.0
     address_burst: Burst = 200
     trusted_proxies: str = ""
+    max_connections: Places = 4096
+    max_connections_per_address: Places = 512
+    max_head_bytes: Annotated[int, msgspec.Meta(ge=10_240, le=1_048_576)] = 32_768
+    head_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
+    body_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
     max_in_flight: Places = 256
     max_expensive: Places = 64
     max_waiting: Places = 2048

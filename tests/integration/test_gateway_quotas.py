@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -22,10 +21,9 @@ from schemas.quotas import Amounts, Hold, QuotaLedger, decode_quota_ledger
 from schemas.subjects import CUSTOMERS, QUOTAS, VM_SPECS
 from schemas.vms import decode_vm_record
 from tests.support.gateway import TINY, WAIT, ScriptedAgent, refusing, running_gateway, until
-from tests.support.nats import NatsServer, bus_with_streams
-from tests.support.ports import free_port
-from tests.support.service_process import ServiceProcess
-from tests.support.tokens import KEY, bearer
+from tests.support.gateway_process import GatewayProcess
+from tests.support.nats import bus_with_streams
+from tests.support.tokens import bearer
 
 ROOM = Resources(vcpus=4096, memory_mib=4_194_304, disk_mib=4_194_304, slots=4096)
 
@@ -190,44 +188,14 @@ async def test_a_hold_that_a_dead_gateway_left_ends(tmp_path: Path) -> None:
         assert await create([url]) == [403]
 
 
-class Gateway(ServiceProcess):
-    """`python -m gateway`, to be killed."""
-
-    def __init__(self, server: NatsServer, folder: Path, name: str) -> None:
-        self.url = f"http://127.0.0.1:{(port := free_port())}"
-        super().__init__(
-            sys.executable,
-            "-m",
-            "gateway",
-            log_path=folder / f"{name}.log",
-            env={
-                "DECISEC_NATS_URL": server.url,
-                "DECISEC_GATEWAY_JWT_KEY": KEY.decode(),
-                "DECISEC_GATEWAY_API_PORT": str(port),
-            },
-        )
-
-    async def serving(self) -> None:
-        """Return once it answers."""
-
-        async def answers() -> bool:
-            try:
-                async with httpx.AsyncClient(headers=bearer()) as api:
-                    return (await api.get(f"{self.url}/v1/whoami")).status_code == 200
-            except httpx.TransportError:
-                return False
-
-        await until(answers, timeout_s=30)
-
-
 async def test_a_gateway_killed_midway_loses_nothing_and_gives_nobody_more(
     tmp_path: Path,
 ) -> None:
     """200 at once over two, one dies among them; in the end 50 VMs are there, never more."""
     async with (
         ground(tmp_path, small()) as (server, _, agent, census),
-        Gateway(server, tmp_path, "first") as first,
-        Gateway(server, tmp_path, "second") as second,
+        GatewayProcess(server, tmp_path, "first") as first,
+        GatewayProcess(server, tmp_path, "second") as second,
     ):
         await first.serving()
         await second.serving()
