@@ -26,6 +26,7 @@ from gateway.tombstones import Tombstones
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
 from runtime.http_guard import ConnectionLimits
+from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.service import Service
 
@@ -38,6 +39,7 @@ _HTTP_GRACE_S = 5.0
 async def main(service: Service[GatewaySettings]) -> None:
     """Serve until told to stop."""
     async with gateway(service.settings, service.bus, service.health, service.stop):
+        spare_the_collector()
         await service.stop.wait()
 
 
