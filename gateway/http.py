@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from litestar import Litestar
 from litestar.datastructures import State
@@ -14,6 +14,7 @@ from gateway.bodies import StrictRequest
 from gateway.events import EventService
 from gateway.idempotency import Keys
 from gateway.images import ImageService
+from gateway.metrics import MetricService
 from gateway.mutations import Mutations
 from gateway.operation_service import OperationService
 from gateway.service import VmService
@@ -23,7 +24,7 @@ from gateway.telemetry import Observed
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the routes call."""
+    """What the routes call. Each stands under its name in the app's state."""
 
     background: Background
     vms: VmService
@@ -32,6 +33,7 @@ class Services:
     operations: OperationService
     snapshots: SnapshotService
     images: ImageService
+    metrics: MetricService
 
 
 def build(services: Services, authenticator: Authenticator, *, max_body_bytes: int) -> Observed:
@@ -49,13 +51,8 @@ def build(services: Services, authenticator: Authenticator, *, max_body_bytes: i
         request_max_body_size=max_body_bytes,
         state=State(
             {
-                "service": services.vms,
                 "authenticator": authenticator,
-                "background": services.background,
-                "events": services.events,
-                "operations": services.operations,
-                "snapshots": services.snapshots,
-                "images": services.images,
+                **{one.name: getattr(services, one.name) for one in fields(services)},
             }
         ),
         openapi_config=documents.config(),

@@ -11,6 +11,7 @@ import typer
 
 from decisec.cli import (
     backfill,
+    bus,
     dev,
     flood,
     gaps,
@@ -25,6 +26,7 @@ from decisec.cli import (
     store,
     streams,
     tail,
+    tokens,
     usage,
     vm,
     vm_changes,
@@ -47,7 +49,9 @@ app.add_typer(snapshots.app, name="snapshot")
 offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
+app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
+app.add_typer(bus.app, name="bus")
 app.add_typer(tail.app, name="tail")
 app.add_typer(rejected.app, name="rejected")
 app.add_typer(store.app, name="store")
