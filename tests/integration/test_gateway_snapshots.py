@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from schemas.commands import RestoreVm, SnapshotVm
 from schemas.ids import new_id
-from schemas.vms import SnapshotKind
+from schemas.vms import SnapshotKind, VmState
 from tests.support.gateway import (
     WAIT,
     ScriptedAgent,
@@ -141,3 +141,31 @@ async def test_a_snapshot_on_another_host_cannot_be_restored_from(tmp_path: Path
             assert "h1" not in refused.text
             assert [command.verb for command in second.seen] == ["create"]
             task.cancel()
+
+
+@shared_loop
+async def test_only_the_vms_own_host_tells_of_its_snapshots(shared: Stack) -> None:
+    """What another host says is neither listed nor acted on."""
+    liar = ScriptedAgent(shared.bus, "h2")
+    async with shared.client(headers=bearer("liar")) as api:
+        vm_id = await made(api, boot=True)
+        taken = await api.post(f"/v1/vms/{vm_id}/snapshot", headers=WAIT)
+        snapshot_id = taken.json()["operation"]["snapshot_id"]
+        command = next(c for c in shared.agent.seen if str(c.vm_id) == vm_id)
+        await liar.tell(command, VmState.RUNNING)
+
+        async def unheard() -> bool:
+            page = await api.get("/v1/snapshots")
+            return bool(page.json()["snapshots"] == [])
+
+        await until(unheard)
+        of_vm = await api.get("/v1/snapshots", params={"vm_id": vm_id})
+        assert of_vm.json()["snapshots"] == []
+        assert (await api.get(f"/v1/snapshots/{snapshot_id}")).status_code == 404
+        assert (await api.delete(f"/v1/snapshots/{snapshot_id}")).status_code == 404
+        await shared.agent.tell(command, VmState.RUNNING)
+
+        async def heard() -> bool:
+            return (await api.get(f"/v1/snapshots/{snapshot_id}")).status_code == 200
+
+        await until(heard)
