@@ -24,6 +24,7 @@ from gateway.service import VmService
 from gateway.settings import GatewaySettings
 from gateway.streams import Streams
 from gateway.tombstones import Tombstones
+from gateway.usage_windows import UsageWindowService
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
 from runtime.publisher import Publisher
@@ -88,6 +89,7 @@ async def gateway(
                 authenticator,
                 events=EventService(bus, hub, streams, settings),
                 metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
+                usage_windows=UsageWindowService(bus, settings),
                 max_body_bytes=settings.max_body_bytes,
             )
             async with serve_asgi(app, sock, _HTTP_GRACE_S):

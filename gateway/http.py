@@ -12,6 +12,7 @@ from gateway.events import EventService
 from gateway.metrics import MetricService
 from gateway.service import VmService
 from gateway.telemetry import Observed
+from gateway.usage_windows import UsageWindowService
 
 
 def build(
@@ -20,6 +21,7 @@ def build(
     *,
     events: EventService,
     metrics: MetricService,
+    usage_windows: UsageWindowService,
     max_body_bytes: int,
 ) -> Observed:
     """The app, with telemetry around it."""
@@ -35,6 +37,7 @@ def build(
                 "authenticator": authenticator,
                 "events": events,
                 "metrics": metrics,
+                "usage_windows": usage_windows,
             }
         ),
         openapi_config=documents.config(),

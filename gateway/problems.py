@@ -58,7 +58,13 @@ _DETAIL_OF_STATUS: Mapping[int, str] = {
     405: "This path does not take this method.",
     413: "The body is larger than this service takes.",
 }
-_QUERY_NAMES: Mapping[str, str] = {"vm_state": "state", "vm_ids": "vm_id"}
+_QUERY_NAMES: Mapping[str, str] = {
+    "vm_state": "state",
+    "vm_ids": "vm_id",
+    "answer_format": "format",
+    "types": "type",
+    "metric_names": "metric",
+}
 """Query parameters that handlers know by another name."""
 
 
