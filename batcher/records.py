@@ -159,7 +159,7 @@ FEEDS = (
             f"host.evt.*.{kind}"
             for kind in (
                 "gap_opened", "gap_closed", "host_suspected", "host_silent", "host_heard",
-                "metering_adjusted",
+                "metering_adjusted", "host_lost", "host_found",
             )
         ),
     ),

@@ -8,20 +8,26 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from gateway.attempts import Attempts
 from gateway.auth import Authenticator
+from gateway.background import Background
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
 from gateway.door import Door
 from gateway.event_hub import EventHub
 from gateway.events import EventService
 from gateway.fleet import Fleet
-from gateway.http import build
+from gateway.http import Services, build
+from gateway.idempotency import Keys
+from gateway.images import ImageService
 from gateway.keys import key_source
 from gateway.live_hub import LiveHub
 from gateway.metrics import MetricService
+from gateway.operation_service import OperationService
 from gateway.operations import Operations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
+from gateway.snapshots import SnapshotService
 from gateway.streams import Streams
 from gateway.tombstones import Tombstones
 from gateway.usage_windows import UsageWindowService
@@ -64,41 +70,64 @@ async def gateway(
     port = int(sock.getsockname()[1])
     with sock:
         async with _background() as group:
+            background = Background(group)
+            attempts = Attempts(fleet, operations)
             creation = Creation(
                 fleet,
                 operations,
                 desk,
-                group,
+                background,
                 region=settings.region,
                 deadline_s=settings.command_deadline_s,
             )
-            service = VmService(bus, fleet, operations, desk, creation, settings)
+            service = VmService(bus, fleet, operations, desk, creation, settings, background.ending)
             group.create_task(fleet.run(), name="fleet")
             group.create_task(operations.run(), name="operations")
+            group.create_task(operations.remember(), name="history")
             group.create_task(tombstones.run(fleet), name="tombstones")
             if not await _ready(fleet, operations, stop):
                 yield port
                 return
             resumed = creation.resume()
-            group.create_task(Door(bus, service, group).run(), name="door")
+            snapshots = SnapshotService(fleet, service)
+            images = ImageService(fleet, settings.region)
+            keys = Keys(bus)
+            group.create_task(keys.run(), name="idempotency-keys")
+            operation_service = OperationService(operations, attempts)
+            door = Door(
+                bus,
+                service,
+                keys,
+                background,
+                operations=operation_service,
+                snapshots=snapshots,
+                images=images,
+            )
+            group.create_task(door.run(), name="door")
             streams = Streams(settings.streams, settings.streams_per_customer)
             hub = EventHub(bus, settings.stream_buffer)
             group.create_task(hub.run(), name="event-hub")
-            app = build(
-                service,
-                authenticator,
+            services = Services(
+                background=background,
+                vms=service,
+                keys=keys,
                 events=EventService(bus, hub, streams, settings),
                 metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
                 usage_windows=UsageWindowService(bus, settings),
-                max_body_bytes=settings.max_body_bytes,
+                operations=operation_service,
+                snapshots=snapshots,
+                images=images,
             )
+            app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
                 try:
                     yield port
                 finally:
+                    background.close()
                     streams.close()
+            await keys.flush()
 
 
 async def _ready(fleet: Fleet, operations: Operations, stop: asyncio.Event) -> bool:

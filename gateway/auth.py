@@ -33,6 +33,7 @@ class Scope(StrEnum):
     VMS_READ = "vms:read"
     VMS_WRITE = "vms:write"
     USAGE_READ = "usage:read"
+    ADMIN = "admin"
 
 
 @dataclass(frozen=True, slots=True)

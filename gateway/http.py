@@ -2,42 +2,66 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from litestar import Litestar
 from litestar.datastructures import State
 
-from gateway import documents, problems, routes
+from gateway import documents, routes
 from gateway.auth import Authenticator
+from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.events import EventService
+from gateway.idempotency import Keys
+from gateway.images import ImageService
 from gateway.metrics import MetricService
+from gateway.mutations import Mutations
+from gateway.operation_service import OperationService
 from gateway.service import VmService
+from gateway.snapshots import SnapshotService
 from gateway.telemetry import Observed
 from gateway.usage_windows import UsageWindowService
 
 
-def build(
-    service: VmService,
-    authenticator: Authenticator,
-    *,
-    events: EventService,
-    metrics: MetricService,
-    usage_windows: UsageWindowService,
-    max_body_bytes: int,
-) -> Observed:
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the routes call."""
+
+    background: Background
+    vms: VmService
+    keys: Keys
+    events: EventService
+    metrics: MetricService
+    usage_windows: UsageWindowService
+    operations: OperationService
+    snapshots: SnapshotService
+    images: ImageService
+
+
+def build(services: Services, authenticator: Authenticator, *, max_body_bytes: int) -> Observed:
     """The app, with telemetry around it."""
+    mutations = Mutations(services.keys)
     app = Litestar(
-        [routes.router(), documents.openapi_document, documents.assets()],
+        [
+            routes.router(mutations.before, mutations.after),
+            documents.openapi_document,
+            documents.assets(),
+        ],
         request_class=StrictRequest,
-        exception_handlers={Exception: problems.answer},
+        exception_handlers={Exception: mutations.refused},
         logging_config=None,
         request_max_body_size=max_body_bytes,
         state=State(
             {
-                "service": service,
+                "service": services.vms,
                 "authenticator": authenticator,
-                "events": events,
-                "metrics": metrics,
-                "usage_windows": usage_windows,
+                "background": services.background,
+                "events": services.events,
+                "metrics": services.metrics,
+                "usage_windows": services.usage_windows,
+                "operations": services.operations,
+                "snapshots": services.snapshots,
+                "images": services.images,
             }
         ),
         openapi_config=documents.config(),
