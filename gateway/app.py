@@ -20,11 +20,12 @@ from gateway.fleet import Fleet
 from gateway.http import Services, build
 from gateway.idempotency import Keys
 from gateway.images import ImageService
-from gateway.keys import key_source
+from gateway.key_sources import key_source
 from gateway.live_hub import LiveHub
 from gateway.metrics import MetricService
 from gateway.operation_service import OperationService
 from gateway.operations import Operations
+from gateway.revocations import Revocations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
 from gateway.snapshots import SnapshotService
@@ -39,6 +40,7 @@ from runtime.service import Service
 _log = structlog.get_logger("decisec.gateway")
 
 HEALTH_PART = "mirrors"
+KEYS_PART = "keys"
 _HTTP_GRACE_S = 5.0
 
 
@@ -61,7 +63,7 @@ async def gateway(
         FatalError: The key or the address cannot be had.
     """
     health.unready(HEALTH_PART, "the buckets have not been read yet")
-    authenticator = Authenticator(key_source(settings), settings)
+    authenticator = _authenticator(settings, bus, health)
     tombstones = Tombstones()
     fleet = Fleet(bus, tombstones.bury)
     operations = Operations(bus, tombstones.take)
@@ -81,11 +83,12 @@ async def gateway(
                 deadline_s=settings.command_deadline_s,
             )
             service = VmService(bus, fleet, operations, desk, creation, settings, background.ending)
+            group.create_task(authenticator.run(), name="authenticator")
             group.create_task(fleet.run(), name="fleet")
             group.create_task(operations.run(), name="operations")
             group.create_task(operations.remember(), name="history")
             group.create_task(tombstones.run(fleet), name="tombstones")
-            if not await _ready(fleet, operations, stop):
+            if not await _ready(fleet, operations, authenticator, stop):
                 yield port
                 return
             resumed = creation.resume()
@@ -112,11 +115,11 @@ async def gateway(
                 vms=service,
                 keys=keys,
                 events=EventService(bus, hub, streams, settings),
-                metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
-                usage_windows=UsageWindowService(bus, settings),
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
+                metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
+                usage_windows=UsageWindowService(bus, settings),
             )
             app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
@@ -130,12 +133,23 @@ async def gateway(
             await keys.flush()
 
 
-async def _ready(fleet: Fleet, operations: Operations, stop: asyncio.Event) -> bool:
+def _authenticator(settings: GatewaySettings, bus: Bus, health: Health) -> Authenticator:
+    def tell(why: str) -> None:
+        health.unready(KEYS_PART, why) if why else health.ready(KEYS_PART)
+
+    revocations = Revocations(bus, max_stale_s=settings.revocations_max_stale_s)
+    return Authenticator(key_source(settings, tell), revocations, settings)
+
+
+async def _ready(
+    fleet: Fleet, operations: Operations, authenticator: Authenticator, stop: asyncio.Event
+) -> bool:
     """Whether all is read; False if the stop came first."""
 
     async def read() -> None:
         await fleet.synced()
         await operations.following()
+        await authenticator.synced()
 
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(read(), name="buckets-read")

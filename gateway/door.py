@@ -15,7 +15,7 @@ from opentelemetry.trace import SpanKind
 
 from gateway import acts
 from gateway.acts import Act
-from gateway.auth import Principal, Scope
+from gateway.auth import CUSTOMER_SCOPES, Principal
 from gateway.background import Background
 from gateway.door_messages import (
     ConsoleRequest,
@@ -58,9 +58,6 @@ _MAX_OPEN = 256
 _READ, _MUTATION = False, True
 Decode = Callable[[bytes], Any]
 Answer = Callable[[Principal, Any], Awaitable[Reply]]
-
-CUSTOMER_SCOPES = frozenset(Scope) - {Scope.ADMIN}
-"""What a customer may do on the bus: everything that customers may do."""
 
 
 class Door:

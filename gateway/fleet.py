@@ -152,9 +152,8 @@ class Fleet:
 
     def placed(self, customer_id: str, vm_ids: Collection[UUID] | None = None) -> dict[UUID, str]:
         """The hosts of a customer's VMs that are there: of these, or of all."""
-        listed = self.catalog.ids(customer_id) if vm_ids is None else vm_ids
         found: dict[UUID, str] = {}
-        for vm_id in listed:
+        for vm_id in self.catalog.ids(customer_id) if vm_ids is None else map(str, vm_ids):
             record = self._records.get(f"{customer_id}.{vm_id}")
             if record is not None and record.deleted_at is None:
                 found[record.vm_id] = record.host_id

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from litestar import Litestar
 from litestar.datastructures import State
@@ -25,7 +25,7 @@ from gateway.usage_windows import UsageWindowService
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the routes call."""
+    """What the routes call. Each stands under its name in the app's state."""
 
     background: Background
     vms: VmService
@@ -53,15 +53,8 @@ def build(services: Services, authenticator: Authenticator, *, max_body_bytes: i
         request_max_body_size=max_body_bytes,
         state=State(
             {
-                "service": services.vms,
                 "authenticator": authenticator,
-                "background": services.background,
-                "events": services.events,
-                "metrics": services.metrics,
-                "usage_windows": services.usage_windows,
-                "operations": services.operations,
-                "snapshots": services.snapshots,
-                "images": services.images,
+                **{one.name: getattr(services, one.name) for one in fields(services)},
             }
         ),
         openapi_config=documents.config(),

@@ -5,16 +5,7 @@ from __future__ import annotations
 from litestar import Router
 from litestar.types import AfterRequestHookHandler, BeforeRequestHookHandler
 
-from gateway.routes import (
-    account,
-    events,
-    images,
-    metrics,
-    operations,
-    snapshots,
-    usage,
-    vms,
-)
+from gateway.routes import account, events, images, metrics, operations, snapshots, usage, vms
 from gateway.routes.common import authenticated
 
 

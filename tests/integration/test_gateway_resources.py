@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -544,9 +545,8 @@ async def test_a_closed_gateway_refuses_before_it_looks_at_anything() -> None:
     background.close()
     nothing: Any = None
     services = Services(
-        background=background, vms=nothing, keys=nothing, events=nothing, operations=nothing,
-        snapshots=nothing, images=nothing, metrics=nothing, usage_windows=nothing,
-    )  # fmt: skip
+        **{one.name: nothing for one in fields(Services)} | {"background": background}
+    )
     app: Any = build(services, nothing, max_body_bytes=1024)
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as api:

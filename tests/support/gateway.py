@@ -259,7 +259,9 @@ async def running_gateway(
 ) -> AsyncIterator[tuple[GatewaySettings, Health, str]]:
     """A gateway with a connection of its own."""
     settings = GatewaySettings(
-        nats_url=server.url, api_port=0, jwt_key=KEY.decode(), **{"publish_limit_s": 2.0, **options}
+        nats_url=server.url,
+        api_port=0,
+        **{"jwt_key": KEY.decode(), "publish_limit_s": 2.0, **options},
     )
     health = Health()
     async with (
