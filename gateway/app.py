@@ -10,19 +10,33 @@ import structlog
 
 from gateway.addresses import Addresses
 from gateway.admission import Admission
+from gateway.attempts import Attempts
 from gateway.auth import Authenticator
+from gateway.background import Background
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
 from gateway.door import Door
+from gateway.event_hub import EventHub
+from gateway.events import EventService
 from gateway.fleet import Fleet
-from gateway.http import build
-from gateway.keys import key_source
+from gateway.http import Services, build
+from gateway.idempotency import Keys
+from gateway.images import ImageService
+from gateway.key_sources import key_source
 from gateway.limits import Limits
+from gateway.live_hub import LiveHub
+from gateway.metrics import MetricService
+from gateway.operation_service import OperationService
 from gateway.operations import Operations
-from gateway.quotas import Quotas, VmRecords
+from gateway.quota_records import SnapshotRecords, VmRecords
+from gateway.quotas import Quotas
+from gateway.revocations import Revocations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
+from gateway.snapshots import SnapshotService
+from gateway.streams import Streams
 from gateway.tombstones import Tombstones
+from gateway.usage_windows import UsageWindowService
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
 from runtime.http_guard import ConnectionLimits
@@ -33,6 +47,7 @@ from runtime.service import Service
 _log = structlog.get_logger("decisec.gateway")
 
 HEALTH_PART = "mirrors"
+KEYS_PART = "keys"
 _HTTP_GRACE_S = 5.0
 
 
@@ -56,7 +71,7 @@ async def gateway(
         FatalError: The key or the address cannot be had.
     """
     health.unready(HEALTH_PART, "the buckets have not been read yet")
-    authenticator = Authenticator(key_source(settings), settings)
+    authenticator = _authenticator(settings, bus, health)
     tombstones = Tombstones()
     fleet = Fleet(bus, tombstones.bury)
     operations = Operations(bus, tombstones.take)
@@ -65,37 +80,100 @@ async def gateway(
     port = int(sock.getsockname()[1])
     with sock:
         async with _background() as group:
-            quotas = Quotas(bus, fleet.customer, (VmRecords(fleet),), group)
+            background = Background(group)
+            attempts = Attempts(fleet, operations)
+            quotas = Quotas(
+                bus, fleet.customer, (VmRecords(fleet), SnapshotRecords(fleet)), background
+            )
+            limits = Limits(bus, settings, fleet.customer)
+            admission = Admission(settings)
+            addresses = Addresses(settings.trusted_proxies)
             creation = Creation(
                 fleet,
                 operations,
                 desk,
-                group,
+                background,
                 quotas=quotas,
                 region=settings.region,
                 deadline_s=settings.command_deadline_s,
             )
-            service = VmService(bus, fleet, operations, desk, creation, quotas, settings)
-            limits = Limits(bus, settings, fleet.customer)
-            admission = Admission(settings)
+            service = VmService(
+                bus, fleet, operations, desk, creation, quotas, settings, background.ending
+            )
+            group.create_task(authenticator.run(), name="authenticator")
             group.create_task(fleet.run(), name="fleet")
             group.create_task(operations.run(), name="operations")
+            group.create_task(operations.remember(), name="history")
             group.create_task(quotas.run(), name="quotas")
             group.create_task(limits.sharing.run(), name="limits")
             group.create_task(tombstones.run(fleet), name="tombstones")
             if not await _ready(
-                stop, fleet.synced, operations.following, quotas.synced, limits.sharing.joined
+                stop,
+                fleet.synced,
+                operations.following,
+                authenticator.synced,
+                quotas.synced,
+                limits.sharing.joined,
             ):
                 yield port
                 return
             resumed = creation.resume()
-            group.create_task(Door(bus, service, limits, admission, group).run(), name="door")
-            addresses = Addresses(settings.trusted_proxies)
-            app = build(service, authenticator, limits, admission, addresses, settings)
+            snapshots = SnapshotService(fleet, service, operations, quotas)
+            images = ImageService(fleet, settings.region)
+            keys = Keys(bus)
+            group.create_task(keys.run(), name="idempotency-keys")
+            operation_service = OperationService(operations, attempts)
+            door = Door(
+                bus,
+                service,
+                keys,
+                background,
+                limits,
+                admission,
+                operations=operation_service,
+                snapshots=snapshots,
+                images=images,
+            )
+            group.create_task(door.run(), name="door")
+            streams = Streams(settings.streams, settings.streams_per_customer)
+            hub = EventHub(bus, settings.stream_buffer)
+            group.create_task(hub.run(), name="event-hub")
+            services = Services(
+                background=background,
+                vms=service,
+                keys=keys,
+                events=EventService(bus, hub, streams, settings),
+                operations=operation_service,
+                snapshots=snapshots,
+                images=images,
+                metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
+                usage_windows=UsageWindowService(bus, settings),
+            )
+            app = build(
+                services,
+                authenticator,
+                limits,
+                admission,
+                addresses,
+                max_body_bytes=settings.max_body_bytes,
+            )
             async with serve_asgi(app, sock, _HTTP_GRACE_S, _connections(settings, addresses)):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
-                yield port
+                try:
+                    yield port
+                finally:
+                    background.close()
+                    streams.close()
+            await keys.flush()
+
+
+def _authenticator(settings: GatewaySettings, bus: Bus, health: Health) -> Authenticator:
+    def tell(why: str) -> None:
+        health.unready(KEYS_PART, why) if why else health.ready(KEYS_PART)
+
+    revocations = Revocations(bus, max_stale_s=settings.revocations_max_stale_s)
+    return Authenticator(key_source(settings, tell), revocations, settings)
 
 
 def _connections(settings: GatewaySettings, addresses: Addresses) -> ConnectionLimits:

@@ -111,7 +111,7 @@ def decide(
     taken = added((used, held(ledger, now, known=known, released=released)))
     refused: dict[str, str] = {}
     for wish in wishes:
-        if wish.hold_id in kept:
+        if wish.hold_id in kept or known(wish.hold_id):
             continue
         wanted = added((taken, wish.amounts))
         # A limit that was lowered below what is there refuses only more of the same.

@@ -19,7 +19,6 @@ _EXPENSIVE = ("/v1/usage", "/v1/metrics", "/v1/events", "/v1/audit")
 _EXPENSIVE_TAILS = ("/console", "/metrics")
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _EXPENSIVE_VERBS = frozenset({"console", "usage", "metrics", "events", "audit"})
-_READ_VERBS = frozenset({"get", "list", "operation", "quotas", "whoami", "images", "snapshots"})
 
 
 def class_of_route(method: str, template: str) -> RouteClass:
@@ -37,11 +36,11 @@ def class_of_route(method: str, template: str) -> RouteClass:
     return RouteClass.READS
 
 
-def class_of_verb(verb: str) -> RouteClass:
-    """What a request on `vm.req.<customer>.<verb>` costs; an unknown one costs most."""
+def class_of_verb(verb: str, *, mutates: bool) -> RouteClass:
+    """What a request on `vm.req.<customer>.<verb>` costs."""
     if verb in _EXPENSIVE_VERBS:
         return RouteClass.EXPENSIVE
-    return RouteClass.READS if verb in _READ_VERBS else RouteClass.MUTATIONS
+    return RouteClass.MUTATIONS if mutates else RouteClass.READS
 
 
 def rate_headers(verdict: Verdict) -> dict[str, str]:

@@ -12,14 +12,14 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
-from typing import Protocol
 
 import structlog
 from nats.js.kv import KeyValue
 
+from gateway.background import Background
 from gateway.errors import RefusedError, unavailable
-from gateway.fleet import Fleet
-from gateway.ledger import Wish, added, amounts_of, decide, held, limits_of
+from gateway.ledger import Wish, added, decide, held, limits_of
+from gateway.quota_records import Records
 from runtime.buckets import Bucket, Mirror, RevisionConflictError
 from runtime.bus import Bus
 from runtime.clock import utc_now
@@ -33,7 +33,7 @@ from schemas.quotas import (
     QuotaView,
     decode_quota_ledger,
 )
-from schemas.subjects import QUOTAS, VM_SPECS
+from schemas.subjects import QUOTAS
 
 _log = structlog.get_logger("decisec.quotas")
 
@@ -43,69 +43,6 @@ _MAX_BATCH = 512
 _ATTEMPTS = 24
 _READ_WITHIN_S = 2.0
 _NOTHING = QuotaLedger()
-
-
-class Records(Protocol):
-    """Where that stands what was made, as this gateway has read it.
-
-    Attributes:
-        name: The bucket.
-    """
-
-    name: str
-
-    @property
-    def revision(self) -> int:
-        """Read up to here."""
-
-    async def reached(self, revision: int) -> None:
-        """Return once it was read up to here."""
-
-    async def last_revision(self) -> int:
-        """What the server says is the last one."""
-
-    def used(self, customer_id: str) -> Amounts:
-        """What a customer's records take."""
-
-    def known(self, customer_id: str, hold_id: str) -> bool:
-        """Whether a record counts, or has counted and is gone."""
-
-    def stored(self, customer_id: str, hold_id: str) -> bool:
-        """Whether the bus has told of it."""
-
-
-class VmRecords:
-    """The VMs, by the mirror of their specs."""
-
-    name = VM_SPECS
-
-    def __init__(self, fleet: Fleet) -> None:
-        self._fleet = fleet
-
-    @property
-    def revision(self) -> int:
-        """See `Records`."""
-        return self._fleet.told.revision
-
-    async def reached(self, revision: int) -> None:
-        """See `Records`."""
-        await self._fleet.told.reached(revision)
-
-    async def last_revision(self) -> int:
-        """See `Records`."""
-        return await self._fleet.specs.last_revision()
-
-    def used(self, customer_id: str) -> Amounts:
-        """See `Records`."""
-        return amounts_of(self._fleet.used(customer_id))
-
-    def known(self, customer_id: str, hold_id: str) -> bool:
-        """See `Records`."""
-        return self._fleet.record(f"{customer_id}.{hold_id}") is not None
-
-    def stored(self, customer_id: str, hold_id: str) -> bool:
-        """See `Records`."""
-        return f"{customer_id}.{hold_id}" in self._fleet.told.values
 
 
 class _Ledgers(Mirror[QuotaLedger]):
@@ -133,7 +70,7 @@ class Quotas:
         bus: The connection.
         customer_of: The operator's entry of a customer, if there is one.
         records: Where that stands what was made.
-        group: Holds the writes.
+        background: Holds the writes.
     """
 
     def __init__(
@@ -141,13 +78,13 @@ class Quotas:
         bus: Bus,
         customer_of: Callable[[str], Customer | None],
         records: tuple[Records, ...],
-        group: asyncio.TaskGroup,
+        background: Background,
     ) -> None:
         self._bucket = Bucket(bus, QUOTAS, decode_quota_ledger)
         self._ledgers = _Ledgers(self._bucket)
         self._customer_of = customer_of
         self._records = records
-        self._group = group
+        self._background = background
         self._waiting: dict[str, dict[str, tuple[Wish, asyncio.Future[str]]]] = {}
         self._released: dict[str, set[str]] = {}
         self._working: set[str] = set()
@@ -192,7 +129,8 @@ class Quotas:
         ledger, _ = self._ledgers.entries.get(customer_id, (_NOTHING, 0))
         if hold_id in ledger.holds or customer_id in self._working:
             self._released.setdefault(customer_id, set()).add(hold_id)
-            self._work(customer_id)
+            with suppress(RefusedError):  # at the gateway's end; the hold ends by itself
+                self._work(customer_id)
 
     def view(self, customer: Customer) -> QuotaView:
         """Limits, and what is used."""
@@ -219,8 +157,8 @@ class Quotas:
 
     def _work(self, customer_id: str) -> None:
         if customer_id not in self._working:
+            self._background.spawn(self._serve(customer_id), name=f"quota-{customer_id}")
             self._working.add(customer_id)
-            self._group.create_task(self._serve(customer_id), name=f"quota-{customer_id}")
 
     async def _serve(self, customer_id: str) -> None:
         """Write the ledger until nobody waits for it."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import nats
 import nats.errors
 import structlog
 from nats.aio.client import Client
@@ -16,6 +16,15 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.js import JetStreamContext
 
+from runtime.client import (
+    PlaintextError,
+    RefusedError,
+    ServiceClient,
+    is_refusal,
+    is_violation,
+    wait_after_refusal,
+)
+from runtime.credentials import API_PREFIX, is_inbox, read_credentials, tls_context
 from runtime.errors import FatalError, TransientError
 from runtime.health import Health
 from runtime.settings import CommonSettings
@@ -24,6 +33,9 @@ from runtime.telemetry import inject, redact
 _log = structlog.get_logger("decisec.bus")
 
 HEALTH_PART = "bus"
+PERMISSIONS_PART = "permissions"
+_VIOLATED_S = 30.0
+"""So long the last violation stands in health."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,48 +56,19 @@ class Message:
 Handler = Callable[[Message], Awaitable[bytes | None]]
 
 
-class _Client(Client):
-    """A client whose requests can always be cancelled, and which can always be closed.
-
-    It waits by `asyncio.wait_for`, which on Python 3.11 swallows a cancellation that comes in the
-    same turn of the loop as the answer: a task that asks again and again would never end.
-    """
-
-    async def close(self) -> None:
-        """Close; what a broken connection does not take any more is given up with a word."""
-        if not self.is_connected and self._pending_data_size:
-            _log.warning("bus.unsent_given_up", size_bytes=self._pending_data_size)
-            # Written to the broken transport, it raises, and the rest of the close is left out.
-            self._pending, self._pending_data_size = [], 0
-        await super().close()
-
-    async def request(
-        self,
-        subject: str,
-        payload: bytes = b"",
-        timeout: float = 0.5,  # noqa: ASYNC109 - the library's own signature
-        old_style: bool = False,
-        headers: dict[str, Any] | None = None,
-    ) -> Msg:
-        try:
-            return await super().request(subject, payload, timeout, old_style, headers)
-        finally:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError
-
-
 class Bus:
     """One connection, shared by a whole service. Reconnects for ever; says so in health.
 
     Attributes:
+        api: What JetStream's requests begin with.
         epoch: Grows by one at each reconnect: what holds server-side state compares it.
     """
 
-    def __init__(self, client: Client, name: str) -> None:
+    def __init__(self, client: Client, name: str, api: str = API_PREFIX) -> None:
         self.name = name
         self.client = client
-        self.js: JetStreamContext = client.jetstream(timeout=5)
+        self.api = api
+        self.js: JetStreamContext = client.jetstream(timeout=5, prefix=api)
         self.epoch = 0
         self._reconnected = asyncio.Condition()
 
@@ -104,13 +87,19 @@ class Bus:
         Waits for a server that is not there yet, until `stop` is set.
 
         Raises:
-            FatalError: `stop` was set first, or the server refuses the credentials.
+            SettingsError: The credentials or a file for TLS cannot be used.
+            FatalError: `stop` was set first, the server refuses the credentials, or it cannot
+                prove who it is.
         """
         health = health or Health()
-        client = _Client()
-        bus = cls(client, name)
+        credentials = read_credentials(settings.nats_credentials)
+        tls = tls_context(settings)
+        client = ServiceClient(encrypted=tls is not None)
+        bus = cls(client, name, credentials.api)
         where = redact(settings.nats_url)
         health.unready(HEALTH_PART, f"not connected to {where}")
+        refused: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        watch = _Violations(health)
 
         async def disconnected() -> None:
             if client.is_draining or client.is_closed:
@@ -126,26 +115,45 @@ class Bus:
             _log.info("bus.reconnected", url=where, epoch=bus.epoch)
 
         async def failed(error: Exception) -> None:
-            _log.warning("bus.error", error=redact(str(error)), kind=type(error).__name__)
+            text = redact(str(error))
+            if is_violation(text):
+                client.refused(text)
+                watch.note(text)
+            elif why := _no_hope(error):
+                health.unready(HEALTH_PART, f"{where}: {why}")
+                _log.error("bus.refused", url=where, error=text, reason=why)
+                if not refused.done():
+                    refused.set_result(why)
+                await wait_after_refusal()
+            else:
+                _log.warning("bus.error", error=text, kind=type(error).__name__)
 
+        options: dict[str, object] = {"tls": tls} if tls is not None else {}
+        if credentials.jwt_file:
+            options["user_credentials"] = credentials.jwt_file
+        elif credentials.seed:
+            options["nkeys_seed_str"] = credentials.seed
         await _connect(
             client,
             stop,
+            refused,
             servers=settings.nats_url.split(","),
             name=name,
-            user_credentials=settings.nats_credentials or None,
+            inbox_prefix=credentials.inbox_prefix,
             max_reconnect_attempts=-1,
             reconnect_time_wait=0.1,
             ping_interval=10,
             disconnected_cb=disconnected,
             reconnected_cb=reconnected,
             error_cb=failed,
+            **options,
         )
         health.ready(HEALTH_PART)
         _log.info("bus.connected", url=where)
         try:
             yield bus
         finally:
+            watch.close()
             await _close(client)
 
     @property
@@ -190,6 +198,8 @@ class Bus:
             )
         except nats.errors.NoRespondersError as error:
             raise TransientError(f"nobody answers on {subject}") from error
+        except RefusedError as error:
+            raise TransientError(str(error)) from error
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise TransientError(f"no answer on {subject} within {timeout_s} s") from error
         return Message.of(answer)
@@ -198,11 +208,15 @@ class Bus:
         """Call `handler` with each core message; what it returns is sent as the answer, if any.
 
         The handler runs in the subscription's own task, one message at a time: it hands long
-        work over. What it raises is logged and goes no further.
+        work over. What it raises is logged and goes no further. A reply subject that is no inbox
+        is left out, and so nothing is answered there.
         """
 
         async def on_message(raw: Msg) -> None:
             message = Message.of(raw)
+            if message.reply and not is_inbox(message.reply):
+                _log.warning("reply.refused", subject=subject, reply=message.reply[:120])
+                message = replace(message, reply="")
             try:
                 answer = await handler(message)
                 if answer is not None and message.reply:
@@ -213,19 +227,59 @@ class Bus:
         return await self.client.subscribe(subject, queue=queue, cb=on_message)
 
 
-async def _connect(client: Client, stop: asyncio.Event | None, **options: object) -> None:
+class _Violations:
+    """Says in log and health what the server did not permit, until a while after the last time."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._over: asyncio.TimerHandle | None = None
+
+    def note(self, text: str) -> None:
+        """Note one."""
+        _log.error("bus.not_permitted", error=text)
+        self._health.unready(PERMISSIONS_PART, f"not permitted on the bus: {text}")
+        self.close()
+        self._over = asyncio.get_running_loop().call_later(
+            _VIOLATED_S, self._health.ready, PERMISSIONS_PART
+        )
+
+    def close(self) -> None:
+        """Wait no longer for the end of the last one."""
+        if self._over is not None:
+            self._over.cancel()
+
+
+def _no_hope(error: Exception) -> str:
+    """Why it is of no use to try again as things are; empty if it may be."""
+    text = str(error)
+    if isinstance(error, nats.errors.AuthorizationError) or is_refusal(text):
+        return "NATS refuses the credentials: they are unknown to it, or revoked"
+    if isinstance(error, PlaintextError):
+        return "the server does not encrypt, and tls:// or DECISEC_NATS_CA wants it to"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not to be trusted: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"no encrypted connection: {error.reason or text}"
+    return ""
+
+
+async def _connect(
+    client: Client, stop: asyncio.Event | None, refused: asyncio.Future[str], **options: object
+) -> None:
     async with asyncio.TaskGroup() as group:
         attempt = group.create_task(_attempt(client, options), name="bus-connect")
-        if stop is None:
-            return
-        waiter = group.create_task(stop.wait(), name="bus-connect-stop")
-        await asyncio.wait({attempt, waiter}, return_when=asyncio.FIRST_COMPLETED)
+        waiter = group.create_task((stop or asyncio.Event()).wait(), name="bus-connect-stop")
+        waited: set[asyncio.Future[Any]] = {attempt, waiter, refused}
+        await asyncio.wait(waited, return_when=asyncio.FIRST_COMPLETED)
         waiter.cancel()
         if not attempt.done():
             attempt.cancel()
     if attempt.cancelled():
         await _close(client)
-        raise FatalError("stopped before NATS could be reached")
+        raise FatalError(
+            refused.result() if refused.done() else "stopped before NATS could be reached"
+        )
+    refused.cancel()
 
 
 async def _attempt(client: Client, options: dict[str, object]) -> None:

@@ -19,19 +19,22 @@ import nats.errors
 import nats.js.errors
 import structlog
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 
 from runtime.bus import Bus
 from runtime.errors import TransientError
 from runtime.retry import forever
+from runtime.waiting import settle, stop_wakes
 
 _log = structlog.get_logger("decisec.consumer")
 
 _HEARTBEAT_S = 1.0
 _EXPIRES_S = 30.0
-_SETTLE_S = 0.02
 _STATUS_HEARTBEAT = "100"
 _REPLY_TOKENS = 9
+_PULLS_PER_INBOX = 32
+"""A server that passes requests on from another account remembers each until its inbox is gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,17 +117,23 @@ class Consumer:
         self._max_batch = max_batch
         self._sole = sole
         self._config = ConsumerConfig(
+            # With its name and only filter in the subject of the request, permissions can tell it.
+            name=durable,
             durable_name=durable,
             deliver_policy=DeliverPolicy.ALL,
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=ack_wait_s,
             max_deliver=-1,
             max_ack_pending=max_ack_pending,
-            filter_subjects=list(filter_subjects) or None,
+            filter_subject=filter_subjects[0] if len(filter_subjects) == 1 else None,
+            filter_subjects=list(filter_subjects) if len(filter_subjects) > 1 else None,
         )
         self._arrived: deque[Msg] = deque()
         self._wakeup = asyncio.Event()
         self._open = 0
+        self._inbox = ""
+        self._subscription: Subscription | None = None
+        self._pulls = 0
 
     async def ensure(self) -> None:
         """Create the consumer, or bring it up to date; waits for stream and server."""
@@ -160,14 +169,18 @@ class Consumer:
         """
         return floor_of(await info_of(self._bus, self.stream, self.durable))
 
-    async def holds(self, subject: str) -> bool:
-        """Whether the stream has a message with this subject, wildcards allowed.
+    async def holds(self, *subjects: str) -> bool:
+        """Whether the stream has a message with one of these subjects, without wildcards.
 
         Raises:
             TransientError: The server did not say.
         """
+        found = await asyncio.gather(*(self._holds(subject) for subject in subjects))
+        return any(found)
+
+    async def _holds(self, subject: str) -> bool:
         try:
-            await self._bus.js.get_last_msg(self.stream, subject)
+            await self._bus.js.get_last_msg(self.stream, subject, direct=True)
         except nats.js.errors.NotFoundError:
             return False
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
@@ -182,21 +195,30 @@ class Consumer:
         if self._sole:
             await self._forget()
         await self.ensure()
-        inbox = self._bus.client.new_inbox()
-        subscription = await self._bus.client.subscribe(inbox, cb=self._receive)
+        await self._open_inbox()
         try:
-            async for batch in self._hand_out(inbox, stop):
+            async for batch in self._hand_out(stop):
                 yield batch
         finally:
             # Unsubscribing also ends the pull request at the server.
             if self._bus.connected:
-                await subscription.unsubscribe()
+                await self._close_inbox()
                 for message in self._arrived:
                     if not status_of(message):
                         await answered(message.nak())
             self._arrived.clear()
 
-    async def _hand_out(self, inbox: str, stop: asyncio.Event) -> AsyncIterator[list[Delivery]]:
+    async def _open_inbox(self) -> None:
+        self._inbox = self._bus.client.new_inbox()
+        self._subscription = await self._bus.client.subscribe(self._inbox, cb=self._receive)
+        self._pulls = 0
+
+    async def _close_inbox(self) -> None:
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+            self._subscription = None
+
+    async def _hand_out(self, stop: asyncio.Event) -> AsyncIterator[list[Delivery]]:
         epoch = self._bus.epoch
         self._open = 0
         silences = 0
@@ -207,7 +229,7 @@ class Consumer:
                     epoch, self._open = self._bus.epoch, 0
                     await self.ensure()
                 if self._open <= self._max_batch // 2 and self._bus.connected:
-                    await self._pull(inbox, self._max_batch - self._open)
+                    await self._top_up()
                 if not self._arrived and not await self._wait():
                     silences += 1
                     if self._bus.connected and silences >= 2:
@@ -236,18 +258,28 @@ class Consumer:
         self._arrived.append(message)
         self._wakeup.set()
 
-    async def _pull(self, inbox: str, batch: int) -> None:
+    async def _top_up(self) -> None:
+        if self._pulls >= _PULLS_PER_INBOX:
+            if self._open:
+                return
+            # Nothing is under way, so that nothing is lost with the old one.
+            await self._close_inbox()
+            await self._open_inbox()
+        await self._pull(self._max_batch - self._open)
+
+    async def _pull(self, batch: int) -> None:
         request = {
             "batch": batch,
             "expires": int(_EXPIRES_S * 1e9),
             "idle_heartbeat": int(_HEARTBEAT_S * 1e9),
         }
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self.stream}.{self.durable}"
+        subject = f"{self._bus.api}.CONSUMER.MSG.NEXT.{self.stream}.{self.durable}"
         try:
-            await self._bus.client.publish(subject, json.dumps(request).encode(), reply=inbox)
+            await self._bus.client.publish(subject, json.dumps(request).encode(), reply=self._inbox)
         except (nats.errors.Error, OSError) as error:
             _log.warning("consumer.pull_failed", consumer=self.durable, error=str(error))
             return
+        self._pulls += 1
         self._open += batch
 
     def _take(self) -> list[Delivery]:
@@ -263,40 +295,6 @@ class Consumer:
                 left = (message.headers or {}).get("Nats-Pending-Messages")
                 self._open = max(0, self._open - int(left)) if left else 0
         return batch
-
-
-async def settle(handed_out_s: float, arrived: int, most: int) -> None:
-    """Let more messages come if a batch was handed out just before and the next one is small.
-
-    Args:
-        handed_out_s: When that was, on the monotonic clock.
-        arrived: How many there are for the next one.
-        most: How many there may be.
-    """
-    left_s = handed_out_s + _SETTLE_S - time.monotonic()
-    if left_s > 0 and arrived <= most // 2:
-        await asyncio.sleep(left_s)
-
-
-class stop_wakes:  # noqa: N801 - reads as a statement: `async with stop_wakes(...)`
-    """Sets an event when `stop` is set, for the length of the block."""
-
-    def __init__(self, stop: asyncio.Event, event: asyncio.Event) -> None:
-        self._stop = stop
-        self._event = event
-        self._task: asyncio.Task[None] | None = None
-
-    async def __aenter__(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="consumer-stop")
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-
-    async def _run(self) -> None:
-        await self._stop.wait()
-        self._event.set()
 
 
 async def set_up(bus: Bus, stream: str, config: ConsumerConfig) -> None:

@@ -28,11 +28,10 @@ from runtime.consumer import (
     consumer_sequence_of,
     delivery_of,
     set_up,
-    settle,
     status_of,
-    stop_wakes,
 )
 from runtime.errors import TransientError
+from runtime.waiting import settle, stop_wakes
 
 _log = structlog.get_logger("decisec.pinned")
 
@@ -110,13 +109,14 @@ class PinnedConsumer:
         self._max_batch = max_batch
         self._renew_s = ack_wait_s / 3
         self._config = _PinnedConfig(
+            name=durable,
             durable_name=durable,
             deliver_policy=DeliverPolicy.ALL,
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=ack_wait_s,
             max_deliver=-1,
             max_ack_pending=max_ack_pending,
-            filter_subjects=[filter_subject],
+            filter_subject=filter_subject,
             priority_groups=[_GROUP],
             priority_policy="pinned_client",
             priority_timeout=int(PIN_S * 1e9),
@@ -271,7 +271,7 @@ class PinnedConsumer:
         }
         if self._pin:
             request["id"] = self._pin
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self.durable}"
+        subject = f"{self._bus.api}.CONSUMER.MSG.NEXT.{self._stream}.{self.durable}"
         try:
             await self._bus.client.publish(subject, json.dumps(request).encode(), reply=inbox)
         except (nats.errors.Error, OSError) as error:
@@ -302,7 +302,7 @@ class PinnedConsumer:
                 await answered(arrival.message.nak())
             if self.pinned:
                 await self._bus.request(
-                    f"$JS.API.CONSUMER.UNPIN.{self._stream}.{self.durable}",
+                    f"{self._bus.api}.CONSUMER.UNPIN.{self._stream}.{self.durable}",
                     json.dumps({"group": _GROUP}).encode(),
                     timeout_s=2.0,
                 )

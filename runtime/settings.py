@@ -26,8 +26,12 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """What every service takes.
 
     Attributes:
-        nats_url: One or more addresses, comma separated.
-        nats_credentials: Path of a `.creds` file; empty for none.
+        nats_url: One or more addresses, comma separated; `tls://` encrypts, or does not connect.
+        nats_credentials: Path of a file of `decisec bus credentials issue`; empty for none.
+        nats_ca: PEM file of the authority that the servers' certificates come from; empty for
+            those that the system trusts. Encrypts as `tls://` does.
+        nats_certificate: PEM file of the certificate to show, where the servers want one.
+        nats_key: PEM file of its key.
         http_host: Address for `/healthz`, `/readyz` and `/metrics`.
         http_port: Port for the same; 0 takes a free one and logs it.
         log_level: `debug`, `info`, `warning` or `error`.
@@ -37,6 +41,9 @@ class CommonSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     nats_url: Annotated[str, msgspec.Meta(min_length=1)] = "nats://127.0.0.1:4222"
     nats_credentials: str = ""
+    nats_ca: str = ""
+    nats_certificate: str = ""
+    nats_key: str = ""
     http_host: str = "127.0.0.1"
     http_port: Port = 0
     log_level: Annotated[str, msgspec.Meta(pattern="^(debug|info|warning|error)$")] = "info"

@@ -13,6 +13,7 @@ import nats.js.errors
 from nats.js.api import (
     DiscardPolicy,
     KeyValueConfig,
+    RePublish,
     RetentionPolicy,
     StorageType,
     StoreCompression,
@@ -37,6 +38,7 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     Attributes:
         partitions: The one subject `a.b.*` is stored as `a.b.<partition>.*`; 0 leaves it as it is.
+        republish: What is stored under the one subject is published here as well; empty for none.
     """
 
     name: str
@@ -50,6 +52,7 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     compression: bool = False
     replicas: Replicas = 1
     partitions: Annotated[int, msgspec.Meta(ge=0, le=MAX_PARTITIONS)] = 0
+    republish: str = ""
 
 
 class BucketDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,6 +93,7 @@ _COMPARED = (
     "description",
     "subjects",
     "subject_transform",
+    "republish",
     "retention",
     "discard",
     "max_age",
@@ -99,7 +103,13 @@ _COMPARED = (
     "num_replicas",
 )
 
-_COMPARED_OF_BUCKETS = ("description", "max_age", "max_bytes", "num_replicas")
+_COMPARED_OF_BUCKETS = (
+    "description",
+    "max_age",
+    "max_bytes",
+    "num_replicas",
+    "allow_rollup_hdrs",
+)
 
 
 def declared(*, replicas: int = 0, partitions: int = 0) -> Declaration:
@@ -169,6 +179,7 @@ async def apply(bus: Bus, declaration: Declaration) -> list[Difference]:
             match drift["bucket", b.name]:
                 case Drift.MISSING:
                     await bus.js.create_key_value(_bucket_config(b))
+                    await _update_bucket(bus.js, b)
                 case Drift.DIFFERENT:
                     await _update_bucket(bus.js, b)
     except nats.js.errors.APIError as error:
@@ -184,6 +195,7 @@ def _stream_config(s: StreamDeclaration) -> StreamConfig:
         description=s.description,
         subjects=list(s.subjects),
         subject_transform=_transform(s),
+        republish=RePublish(src=s.subjects[0], dest=s.republish) if s.republish else None,
         retention=RetentionPolicy(s.retention),
         discard=DiscardPolicy(s.discard),
         max_age=s.max_age_s,
@@ -222,6 +234,8 @@ def _bucket_as_stream(b: BucketDeclaration) -> StreamConfig:
         max_age=b.ttl_s,
         max_bytes=b.max_bytes or -1,
         num_replicas=b.replicas,
+        # Whoever may write one key could remove all others by a header.
+        allow_rollup_hdrs=False,
     )
 
 
@@ -234,6 +248,7 @@ async def _update_bucket(js: JetStreamContext, b: BucketDeclaration) -> None:
             max_age=wanted.max_age,
             max_bytes=wanted.max_bytes,
             num_replicas=wanted.num_replicas,
+            allow_rollup_hdrs=wanted.allow_rollup_hdrs,
             # The window may not be longer than the age.
             duplicate_window=min(config.duplicate_window, b.ttl_s or config.duplicate_window),
         )
@@ -271,6 +286,8 @@ def _show(value: object) -> str:
             return str(value.value)
         case SubjectTransform():
             return str(value.dest)
+        case RePublish():
+            return f"{value.src} to {value.dest}"
         case float() | int():
             return f"{value:.0f}"
         case _:

@@ -32,6 +32,8 @@ LOST_HOSTS = "lost_hosts"
 CORRECTIONS = "corrections"
 OPERATIONS = "operations"
 QUOTAS = "quotas"
+SECRETS = "secrets"
+IDEMPOTENCY_KEYS = "idempotency_keys"
 
 COLLECTORS_ALIVE = "collector.alive.*"
 """Filter for the heartbeats of all collectors: core NATS, not kept."""
@@ -51,17 +53,17 @@ METRICS_STORED = "metrics.stored"
 
 def vm_command(command: Command) -> str:
     """`vm.cmd.<host>.<vm>.<verb>`."""
-    return f"vm.cmd.{token(command.host_id)}.{command.vm_id}.{command.verb}"
+    return vm_command_to(command.host_id, command.vm_id, command.verb)
+
+
+def vm_command_to(host_id: str, vm_id: UUID, verb: str) -> str:
+    """The same for a verb of `COMMAND_OF`."""
+    return f"vm.cmd.{token(host_id)}.{vm_id}.{verb}"
 
 
 def vm_commands_of(host_id: str) -> str:
     """Filter for all commands to one host."""
     return f"vm.cmd.{token(host_id)}.>"
-
-
-def vm_commands_to(host_id: str, vm_id: UUID) -> str:
-    """Filter for all commands to one VM."""
-    return f"vm.cmd.{token(host_id)}.{vm_id}.>"
 
 
 def vm_event(event: VmEvent) -> str:
@@ -74,6 +76,16 @@ def vm_events_of(customer_id: str) -> str:
     return f"vm.evt.{token(customer_id)}.>"
 
 
+def vm_events_at(customer_id: str, vm_id: UUID, kind: str = "") -> str:
+    """Filter for the events of one VM, or for those of one type."""
+    return f"vm.evt.{token(customer_id)}.{vm_id}.{kind or '*'}"
+
+
+def vm_news_of(customer_id: str) -> str:
+    """Filter for the same once more, each when it is stored."""
+    return f"vm.news.{token(customer_id)}.>"
+
+
 def host_event(event: HostEvent) -> str:
     """`host.evt.<host>.<type>`."""
     return f"host.evt.{token(event.host_id)}.{event_type(event)}"
@@ -82,6 +94,11 @@ def host_event(event: HostEvent) -> str:
 def metrics_raw(host_id: str) -> str:
     """`metrics.raw.<host>`."""
     return f"metrics.raw.{token(host_id)}"
+
+
+def metrics_raw_anywhere(host_id: str) -> str:
+    """Filter for the stored frames of a host, whatever partition they lie in."""
+    return f"metrics.raw.*.{token(host_id)}"
 
 
 def metrics_raw_of(partition: int) -> str:
@@ -178,6 +195,21 @@ def audit(entry: AuditEntry) -> str:
 def usage_query(customer_id: str) -> str:
     """`usage.query.<customer>`."""
     return f"usage.query.{token(customer_id)}"
+
+
+def usage_windows(customer_id: str) -> str:
+    """`usage.windows.<customer>`."""
+    return f"usage.windows.{token(customer_id)}"
+
+
+def metrics_series(customer_id: str) -> str:
+    """`metrics.series.<customer>`."""
+    return f"metrics.series.{token(customer_id)}"
+
+
+def events_query(customer_id: str) -> str:
+    """`events.query.<customer>`."""
+    return f"events.query.{token(customer_id)}"
 
 
 def vm_request(customer_id: str, verb: str) -> str:

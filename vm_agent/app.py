@@ -13,15 +13,17 @@ from uuid import UUID
 
 import structlog
 
-from runtime.buckets import Bucket, Mirror
+from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
 from runtime.errors import FatalError
+from runtime.key_mirror import KeyMirror
 from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.service import Service
 from schemas.codec import encode
+from schemas.commands import COMMAND_OF
 from schemas.errors import ErrorCode
 from schemas.events import HostDrained
 from schemas.frames import HEADER_COMPLETE_MS
@@ -32,8 +34,8 @@ from schemas.subjects import (
     VM_COMMANDS,
     host_event,
     metrics_raw,
+    vm_command_to,
     vm_commands_of,
-    vm_commands_to,
 )
 from schemas.vms import VmSpec
 from vm_agent.agent import Agent, World
@@ -137,7 +139,9 @@ class CommandInbox:
 
     async def waits_for(self, vm_id: UUID) -> bool:
         """Whether the stream has a command to this VM; one that is acknowledged has left it."""
-        return await self._consumer.holds(vm_commands_to(self._host_id, vm_id))
+        return await self._consumer.holds(
+            *(vm_command_to(self._host_id, vm_id, verb) for verb in COMMAND_OF)
+        )
 
 
 class FrameOutlet:
@@ -211,7 +215,7 @@ async def main(service: Service[AgentSettings]) -> None:
             inbox=CommandInbox(bus, settings.host_id),
             outlet=FrameOutlet(bus, settings.host_id),
             write_heartbeat=_heartbeats(bus, settings.host_id),
-            orders=Mirror(Bucket(bus, HOST_ORDERS, decode_host_orders), key=settings.host_id),
+            orders=KeyMirror(Bucket(bus, HOST_ORDERS, decode_host_orders), settings.host_id),
             announce=_announcements(bus),
             questions=NatsQuestions(bus, settings.host_id),
             clock=SystemClock(),

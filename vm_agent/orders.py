@@ -42,7 +42,7 @@ Announce = Callable[[HostDrained], Awaitable[object]]
 
 
 class OrderBook(Protocol):
-    """Orders by host; `runtime.buckets.Mirror` is one."""
+    """Orders by host; `runtime.key_mirror.KeyMirror` is one."""
 
     @property
     def values(self) -> Mapping[str, HostOrders]:

@@ -53,6 +53,10 @@ class ConflictError(ApiError):
     """409."""
 
 
+class PreconditionFailedError(ApiError):
+    """412: the VM has changed since the generation that was given."""
+
+
 class IllegalTransitionError(ConflictError):
     """409: the VM's state does not allow it."""
 
@@ -105,12 +109,21 @@ class OperationFailedError(Exception):
         self.operation = operation
 
 
+class IdempotencyKeyReusedError(ApiError):
+    """422: the idempotency key belongs to another request."""
+
+
+class RequestInProgressError(ConflictError):
+    """409: the first request with this idempotency key is not answered yet."""
+
+
 _KINDS: Mapping[str, type[ApiError]] = {
     ErrorCode.BAD_REQUEST: BadRequestError,
     ErrorCode.UNAUTHENTICATED: UnauthenticatedError,
     ErrorCode.FORBIDDEN: ForbiddenError,
     ErrorCode.NOT_FOUND: NotFoundError,
     ErrorCode.CONFLICT: ConflictError,
+    ErrorCode.PRECONDITION_FAILED: PreconditionFailedError,
     ErrorCode.ILLEGAL_TRANSITION: IllegalTransitionError,
     ErrorCode.PAYLOAD_TOO_LARGE: PayloadTooLargeError,
     ErrorCode.UNKNOWN_IMAGE: UnknownImageError,
@@ -119,6 +132,8 @@ _KINDS: Mapping[str, type[ApiError]] = {
     ErrorCode.NO_CAPACITY: NoCapacityError,
     ErrorCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     ErrorCode.HYPERVISOR_FAILED: HypervisorFailedError,
+    ErrorCode.IDEMPOTENCY_KEY_REUSED: IdempotencyKeyReusedError,
+    ErrorCode.REQUEST_IN_PROGRESS: RequestInProgressError,
 }
 
 

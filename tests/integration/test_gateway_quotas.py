@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 from runtime.buckets import Bucket
 from runtime.bus import Message
@@ -233,3 +234,42 @@ async def test_without_the_ledger_nothing_is_granted(tmp_path: Path) -> None:
         await bus.js.delete_key_value(QUOTAS)
         assert await create([url]) == [503]
         assert census.most == 0
+
+
+async def test_racing_snapshots_at_two_gateways_get_their_quota(tmp_path: Path) -> None:
+    """Ten at once against three; what is refused by the host or thrown away makes room."""
+    customer = msgspec.structs.replace(small(), max_snapshots=3)
+    async with (
+        ground(tmp_path, customer) as (server, _, agent, _),
+        running_gateway(server) as (_, _, first),
+        running_gateway(server) as (_, _, second),
+        httpx.AsyncClient(headers=bearer(), timeout=30) as api,
+    ):
+        answers = await asyncio.gather(
+            *(api.post(f"{first}/v1/vms", json={**TINY, "boot": True}, headers=WAIT)
+              for _ in range(5))
+        )  # fmt: skip
+        vms = [answer.json()["vm"]["vm_id"] for answer in answers]
+
+        async def take() -> list[int]:
+            found = await asyncio.gather(
+                *(api.post(f"{url}/v1/vms/{vm}/snapshot", headers=WAIT)
+                  for vm in vms for url in (first, second))
+            )  # fmt: skip
+            return sorted(answer.status_code for answer in found)
+
+        async def used(count: int) -> bool:
+            shown = [(await api.get(f"{url}/v1/quotas")).json() for url in (first, second)]
+            return all(one["used"]["snapshots"] == count for one in shown)
+
+        agent.script = refusing(ErrorCode.UNSUPPORTED, "snapshot")
+        assert await take() == [403] * 7 + [422] * 3
+        await until(lambda: used(0))
+        agent.script = lambda _: None
+        assert await take() == [200] * 3 + [403] * 7
+        await until(lambda: used(3))
+        kept = (await api.get(f"{second}/v1/snapshots")).json()["snapshots"]
+        gone = await api.delete(f"{second}/v1/snapshots/{kept[0]['snapshot_id']}", headers=WAIT)
+        assert gone.status_code == 200
+        await until(lambda: used(2))
+        assert await take() == [200] + [403] * 9

@@ -61,10 +61,9 @@ async def flood(
         return await _send(bus, plan, hosts, progress, standstill_s, during or nullcontext())
     finally:
         if not keep:
-            store = await bucket.store()
             await _each(
                 progress, "clearing up", records,
-                lambda r: store.purge(vm_key(r.customer_id, r.vm_id)),
+                lambda r: bucket.forget(vm_key(r.customer_id, r.vm_id)),
             )  # fmt: skip
 
 
