@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from gateway.attempts import Attempts
 from gateway.auth import Authenticator
+from gateway.background import Background
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
 from gateway.door import Door
@@ -17,11 +19,14 @@ from gateway.events import EventService
 from gateway.fleet import Fleet
 from gateway.http import Services, build
 from gateway.idempotency import Keys
+from gateway.images import ImageService
 from gateway.key_sources import key_source
+from gateway.operation_service import OperationService
 from gateway.operations import Operations
 from gateway.revocations import Revocations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
+from gateway.snapshots import SnapshotService
 from gateway.streams import Streams
 from gateway.tombstones import Tombstones
 from runtime.bus import Bus
@@ -64,31 +69,52 @@ async def gateway(
     port = int(sock.getsockname()[1])
     with sock:
         async with _background() as group:
+            background = Background(group)
+            attempts = Attempts(fleet, operations)
             creation = Creation(
                 fleet,
                 operations,
                 desk,
-                group,
+                background,
                 region=settings.region,
                 deadline_s=settings.command_deadline_s,
             )
-            service = VmService(bus, fleet, operations, desk, creation, settings)
+            service = VmService(bus, fleet, operations, desk, creation, settings, background.ending)
             group.create_task(authenticator.run(), name="authenticator")
             group.create_task(fleet.run(), name="fleet")
             group.create_task(operations.run(), name="operations")
+            group.create_task(operations.remember(), name="history")
             group.create_task(tombstones.run(fleet), name="tombstones")
             if not await _ready(fleet, operations, authenticator, stop):
                 yield port
                 return
             resumed = creation.resume()
+            snapshots = SnapshotService(fleet, service)
+            images = ImageService(fleet, settings.region)
             keys = Keys(bus)
             group.create_task(keys.run(), name="idempotency-keys")
-            group.create_task(Door(bus, service, keys, group).run(), name="door")
+            operation_service = OperationService(operations, attempts)
+            door = Door(
+                bus,
+                service,
+                keys,
+                background,
+                operations=operation_service,
+                snapshots=snapshots,
+                images=images,
+            )
+            group.create_task(door.run(), name="door")
             streams = Streams(settings.streams, settings.streams_per_customer)
             hub = EventHub(bus, settings.stream_buffer)
             group.create_task(hub.run(), name="event-hub")
             services = Services(
-                vms=service, keys=keys, events=EventService(bus, hub, streams, settings)
+                background=background,
+                vms=service,
+                keys=keys,
+                events=EventService(bus, hub, streams, settings),
+                operations=operation_service,
+                snapshots=snapshots,
+                images=images,
             )
             app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
@@ -97,6 +123,7 @@ async def gateway(
                 try:
                     yield port
                 finally:
+                    background.close()
                     streams.close()
             await keys.flush()
 

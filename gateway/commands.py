@@ -29,6 +29,7 @@ def operation_of(command: Command) -> Operation:
         requested_by=command.requested_by,
         created_at=command.issued_at,
         deadline=command.deadline,
+        snapshot_id=getattr(command, "snapshot_id", None),
     )
 
 

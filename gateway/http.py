@@ -9,11 +9,15 @@ from litestar.datastructures import State
 
 from gateway import documents, routes
 from gateway.auth import Authenticator
+from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.events import EventService
 from gateway.idempotency import Keys
+from gateway.images import ImageService
 from gateway.mutations import Mutations
+from gateway.operation_service import OperationService
 from gateway.service import VmService
+from gateway.snapshots import SnapshotService
 from gateway.telemetry import Observed
 
 
@@ -21,9 +25,13 @@ from gateway.telemetry import Observed
 class Services:
     """What the routes call."""
 
+    background: Background
     vms: VmService
     keys: Keys
     events: EventService
+    operations: OperationService
+    snapshots: SnapshotService
+    images: ImageService
 
 
 def build(services: Services, authenticator: Authenticator, *, max_body_bytes: int) -> Observed:
@@ -43,7 +51,11 @@ def build(services: Services, authenticator: Authenticator, *, max_body_bytes: i
             {
                 "service": services.vms,
                 "authenticator": authenticator,
+                "background": services.background,
                 "events": services.events,
+                "operations": services.operations,
+                "snapshots": services.snapshots,
+                "images": services.images,
             }
         ),
         openapi_config=documents.config(),

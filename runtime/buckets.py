@@ -231,6 +231,7 @@ class Mirror(Generic[T]):
 
     Attributes:
         values: Key to value. Read only.
+        taking: While `on_change` is called: the revision that tells of the change.
     """
 
     def __init__(
@@ -245,6 +246,7 @@ class Mirror(Generic[T]):
         self._on_change = on_change
         self._on_removed = on_removed
         self._synced = asyncio.Event()
+        self.taking = 0
         self._revision = 0
         self._confirmed_s = -math.inf
         self._moved = asyncio.Event()
@@ -338,10 +340,12 @@ class Mirror(Generic[T]):
             seen.add(entry.key)
             reached = entry.revision or 0
             self._take(entry)
+        self.taking = max(reached, wanted)
         for key in self.values.keys() - seen:
             self._drop(key)
 
     def _take(self, entry: KeyValue.Entry) -> None:
+        self.taking = entry.revision or 0
         self._note(entry)
         self._revision = max(self._revision, entry.revision or 0)
         self._moved.set()

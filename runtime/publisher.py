@@ -157,7 +157,7 @@ class _Answers:
     def __init__(self, count: int) -> None:
         self.results: list[Result | None] = [None] * count
         self._missing = count
-        self._complete = asyncio.Event()
+        self._complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def take(self, place: int, result: Result) -> None:
         """What came of one; the first word holds."""
@@ -165,13 +165,13 @@ class _Answers:
             return
         self.results[place] = result
         self._missing -= 1
-        if not self._missing:
-            self._complete.set()
+        if not self._missing and not self._complete.done():
+            self._complete.set_result(None)
 
     async def complete(self) -> None:
         """Return once something came of each."""
         if self._missing:
-            await self._complete.wait()
+            await self._complete
 
 
 def _unstored(message: Outgoing, why: str) -> TransientError:

@@ -162,6 +162,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     The gateway creates it as pending before it publishes the command; from then on only the
     agent writes it.
+
+    Attributes:
+        snapshot_id: The snapshot that the command is about, if it is about one.
     """
 
     operation_id: CommandId
@@ -176,6 +179,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Timestamp
     deadline: Timestamp
     finished_at: Timestamp | None = None
+    snapshot_id: VmId | None = None
 
     @property
     def finished(self) -> bool:

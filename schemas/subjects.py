@@ -74,6 +74,11 @@ def vm_events_at(customer_id: str, vm_id: UUID, kind: str = "") -> str:
     return f"vm.evt.{token(customer_id)}.{vm_id}.{kind or '*'}"
 
 
+def vm_news_of(customer_id: str) -> str:
+    """Filter for the same once more, each when it is stored."""
+    return f"vm.news.{token(customer_id)}.>"
+
+
 def host_event(event: HostEvent) -> str:
     """`host.evt.<host>.<type>`."""
     return f"host.evt.{token(event.host_id)}.{event_type(event)}"

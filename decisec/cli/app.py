@@ -11,6 +11,7 @@ import typer
 
 from decisec.cli import (
     backfill,
+    bus,
     dev,
     flood,
     gaps,
@@ -44,6 +45,7 @@ app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
 app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
+app.add_typer(bus.app, name="bus")
 app.add_typer(tail.app, name="tail")
 app.add_typer(rejected.app, name="rejected")
 app.add_typer(store.app, name="store")
