@@ -21,6 +21,8 @@ from gateway.http import Services, build
 from gateway.idempotency import Keys
 from gateway.images import ImageService
 from gateway.key_sources import key_source
+from gateway.live_hub import LiveHub
+from gateway.metrics import MetricService
 from gateway.operation_service import OperationService
 from gateway.operations import Operations
 from gateway.revocations import Revocations
@@ -29,6 +31,7 @@ from gateway.settings import GatewaySettings
 from gateway.snapshots import SnapshotService
 from gateway.streams import Streams
 from gateway.tombstones import Tombstones
+from gateway.usage_windows import UsageWindowService
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
 from runtime.publisher import Publisher
@@ -115,6 +118,8 @@ async def gateway(
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
+                metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
+                usage_windows=UsageWindowService(bus, settings),
             )
             app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
@@ -149,6 +149,15 @@ class Fleet:
         if state is VmState.DELETED or not wants(record, state):
             return None
         return view(record, status)
+
+    def placed(self, customer_id: str, vm_ids: Collection[UUID] | None = None) -> dict[UUID, str]:
+        """The hosts of a customer's VMs that are there: of these, or of all."""
+        found: dict[UUID, str] = {}
+        for vm_id in self.catalog.ids(customer_id) if vm_ids is None else map(str, vm_ids):
+            record = self._records.get(f"{customer_id}.{vm_id}")
+            if record is not None and record.deleted_at is None:
+                found[record.vm_id] = record.host_id
+        return found
 
     def used(self, customer_id: str) -> Resources:
         """What a customer's VMs take, whatever their state."""

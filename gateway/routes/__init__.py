@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar import Router
 from litestar.types import AfterRequestHookHandler, BeforeRequestHookHandler
 
-from gateway.routes import account, events, images, operations, snapshots, usage, vms
+from gateway.routes import account, events, images, metrics, operations, snapshots, usage, vms
 from gateway.routes.common import authenticated
 
 
@@ -23,6 +23,7 @@ def router(before: BeforeRequestHookHandler, after: AfterRequestHookHandler) -> 
             *operations.HANDLERS,
             *usage.HANDLERS,
             *events.HANDLERS,
+            *metrics.HANDLERS,
             *account.HANDLERS,
         ],
     )

@@ -74,7 +74,7 @@ def who(request: Request[Any, Any, Any]) -> Principal:
 
 def service(request: StrictRequest) -> VmService:
     """The service that the app was built around."""
-    found: VmService = request.app.state.service
+    found: VmService = request.app.state.vms
     return found
 
 
