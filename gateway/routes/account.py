@@ -11,7 +11,13 @@ from schemas.quotas import QuotaView
 
 
 class WhoAmI(msgspec.Struct, frozen=True, kw_only=True):
-    """What the token says."""
+    """What the token says.
+
+    Attributes:
+        subject: As the issuer calls whoever asks.
+        customer_id: Empty for an operator who acts for no customer.
+        scopes: Those that mean something here.
+    """
 
     subject: str
     customer_id: str
@@ -20,7 +26,11 @@ class WhoAmI(msgspec.Struct, frozen=True, kw_only=True):
 
 @get("/whoami", summary="What the token says")
 async def whoami(request: StrictRequest) -> Response[WhoAmI]:
-    """Subject, customer and scopes of the token."""
+    """Subject, customer and scopes of the token.
+
+    Needs no scope: it is for finding out whether a token is taken, and for whom. `customer_id` is
+    empty for an operator who acts for no customer.
+    """
     principal = who(request)
     return answer(
         WhoAmI(
