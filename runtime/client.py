@@ -108,7 +108,7 @@ class ServiceClient(Client):
             # After a handshake that failed its writer never hears that the connection is gone, and
             # whoever closes it and waits for that waits for ever.
             if self._transport is not None:
-                self._transport.close()
+                self._transport.close()  # type: ignore[no-untyped-call]
                 self._transport = None
             raise
 
