@@ -26,7 +26,7 @@ class View:
 
     Args:
         version: Of the index.
-        by_vm: VM id to what was corrected of it.
+        by_vm: VM id to what was corrected of it; nobody changes it.
     """
 
     __slots__ = ("__weakref__", "_by_vm", "_sets", "version")

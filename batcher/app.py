@@ -16,6 +16,8 @@ import structlog
 from batcher.backfill import Backfills
 from batcher.buffer import Buffer, Custody, Limits
 from batcher.corrections import Corrections
+from batcher.event_door import SUBJECT as EVENTS_SUBJECT
+from batcher.event_door import EventDoor
 from batcher.feeds import Feeder
 from batcher.figures import Figures
 from batcher.flusher import Flusher
@@ -26,7 +28,7 @@ from batcher.migrations import migrate, shipped
 from batcher.mover import Mover
 from batcher.priorities import let_merges_wait
 from batcher.progress import ProgressKeeper
-from batcher.records import FEEDS
+from batcher.records import FEEDS, VM_EVENTS_DURABLE
 from batcher.refusals import Refusals
 from batcher.retention import apply_retention
 from batcher.settings import BatcherSettings
@@ -143,6 +145,10 @@ async def main(service: Service[BatcherSettings]) -> None:
         )  # fmt: skip
         store_door = StoreDoor(reader, retention, service.bus, clock, backfills, host_usages)
         await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
+        event_door = EventDoor(
+            reader, service.bus, VM_EVENTS_DURABLE, limit_s=settings.query_limit_s
+        )
+        await service.bus.subscribe(EVENTS_SUBJECT, event_door.answer, queue=QUEUE)
         spare_the_collector()
         async with asyncio.TaskGroup() as group:
             progress = ProgressKeeper(store, custody, refusals, consumer.ack_floor)

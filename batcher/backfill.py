@@ -27,20 +27,11 @@ from batcher.corrections import Corrections
 from batcher.figures import Figures
 from batcher.watermark import Placements
 from batcher.windows import instant_of
+from runtime.audit import Act, write_entry
 from runtime.buckets import Entry, RevisionConflictError
 from runtime.clock import Clock
 from runtime.errors import TransientError
 from runtime.publisher import Publisher
-from schemas import subjects
-from schemas.audit import (
-    DETAIL_ACT,
-    DETAIL_PHASE,
-    OPERATOR,
-    AuditEntry,
-    AuditOutcome,
-    AuditPhase,
-)
-from schemas.codec import encode
 from schemas.corrections import (
     MAX_CORRECTIONS,
     Backfill,
@@ -96,12 +87,8 @@ class Backfills:
         backfill, value = await self._look(wish, actor, reason, entry)
         if value is None or backfill.correction is None:
             return backfill
-        begun = audit_entry(
-            wish.vm_id, backfill.correction, AuditPhase.BEGUN, AuditOutcome.UNDER_WAY
-        )
-        await self._publisher.publish(
-            subjects.audit(begun), encode(begun), msg_id=str(begun.event_id)
-        )
+        act = act_of(wish.vm_id, backfill.correction)
+        await write_entry(self._publisher, act.begun(backfill.correction.at))
         bucket, key = self._corrections.bucket, str(wish.vm_id)
         try:
             if entry is None:
@@ -244,21 +231,18 @@ class Backfills:
         return datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
 
 
-def audit_entry(
-    vm_id: UUID, correction: Correction, phase: AuditPhase, outcome: AuditOutcome
-) -> AuditEntry:
+def act_of(vm_id: UUID, correction: Correction) -> Act:
     """What the audit says of a correction, with its words and its figures."""
-    details = {DETAIL_PHASE: phase.value, DETAIL_ACT: str(correction.correction_id)}
+    details = {"vm_id": str(vm_id)}
     if isinstance(correction, OwnerCorrection):
+        target = f"owner of VM {vm_id}"
         details |= {
-            "vm_id": str(vm_id),
             "customer": correction.customer_id,
             "incarnations": f"{correction.first_incarnation}-{correction.last_incarnation}",
         }
-        target = f"owner of VM {vm_id}"
     else:
+        target = f"plan of VM {vm_id}"
         details |= {
-            "vm_id": str(vm_id),
             "from": instant_of(correction.from_ms).isoformat(),
             "until": instant_of(correction.until_ms).isoformat(),
         } | {
@@ -266,17 +250,13 @@ def audit_entry(
             for name in ("pool", "region", "price_plan")
             if (word := getattr(correction, name)) is not None
         }
-        target = f"plan of VM {vm_id}"
     for name in ("before", "after"):
         details[name] = msgspec.json.encode(getattr(correction, name)).decode()
-    return AuditEntry(
-        event_id=new_id(),
-        at=correction.at if phase is AuditPhase.BEGUN else correction.applied_at or correction.at,
+    return Act(
+        act_id=correction.correction_id,
         actor=correction.actor,
-        customer_id=OPERATOR,
         action=ACTION,
         target=target,
         reason=correction.reason,
-        outcome=outcome,
         details=details,
     )

@@ -36,7 +36,7 @@ class Corrections:
         self.bucket = bucket
         self._index = CorrectionIndex()
         self._mirror = Mirror(bucket, self._change)
-        self._view = View(0, {})
+        self._view: View | None = None
         self._former: list[weakref.ref[View]] = []
         self._due: set[bytes] = set()
         self._news = asyncio.Event()
@@ -66,6 +66,8 @@ class Corrections:
 
     def view(self) -> View:
         """The corrections as they are known now. Batches hold on to theirs until they are done."""
+        if self._view is None:
+            self._view = View(self._index.version, self._index.snapshot())
         return self._view
 
     async def passed(self, view: View, frames: Iterable[EnrichedFrame]) -> bool:
@@ -99,7 +101,7 @@ class Corrections:
 
     def everything(self) -> list[UUID]:
         """All VMs of which something was corrected."""
-        return [UUID(bytes=vm_id) for vm_id in self._index.by_vm]
+        return [UUID(bytes=one.vm_id) for one in self._index]
 
     async def due(self, within_s: float) -> list[UUID]:
         """VMs whose rows have to be looked at: those of the news, or all after a while."""
@@ -130,8 +132,8 @@ class Corrections:
     def taken_over(self, customer_id: str) -> list[UUID]:
         """VMs that were another one's, and of which rows are this customer's."""
         return [
-            UUID(bytes=vm_id)
-            for vm_id, one in self._index.by_vm.items()
+            UUID(bytes=one.vm_id)
+            for one in self._index
             if any(span.value == customer_id for span in one.owners)
         ]
 
@@ -140,8 +142,9 @@ class Corrections:
         self._index.change(key, value)
         if self._index.version == before:
             return
-        self._former.append(weakref.ref(self._view))
-        self._view = View(self._index.version, self._index.by_vm)
+        if self._view is not None:
+            self._former.append(weakref.ref(self._view))
+            self._view = None
         if value is not None:
             self._due.add(value.vm_id.bytes)
             self._news.set()

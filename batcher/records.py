@@ -131,10 +131,12 @@ def _expect(delivery: Delivery, subject: Callable[[], str]) -> None:
         raise PoisonError("wrong_subject", f"{delivery.subject} holds what belongs on {expected}")
 
 
+VM_EVENTS_DURABLE = "batcher-vm-events"
+
 FEEDS = (
     Feed(
         stream=subjects.VM_EVENTS,
-        durable="batcher-vm-events",
+        durable=VM_EVENTS_DURABLE,
         table="vm_events",
         read=vm_event_row,
         columns={
@@ -157,7 +159,7 @@ FEEDS = (
             f"host.evt.*.{kind}"
             for kind in (
                 "gap_opened", "gap_closed", "host_suspected", "host_silent", "host_heard",
-                "metering_adjusted",
+                "metering_adjusted", "host_lost", "host_found",
             )
         ),
     ),

@@ -14,18 +14,17 @@ from uuid import UUID
 import structlog
 from msgspec.structs import replace
 
-from batcher.backfill import audit_entry
+from batcher.backfill import act_of
 from batcher.corrections import Corrections
 from batcher.figures import Figures
 from batcher.mover import Mover
+from runtime.audit import write_entry
 from runtime.buckets import RevisionConflictError
 from runtime.clock import utc_now
 from runtime.corrections import Attribution
 from runtime.errors import FatalError, PoisonError, TransientError
 from runtime.publisher import Publisher
-from schemas import subjects
-from schemas.audit import AuditOutcome, AuditPhase
-from schemas.codec import encode
+from schemas.audit import AuditOutcome
 from schemas.corrections import MAX_PROBLEM, Correction, OwnerCorrection, VmCorrections
 
 _log = structlog.get_logger("decisec.settling")
@@ -157,8 +156,7 @@ class Settler:
                 _log.debug("problem.not_noted", vm_id=str(vm_id), error=str(error))
 
     async def _audit(self, value: VmCorrections, correction: Correction) -> None:
-        entry = audit_entry(value.vm_id, correction, AuditPhase.ENDED, AuditOutcome.SUCCEEDED)
+        act = act_of(value.vm_id, correction)
+        entry = act.ended(correction.applied_at or correction.at, AuditOutcome.SUCCEEDED)
         # By this id it stands there once, whoever else has been about it.
-        await self._publisher.publish(
-            subjects.audit(entry), encode(entry), msg_id=f"{correction.correction_id}:ended"
-        )
+        await write_entry(self._publisher, entry, msg_id=f"{correction.correction_id}:ended")

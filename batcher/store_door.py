@@ -17,19 +17,12 @@ from batcher.migrations import shipped, statuses
 from batcher.retention import kept_days
 from batcher.store import Store
 from batcher.windows import RefusedQueryError, Retention
+from runtime.audit import Act, write_entry
 from runtime.bus import Bus, Message
 from runtime.clock import Clock
 from runtime.errors import DecisecError, FatalError, PoisonError, TransientError
 from runtime.publisher import Publisher
-from schemas import subjects
-from schemas.audit import (
-    DETAIL_ACT,
-    DETAIL_PHASE,
-    OPERATOR,
-    AuditEntry,
-    AuditOutcome,
-    AuditPhase,
-)
+from schemas.audit import AuditOutcome
 from schemas.codec import encode
 from schemas.corrections import Backfill, BackfillWish
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
@@ -178,33 +171,23 @@ class StoreDoor:
         Raises:
             TransientError: The first entry could not be written, and nothing was done.
         """
-        act_id = str(new_id())
-
-        async def write(phase: AuditPhase, outcome: AuditOutcome, more: dict[str, str]) -> None:
-            entry = AuditEntry(
-                event_id=new_id(),
-                at=self._now(),
-                actor=question.actor,
-                customer_id=OPERATOR,
-                action=_ACTION,
-                target=f"usage of {day}",
-                reason=question.reason,
-                outcome=outcome,
-                details={**more, DETAIL_PHASE: phase, DETAIL_ACT: act_id},
-            )
-            await self._publisher.publish(
-                subjects.audit(entry), encode(entry), msg_id=str(entry.event_id)
-            )
-
-        await write(AuditPhase.BEGUN, AuditOutcome.UNDER_WAY, {})
-        details: dict[str, str] = {}
+        act = Act(
+            act_id=new_id(),
+            actor=question.actor,
+            action=_ACTION,
+            target=f"usage of {day}",
+            reason=question.reason,
+        )
+        await write_entry(self._publisher, act.begun(self._now()))
+        found: dict[str, str] = {}
         try:
-            yield details
+            yield found
         except DecisecError as error:
-            failed = {**details, "error": str(error)[:400]}
-            await write(AuditPhase.ENDED, AuditOutcome.FAILED, failed)
+            failed = {**found, "error": str(error)[:400]}
+            entry = act.ended(self._now(), AuditOutcome.FAILED, failed)
+            await write_entry(self._publisher, entry)
             raise
-        await write(AuditPhase.ENDED, AuditOutcome.SUCCEEDED, details)
+        await write_entry(self._publisher, act.ended(self._now(), AuditOutcome.SUCCEEDED, found))
 
 
 def _wish(question: StoreQuestion) -> BackfillWish:

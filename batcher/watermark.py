@@ -4,7 +4,7 @@ It is the earliest time to which the hosts have come that can still send rows of
 question. Those are the hosts that the VMs' records name, former ones included: rows of another host
 are rejected, and so are those of a VM without a record. A host whose VMs are all deleted, or have
 left it, concerns nobody once it has come past their end there, and no window that begins later.
-A host that the operator has declared lost is not waited for.
+A host that is declared lost is not waited for.
 
 It is never later than a while ago: a VM that is made now may have ticks from a moment before, by a
 clock that is behind, and its host was not asked for until now. Gateways place VMs only on hosts

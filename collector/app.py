@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import asyncio
 
+import structlog
+
 from collector.checks import CpuLimit
 from collector.crew import Crew
+from collector.expected import Expected
+from collector.losses import Losses
 from collector.partition import Tools
 from collector.pipeline import Rules
 from collector.settings import CollectorSettings
@@ -29,7 +33,10 @@ from schemas.ids import new_id
 from schemas.units import NS_PER_MS, NS_PER_S
 from schemas.vms import VmRecord, decode_vm_record
 
+_log = structlog.get_logger("decisec.collector")
+
 HEALTH_PART = "vm_specs"
+_EARLY_S = 3600.0
 
 
 def rules_of(settings: CollectorSettings) -> Rules:
@@ -56,13 +63,23 @@ async def main(service: Service[CollectorSettings]) -> None:
     rules = rules_of(settings)
     specs = SpecIndex(rules.unknown_wait_ns)
     bucket: Bucket[VmRecord] = Bucket(service.bus, subjects.VM_SPECS, decode_vm_record)
-    mirror = Mirror(bucket, specs.change)
-    losses = Mirror(Bucket(service.bus, subjects.LOST_HOSTS, decode_host_loss))
+    expected, losses = Expected(), Losses()
+
+    def take(key: str, record: VmRecord | None) -> None:
+        specs.change(key, record)
+        if settings.host_lost_after_s:
+            expected.change(key, record)
+
+    mirror = Mirror(bucket, take)
+    lost: Bucket[HostLoss] = Bucket(service.bus, subjects.LOST_HOSTS, decode_host_loss)
+    lost_hosts = Mirror(lost, losses.change, on_removed=losses.removed)
     tools = Tools(
         bus=service.bus,
         rules=rules,
         specs=specs,
-        losses=losses.values,
+        losses=losses,
+        expected=expected,
+        lost_after_ns=_ns(settings.host_lost_after_s),
         publisher=Publisher(service.bus),
         instruments=Instruments(),
         clock=SystemClock(),
@@ -73,15 +90,18 @@ async def main(service: Service[CollectorSettings]) -> None:
     corrected: Bucket[VmCorrections] = Bucket(
         service.bus, subjects.CORRECTIONS, decode_vm_corrections
     )
+    if 0 < settings.host_lost_after_s < _EARLY_S:
+        # Much shorter than what agents can hold back for NATS and send afterwards.
+        _log.warning("host_loss.early", after_s=settings.host_lost_after_s)
     service.health.unready(HEALTH_PART, "the VMs' records are not read yet")
     async with asyncio.TaskGroup() as group:
         following = group.create_task(mirror.run(), name="specs")
-        losing = group.create_task(losses.run(), name="losses")
+        losing = group.create_task(lost_hosts.run(), name="losses")
         # Not waited for: a batcher stores nothing by what it says here alone.
         correcting = group.create_task(
             Mirror(corrected, specs.corrections.change).run(), name="corrections"
         )
-        synced = group.create_task(_both(mirror, losses), name="buckets-synced")
+        synced = group.create_task(_both(mirror, lost_hosts), name="buckets-synced")
         stopped = group.create_task(service.stop.wait(), name="stop")
         await asyncio.wait({synced, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if synced.done():

@@ -35,6 +35,10 @@ class Claims:
         """Whether there is something to say, now or later."""
         return self._unsaid or bool(self._pending)
 
+    def true_of(self, host_id: str) -> int | None:
+        """What has been released of a host; None if nothing has."""
+        return self._released.get(host_id)
+
     def note(self, host_id: str, complete_ms: int, raw_sequence: int) -> None:
         """Take a claim.
 

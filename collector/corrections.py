@@ -37,7 +37,7 @@ def correct(
     pools = [record.pool for record in records]
     price_plans = [record.price_plan for record in records]
     begin, end = -FOREVER_MS, FOREVER_MS
-    if corrections.by_vm:
+    if len(corrections):
         for row, key in enumerate(keys):
             found = corrections.get(key[:16])
             if found is None:

@@ -15,6 +15,7 @@ from collector.claims import Claims
 from collector.partition import Partition, Tools, Unit
 from collector.progress import Progress
 from collector.shares import Members, shares
+from collector.verdicts import Verdicts
 from runtime.bus import Bus, Message
 from runtime.consumer import floor_of, info_of
 from runtime.errors import TransientError
@@ -94,6 +95,7 @@ class Crew:
         self._jobs: dict[str, _Job] = {}
         self._news = asyncio.Event()
         self._progress = Progress(tools.publisher, me)
+        self._verdicts = Verdicts(me, tools, self._in_charge)
         self._behind: set[str] = set()
         self._barrier = 0
 
@@ -106,6 +108,7 @@ class Crew:
         async with asyncio.TaskGroup() as group:
             stopped = group.create_task(self._wake(stop), name="crew-stop")
             looking = group.create_task(self._follow_stream(), name="crew-partitions")
+            judging = group.create_task(self._verdicts.run(), name="crew-verdicts")
             loop = asyncio.get_running_loop()
             before_s = loop.time()
             while not stop.is_set():
@@ -120,6 +123,7 @@ class Crew:
                 await self._pause()
             stopped.cancel()
             looking.cancel()
+            judging.cancel()
             await self._beat(leaving=True)
             for job in self._jobs.values():
                 job.stop.set()
@@ -206,6 +210,14 @@ class Crew:
             task = group.create_task(partition.run(stop), name=name)
             task.add_done_callback(lambda _: self._news.set())
             self._jobs[name] = _Job(partition, stop, task)
+
+    def _in_charge(self, host_id: str) -> Partition | None:
+        """The partition of a host, if it is worked at here."""
+        if self._partitions < 0:
+            return None
+        number = subjects.partition_of(host_id, self._partitions) if self._partitions else 0
+        job = self._jobs.get(f"{DURABLE}-{number}" if self._partitions else DURABLE)
+        return None if job is None or job.stop.is_set() else job.partition
 
     def _tell(self) -> None:
         jobs = [job.partition for job in self._jobs.values()]

@@ -20,6 +20,9 @@ class CollectorSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknow
             limit: late and replayed frames are legal.
         suspect_after_s: A host without a frame for this long is suspected.
         silent_after_s: A host without a frame for this long is silent.
+        host_lost_after_s: A host of which usage answers wait, and that sends nothing for this long,
+            is declared lost: they no longer wait for it, and a gap may stay in bills. 0 for never.
+            Longer than `silent_after_s`; see `docs/operations.md` for what to take.
         forget_after_s: What is known of a host that stays silent is dropped after this long.
         unknown_wait_s: How long a frame with a VM that no record names waits for the record.
         cpu_overhead_threads: CPUs that a VMM may use besides its vCPUs.
@@ -35,6 +38,7 @@ class CollectorSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknow
     max_future_s: _Limit = 5.0
     suspect_after_s: _Limit = 1.0
     silent_after_s: _Limit = 10.0
+    host_lost_after_s: Annotated[float, msgspec.Meta(ge=0, le=2_592_000)] = 0.0
     forget_after_s: _Limit = 3600.0
     unknown_wait_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 2.0
     cpu_overhead_threads: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
@@ -43,3 +47,10 @@ class CollectorSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknow
     max_batch: _Count = 128
     max_ack_pending: _Count = 1024
     ack_wait_s: Annotated[float, msgspec.Meta(ge=1, le=600)] = 3.0
+
+    def __post_init__(self) -> None:
+        """Refuse what would give up hosts that are merely slow."""
+        if 0 < self.host_lost_after_s <= self.silent_after_s:
+            raise ValueError(
+                f"`host_lost_after_s`: 0, or more than silent_after_s ({self.silent_after_s:g})"
+            )

@@ -31,6 +31,7 @@ class _Level(IntEnum):
 class _Host:
     heard_ns: int
     since: datetime
+    frame_ns: int
     level: _Level = _Level.HEARD
 
 
@@ -59,11 +60,16 @@ class Silence:
         """Whether a host has sent a frame and is not forgotten."""
         return host_id in self._hosts
 
+    def quiet_ns(self, host_id: str, now_ns: int) -> int | None:
+        """How long ago its last frame came here, whoever is to blame; None if that is not known."""
+        host = self._hosts.get(host_id)
+        return None if host is None else now_ns - host.frame_ns
+
     def heard(self, host_id: str, now_ns: int, at: datetime) -> list[HostHeard]:
         """Note that a frame of a host has come."""
         host = self._hosts.get(host_id)
         if host is None:
-            self._hosts[host_id] = _Host(now_ns, at)
+            self._hosts[host_id] = _Host(now_ns, at, now_ns)
             return []
         events = []
         if host.level is not _Level.HEARD:
@@ -76,6 +82,7 @@ class Silence:
                 )
             )
         host.heard_ns, host.since, host.level = max(host.heard_ns, now_ns), at, _Level.HEARD
+        host.frame_ns = now_ns
         return events
 
     def watch(self, now_ns: int, at: datetime) -> list[HostSuspected | HostSilent]:

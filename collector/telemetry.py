@@ -56,6 +56,18 @@ class Instruments:
             description="Partitions whose frames began to come here, or came again after another's",
         )
 
+        self._lost = m.create_gauge(
+            "decisec_collector_hosts_lost", description="Hosts that are declared lost"
+        )
+        self._left = m.create_gauge(
+            "decisec_collector_hosts_left_to_operator",
+            description="Hosts silent for too long that were found by hand and not heard since",
+        )
+        self._verdicts = m.create_counter(
+            "decisec_collector_host_verdicts",
+            description="Hosts that this collector declared lost, or found",
+        )
+
     def passed(self, outcomes: Sequence[Outcome]) -> None:
         """Frames were decided about, and all that follows from them is stored."""
         self._frames.add(len(outcomes))
@@ -89,3 +101,16 @@ class Instruments:
         self._hosts.set(hosts)
         self._partitions.set(partitions)
         self._members.set(members)
+
+    def losses(self, *, standing: int, left: int) -> None:
+        """How many hosts are lost, and how many an operator is to decide about."""
+        self._lost.set(standing)
+        self._left.set(left)
+
+    def host_lost(self) -> None:
+        """A host was declared lost here."""
+        self._verdicts.add(1, {"verdict": "lost"})
+
+    def host_found(self) -> None:
+        """A host that was declared lost by a collector was found here."""
+        self._verdicts.add(1, {"verdict": "found"})

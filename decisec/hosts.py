@@ -13,10 +13,11 @@ import msgspec
 
 from decisec.streams.acts import audited
 from gateway.placement import FRESH
-from runtime.buckets import Bucket
+from runtime.buckets import Bucket, RevisionConflictError
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.errors import TransientError
+from runtime.transit import on_its_way
 from schemas.hosts import (
     HostInfo,
     HostLoss,
@@ -177,16 +178,34 @@ class Hosts:
         return [found[host_id] for host_id in sorted(found)]
 
     async def declare_lost(self, host_id: str, *, reason: str, requested_by: str) -> HostLoss:
-        """Let usage answers no longer wait for a host; the first declaration stands. Audited."""
-        entry = await self._losses.get(host_id)
-        if entry is not None:
-            return entry.value
+        """Let usage answers no longer wait for a host. Audited.
+
+        The first declaration stands, but an operator's takes the place of a collector's, of the
+        same time: it does not end by itself.
+
+        Raises:
+            TransientError: Somebody else said otherwise at the same moment, too.
+        """
+        mark = await self._losses.mark(host_id)
+        stands = mark.value
+        if stands is not None and not stands.automatic:
+            return stands
         loss = HostLoss(
-            host_id=host_id, reason=reason, requested_by=requested_by, declared_at=utc_now()
+            host_id=host_id,
+            reason=reason,
+            requested_by=requested_by,
+            declared_at=stands.declared_at if stands is not None else utc_now(),
         )
         async with self._audited("host-lost", loss, actor=requested_by, reason=reason):
-            await self._losses.put(host_id, loss)
+            try:
+                await self._losses.update(host_id, loss, mark.revision)
+            except RevisionConflictError as error:
+                raise TransientError(f"{error}; look at it again") from error
         return loss
+
+    async def on_its_way(self, host_id: str) -> list[str]:
+        """Consumers that may have frames of a host before them; empty if all is in the store."""
+        return await on_its_way(self._bus, host_id)
 
     async def declare_found(self, host_id: str, *, reason: str, requested_by: str) -> bool:
         """Let usage answers wait for a host again; false if it was not lost. Audited."""

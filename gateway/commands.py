@@ -29,6 +29,7 @@ def operation_of(command: Command) -> Operation:
         requested_by=command.requested_by,
         created_at=command.issued_at,
         deadline=command.deadline,
+        snapshot_id=getattr(command, "snapshot_id", None),
     )
 
 
@@ -95,6 +96,7 @@ class CommandDesk:
                 "The command may or may not have been stored; operation "
                 f"{operation.operation_id} will tell.",
                 retry_after_s=RETRY_AFTER_S,
+                unsure=True,
             ) from cause
         if withdrawn:
             raise refusal from cause

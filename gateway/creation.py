@@ -7,13 +7,16 @@ gateway that is killed half way leaves nothing that the next one cannot pick up.
 from __future__ import annotations
 
 import asyncio
+import time
 from datetime import datetime, timedelta
-from hashlib import blake2b
 from uuid import UUID
 
 import msgspec
 import structlog
 
+from gateway import acts
+from gateway.attempts import MAX_ATTEMPTS, boot_id, create_id, refused_for_room
+from gateway.background import Background
 from gateway.commands import CommandDesk, operation_of
 from gateway.errors import RefusedError, unavailable
 from gateway.fleet import Fleet
@@ -27,13 +30,11 @@ from runtime.retry import forever
 from schemas.commands import BootVm, CreateVm
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.hosts import HostInfo, Operation, OperationStatus
-from schemas.ids import new_id
 from schemas.subjects import vm_key
 from schemas.vms import VmRecord, VmSpec, VmState
 
 _log = structlog.get_logger("decisec.creation")
 
-MAX_ATTEMPTS = 16
 _ANSWER_MARGIN_S = 2.0
 """A command begun just before its deadline is still answered after it."""
 
@@ -50,25 +51,6 @@ _NOTHING_MADE = frozenset(
     }
 )
 """With these codes an agent has refused a create and holds nothing of the VM."""
-
-
-def _derived(vm_id: UUID, what: bytes) -> UUID:
-    """A UUIDv7 of the VM's time whose rest follows from the VM's id."""
-    rest = int.from_bytes(blake2b(vm_id.bytes + what, digest_size=10).digest(), "big")
-    value = (vm_id.int >> 80 << 80) | rest
-    value = value & ~(0xF << 76) | 7 << 76
-    value = value & ~(0x3 << 62) | 2 << 62
-    return UUID(int=value)
-
-
-def create_id(vm_id: UUID, attempt: int) -> UUID:
-    """Command id of the create on the `attempt`-th host, from 0."""
-    return _derived(vm_id, b"create%d" % attempt)
-
-
-def boot_id(vm_id: UUID) -> UUID:
-    """Command id of the boot that was asked for together with the create."""
-    return _derived(vm_id, b"boot")
 
 
 class Creation:
@@ -88,7 +70,7 @@ class Creation:
         fleet: Fleet,
         operations: Operations,
         desk: CommandDesk,
-        group: asyncio.TaskGroup,
+        group: Background,
         *,
         region: str,
         deadline_s: float,
@@ -113,18 +95,19 @@ class Creation:
         price_plan: str,
         boot: bool,
         requested_by: str,
-    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None]]:
+    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None] | None]:
         """Place a VM and store its first command.
 
         Returns:
             The record, the operation that ends when all that was asked for is done, and the
-            work that goes on; its result is that operation's end.
+            work that goes on; its result is that operation's end. None at the end of this
+            gateway: the next one does the work.
 
         Raises:
             RefusedError: NO_CAPACITY, UNKNOWN_IMAGE or UNAVAILABLE; no VM was made.
         """
         now = utc_now()
-        vm_id = new_id()
+        vm_id = acts.mint("vm")
         host = self._reserve(spec, pool, create_id(vm_id, 0), now, frozenset())
         if isinstance(host, ErrorInfo):
             raise RefusedError(host.code, host.message, retry_after_s=5.0)
@@ -150,35 +133,59 @@ class Creation:
                 goal = operation_of(self._boot(record, now, deadline, requested_by))
                 await self._operations.create(goal)
             operation = await self._desk.issue(self._create(record, 0, now, deadline, requested_by))
+        except RevisionConflictError as error:
+            self._reservations.release(create_id(vm_id, 0))
+            raise unavailable() from error  # an earlier try of this very request goes on
         except (RefusedError, TransientError) as error:
             # Settling takes the record away again, however long the bus is away; where it is
             # there, the caller hears of the failure after that.
-            await asyncio.wait({self._settle_later(record)}, timeout=_UNDONE_WITHIN_S)
+            if undone := self._settle_later(record):
+                await asyncio.wait({undone}, timeout=_UNDONE_WITHIN_S)
             raise error if isinstance(error, RefusedError) else unavailable() from error
         return record, goal if boot else operation, self._settle_later(record)
 
-    async def current(self, operation: Operation) -> Operation:
-        """What a create has come to, over all hosts that it was tried on.
+    async def earlier(
+        self, customer_id: str, *, boot: bool, requested_by: str
+    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None] | None] | None:
+        """Go on with what an earlier try of this very request has begun; see `begin`.
+
+        Returns:
+            As `begin` does; None if nothing was begun.
 
         Raises:
+            RefusedError: The earlier try has failed, and no VM was made.
             TransientError: The server cannot be reached.
         """
-        if operation.operation_id != create_id(operation.vm_id, 0):
-            return operation
-        for attempt in range(1, MAX_ATTEMPTS):
-            if not _refused_for_room(operation):
-                return operation
-            successor = await self._operations.get(create_id(operation.vm_id, attempt))
-            if successor is None:
-                break
-            operation = successor
-        record = self._fleet.record(vm_key(operation.customer_id, operation.vm_id))
-        being_placed = record is not None and record.deleted_at is None
-        if being_placed and _refused_for_room(operation) and utc_now() < operation.deadline:
-            return msgspec.structs.replace(
-                operation, status=OperationStatus.PENDING, error=None, finished_at=None
-            )
-        return operation
+        vm_id = acts.mint("vm")
+        key = vm_key(customer_id, vm_id)
+        entry = await self._fleet.specs.get(key)
+        first = await self._operations.get(create_id(vm_id, 0))
+        if entry is None:
+            if first is None:
+                return None
+            error = first.error or unavailable().info
+            raise RefusedError(error.code, error.message)
+        record = entry.value
+        goal = await self._operations.get(boot_id(vm_id))
+        if first is None:
+            now = utc_now()
+            deadline = now + timedelta(seconds=self._deadline_s)
+            if boot and goal is None:
+                goal = operation_of(self._boot(record, now, deadline, requested_by))
+                await self._operations.create(goal)
+            first = operation_of(self._create(record, 0, now, deadline, requested_by))
+            await self._operations.create(first)
+            try:
+                # Whoever was about to undo a create that has no operation finds the record moved.
+                await self._fleet.specs.update(key, record, entry.revision)
+            except RevisionConflictError as error:
+                raise TransientError("this create is being settled elsewhere") from error
+        if record.deleted_at is None:
+            self._fleet.note(record)
+            work = self._settle_later(record, resumed=True)
+        else:
+            work = self._group.spawn(_done(goal or first), name=f"creation-{vm_id}")
+        return record, goal or first, work
 
     def resume(self) -> int:
         """Pick up creations that a gateway left; returns how many there may be."""
@@ -196,11 +203,15 @@ class Creation:
 
     def _settle_later(
         self, record: VmRecord, *, resumed: bool = False
-    ) -> asyncio.Task[Operation | None]:
+    ) -> asyncio.Task[Operation | None] | None:
         vm_id = record.vm_id
         if vm_id in self._under_way:
             return self._under_way[vm_id]
-        task = self._group.create_task(self._persist(record, resumed), name=f"creation-{vm_id}")
+        try:
+            task = self._group.spawn(self._persist(record, resumed), name=f"creation-{vm_id}")
+        except RefusedError:
+            _log.info("creation.left", vm_id=str(vm_id))
+            return None
         self._under_way[vm_id] = task
         task.add_done_callback(lambda _: self._under_way.pop(vm_id, None))
         return task
@@ -249,7 +260,7 @@ class Creation:
         operation: Operation | None = None
         for attempt in range(MAX_ATTEMPTS):
             found = await self._operations.get(create_id(record.vm_id, attempt))
-            if found is None and operation is not None and _refused_for_room(operation):
+            if found is None and operation is not None and refused_for_room(operation):
                 if utc_now() >= operation.deadline:
                     return operation
                 found = await self._place_again(record, operation, attempt, avoid)
@@ -259,7 +270,7 @@ class Creation:
             if found is None:
                 return operation
             operation = await self._answer(found) or shown(found, found.deadline + _LATE)
-            if not _refused_for_room(operation):
+            if not refused_for_room(operation):
                 return operation
             avoid.add(operation.host_id)
         return operation
@@ -283,11 +294,11 @@ class Creation:
             return None
         moved = msgspec.structs.replace(entry.value, host_id=host.host_id, region=host.region)
         try:
-            await self._fleet.specs.update(key, moved, entry.revision)
+            revision = await self._fleet.specs.update(key, moved, entry.revision)
         except RevisionConflictError as error:
             self._reservations.release(command_id)
             raise TransientError("another gateway places this VM as well") from error
-        self._fleet.note(moved)
+        self._fleet.note(moved, revision)
         _log.info("vm.placed_again", vm_id=str(record.vm_id), host=host.host_id, attempt=attempt)
         command = self._create(moved, attempt, utc_now(), refused.deadline, refused.requested_by)
         try:
@@ -301,7 +312,14 @@ class Creation:
         status = await self._fleet.statuses.get(key)
         if status is not None and error.code not in _NOTHING_MADE:
             return  # the agent holds something of it; its owner deletes it
-        await self._fleet.specs.delete(key)
+        entry = await self._fleet.specs.get(key)
+        first = await self._operations.get(create_id(record.vm_id, 0))
+        if first is not None and not shown(first, utc_now()).finished:
+            raise TransientError("this create was taken up again")
+        try:
+            await self._fleet.specs.delete(key, entry.revision if entry else None)
+        except RevisionConflictError as conflict:
+            raise TransientError("this create was taken up again") from conflict
         self._fleet.forget(key)
         _log.info("vm.not_created", vm_id=str(record.vm_id), code=error.code.value)
 
@@ -317,6 +335,7 @@ class Creation:
             pool=pool,
             region=self._region,
             avoid=avoid,
+            silent=self._fleet.silent(time.monotonic()),
         )
         if placement.host is None:
             return placement.error
@@ -357,12 +376,8 @@ class Creation:
         )
 
 
+async def _done(operation: Operation) -> Operation:
+    return operation
+
+
 _LATE = timedelta(microseconds=1)
-
-
-def _refused_for_room(operation: Operation) -> bool:
-    return (
-        operation.status is OperationStatus.FAILED
-        and operation.error is not None
-        and operation.error.code is ErrorCode.NO_CAPACITY
-    )

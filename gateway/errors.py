@@ -20,6 +20,8 @@ class RefusedError(Exception):
         retry_after_s: When a further try makes sense, if ever.
         fields: What is wrong with which field.
         headers: For the HTTP door.
+        unsure: Whether what was asked for has happened is not known.
+        decided: Something has come of the request; asking again would be another request.
     """
 
     def __init__(
@@ -31,6 +33,8 @@ class RefusedError(Exception):
         fields: tuple[FieldProblem, ...] = (),
         headers: Mapping[str, str] | None = None,
         status: int | None = None,
+        unsure: bool = False,
+        decided: bool = False,
     ) -> None:
         super().__init__(f"{code}: {message}")
         self.code = code
@@ -39,6 +43,8 @@ class RefusedError(Exception):
         self.fields = fields
         self.headers = headers or {}
         self.status = status
+        self.unsure = unsure
+        self.decided = decided
 
     @property
     def info(self) -> ErrorInfo:

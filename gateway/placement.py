@@ -75,6 +75,7 @@ def place(
     pool: str = "default",
     region: str = "local",
     avoid: Set[str] = frozenset(),
+    silent: Set[str] = frozenset(),
 ) -> Placement:
     """Choose the host with the most free memory left among those that can take the VM.
 
@@ -86,6 +87,7 @@ def place(
         pool: Only hosts of this pool.
         region: Only hosts of this region.
         avoid: Hosts that have refused this VM already.
+        silent: Hosts of which nothing new was heard, whatever the time in their heartbeats.
     """
     need = need_of(spec)
     reasons: Counter[str] = Counter()
@@ -97,7 +99,7 @@ def place(
             reasons["other pool or region"] += 1
             continue
         image_known = image_known or spec.image in host.images
-        if reason := _unfit(spec, need, host, in_flight.get(host.host_id), now, avoid):
+        if reason := _unfit(spec, need, host, in_flight.get(host.host_id), now, avoid, silent):
             reasons[reason] += 1
             continue
         taken = in_flight.get(host.host_id, Resources())
@@ -114,10 +116,11 @@ def _unfit(
     taken: Resources | None,
     now: datetime,
     avoid: Set[str],
+    silent: Set[str],
 ) -> str:
     if host.host_id in avoid:
         return "refused it"
-    if now - host.heartbeat_at > FRESH:
+    if now - host.heartbeat_at > FRESH or host.host_id in silent:
         return "not heard of"
     if host.draining:
         return "draining"

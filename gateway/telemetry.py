@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from gateway import documents
+from gateway import documents, sse
 from runtime.telemetry import meter, span
 
 _log = structlog.get_logger("decisec.http")
@@ -64,6 +64,7 @@ class Observed:
         }
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         status = 500
+        scope[sse.TRANSPORT] = sse.transport_of(send)
         special = _DOCUMENTS if scope["path"].startswith(documents.PATH) else _API
 
         async def observed_send(message: Message) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import msgspec
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from runtime.bus import Bus
 from runtime.errors import OverloadedError, TransientError
@@ -17,8 +17,7 @@ _STREAM_FULL = frozenset({10047, 10077})
 """JetStream error codes: insufficient storage, maximum messages or bytes exceeded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
+class Stored(msgspec.Struct, frozen=True, gc=False):
     """Where a message stands in its stream; `duplicate` if it stood there already."""
 
     stream: str
@@ -29,19 +28,12 @@ class Stored:
 Answer: TypeAlias = Stored | TransientError
 
 
-class Awaited(NamedTuple):
-    """A publish under way. The answer never comes as an exception, so none is left unseen."""
-
-    number: str
-    answer: asyncio.Future[Answer]
-
-
-class _Refusal(msgspec.Struct, frozen=True):
+class _Refusal(msgspec.Struct, frozen=True, gc=False):
     err_code: int = 0
     description: str = ""
 
 
-class _PubAck(msgspec.Struct, frozen=True):
+class _PubAck(msgspec.Struct, frozen=True, gc=False):
     """https://docs.nats.io/reference/reference-protocols/nats_api_reference, `$JS` publish ack."""
 
     stream: str = ""
@@ -68,12 +60,25 @@ class Acks:
         self._max_in_flight = max_in_flight
         self._listening = asyncio.Lock()
         self._prefix = ""
+        self._inbox: Subscription | None = None
         self._count = 0
-        self._waiting: dict[str, tuple[str, asyncio.Future[Answer]]] = {}
+        self._waiting: dict[str, tuple[str, Callable[[Answer], None]]] = {}
         self._room = asyncio.Event()
 
-    async def send(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> Awaited:
-        """Send a message; whoever does so forgets it once its answer has come or is given up.
+    async def send(
+        self,
+        subject: str,
+        payload: bytes,
+        headers: dict[str, str],
+        answered: Callable[[Answer], None],
+    ) -> str:
+        """Send a message. `answered` is called once, or never if the number is forgotten before.
+
+        Whoever sends forgets it when giving up. An answer that says no is no exception, so none is
+        left unseen.
+
+        Returns:
+            The number to forget.
 
         Raises:
             nats.errors.Error, OSError: It was not sent.
@@ -85,35 +90,39 @@ class Acks:
             await self._room.wait()
         self._count += 1
         number = f"{self._count:x}"
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = subject, answer
+        self._waiting[number] = subject, answered
         try:
-            await self._bus.client.publish(
-                subject, payload, reply=self._prefix + number, headers=dict(headers)
-            )
+            await self._bus.client.publish(subject, payload, self._prefix + number, headers)
         except BaseException:
             self.forget(number)
             raise
-        return Awaited(number, answer)
+        return number
 
     def forget(self, number: str) -> None:
         """Wait for this answer no longer. Harmless when it has come."""
         if self._waiting.pop(number, None) is not None:
             self._room.set()
 
+    async def close(self) -> None:
+        """Hear no more answers. For those who end before their connection does."""
+        inbox, self._inbox = self._inbox, None
+        if inbox is not None and self._bus.connected:
+            await inbox.unsubscribe()
+
     async def _listen(self) -> None:
         async with self._listening:
             if not self._prefix:
                 prefix = f"{self._bus.client.new_inbox()}."
-                await self._bus.client.subscribe(f"{prefix}*", cb=self._hear)
+                self._inbox = await self._bus.client.subscribe(f"{prefix}*", cb=self._hear)
                 self._prefix = prefix
 
     async def _hear(self, message: Msg) -> None:
-        number = message.subject.rpartition(".")[2]
-        subject, answer = self._waiting.get(number, ("", None))
-        self.forget(number)
-        if answer is not None and not answer.done():
-            answer.set_result(_answer(subject, message))
+        waiting = self._waiting.pop(message.subject[len(self._prefix) :], None)
+        if waiting is None:
+            return  # forgotten
+        self._room.set()
+        subject, answered = waiting
+        answered(_answer(subject, message))
 
 
 def _answer(subject: str, message: Msg) -> Answer:

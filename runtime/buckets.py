@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
 import msgspec
@@ -25,7 +28,11 @@ T = TypeVar("T", bound=msgspec.Struct)
 _RESYNC_S = 10.0
 _QUIET_S = 0.25
 _NO_STREAM = 10059
-"""JetStream's error code."""
+_NO_MESSAGE = 10037
+_CONFLICTS = frozenset({10071, 10164})
+"""JetStream error codes: there is no such stream, no such message; the subject's last sequence is
+another one."""
+_OPERATION = "KV-Operation"
 
 
 class RevisionConflictError(DecisecError):
@@ -38,6 +45,21 @@ class Entry(Generic[T]):
 
     value: T
     revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Mark(Generic[T]):
+    """What was done last to a key.
+
+    Attributes:
+        revision: Of it; 0 if nothing was. `update` from here fails once anything else is done.
+        at: When, by the server's clock.
+        value: None if the key was removed, or never written.
+    """
+
+    revision: int = 0
+    at: datetime | None = None
+    value: T | None = None
 
 
 class Bucket(Generic[T]):
@@ -92,6 +114,24 @@ class Bucket(Generic[T]):
             raise self._transient("read", key, error) from error
         return Entry(self.decode(key, entry.value), entry.revision or 0)
 
+    async def mark(self, key: str) -> Mark[T]:
+        """What was done last to a key, its removal included.
+
+        Raises:
+            PoisonError: The value is not of the bucket's type.
+        """
+        try:
+            last = await self.bus.js.get_last_msg(self.stream, self.subject(key))
+        except nats.js.errors.NotFoundError as error:
+            if error.err_code != _NO_MESSAGE:
+                raise self._transient("read", key, error) from error
+            return Mark()
+        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+            raise self._transient("read", key, error) from error
+        removed = (last.headers or {}).get(_OPERATION) in (KV_DEL, KV_PURGE)
+        value = None if removed else self.decode(key, last.data)
+        return Mark(last.seq or 0, last.time, value)
+
     async def put(self, key: str, value: T) -> int:
         """Write a value whatever stands there; returns the revision."""
         store = await self.store()
@@ -115,7 +155,7 @@ class Bucket(Generic[T]):
             raise self._transient("create", key, error) from error
 
     async def update(self, key: str, value: T, revision: int) -> int:
-        """Write a value if the key still stands at `revision`.
+        """Write a value if the key still stands at `revision`; 0 is that of one never written.
 
         Raises:
             RevisionConflictError: It does not.
@@ -128,11 +168,19 @@ class Bucket(Generic[T]):
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise self._transient("update", key, error) from error
 
-    async def delete(self, key: str) -> None:
-        """Remove a key; nothing happens if there is none."""
+    async def delete(self, key: str, revision: int | None = None) -> None:
+        """Remove a key; nothing happens if there is none.
+
+        Raises:
+            RevisionConflictError: It does not stand at `revision`, if one is given.
+        """
         store = await self.store()
         try:
-            await store.delete(key)
+            await store.delete(key, revision)
+        except nats.js.errors.APIError as error:
+            if error.err_code in _CONFLICTS:
+                raise RevisionConflictError(f"{self.name}/{key} has changed") from error
+            raise self._transient("delete", key, error) from error
         except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
             raise self._transient("delete", key, error) from error
 
@@ -178,21 +226,29 @@ class Mirror(Generic[T]):
     Args:
         bucket: Where they stand.
         on_change: Called with each key that is written or removed.
+        on_removed: Called with each key that is removed, or was before, and when that was by the
+            server's clock; after a reconnect maybe again. Of some removals nothing is known.
 
     Attributes:
         values: Key to value. Read only.
+        taking: While `on_change` is called: the revision that tells of the change.
     """
 
     def __init__(
         self,
         bucket: Bucket[T],
         on_change: Callable[[str, T | None], None] | None = None,
+        *,
+        on_removed: Callable[[str, datetime], None] | None = None,
     ) -> None:
         self.values: dict[str, T] = {}
         self._bucket = bucket
         self._on_change = on_change
+        self._on_removed = on_removed
         self._synced = asyncio.Event()
+        self.taking = 0
         self._revision = 0
+        self._confirmed_s = -math.inf
         self._moved = asyncio.Event()
 
     async def synced(self) -> None:
@@ -203,6 +259,18 @@ class Mirror(Generic[T]):
     def revision(self) -> int:
         """Everything up to here is there."""
         return self._revision
+
+    @property
+    def confirmed_s(self) -> float:
+        """When (`time.monotonic`) the bucket was last heard of; minus infinity before that.
+
+        Some 10 s ago at most while the server answers.
+        """
+        return self._confirmed_s
+
+    def forget(self, key: str) -> None:
+        """Drop a value that has expired: the server tells of no such end."""
+        self._drop(key)
 
     async def reached(self, revision: int) -> None:
         """Return once everything up to this revision is there."""
@@ -231,6 +299,7 @@ class Mirror(Generic[T]):
 
     async def _follow(self) -> None:
         store = await self._bucket.store()
+        asked_s = time.monotonic()
         wanted = await self._bucket.last_revision()
         try:
             watcher = await store.watch(">")
@@ -238,12 +307,18 @@ class Mirror(Generic[T]):
             raise TransientError(f"cannot watch {self._bucket.name}: {error}") from error
         try:
             await self._read(watcher, wanted)
+            self._confirmed_s = asked_s
+            self._synced.set()
             while True:
                 entry = await _next(watcher, _RESYNC_S)
                 if entry is not None:
                     self._take(entry)
-                elif await self._bucket.last_revision() > self._revision:
+                    self._confirmed_s = time.monotonic()
+                    continue
+                asked_s = time.monotonic()
+                if await self._bucket.last_revision() > self._revision:
                     return
+                self._confirmed_s = asked_s
         finally:
             await _stop_watching(watcher)
 
@@ -265,11 +340,12 @@ class Mirror(Generic[T]):
             seen.add(entry.key)
             reached = entry.revision or 0
             self._take(entry)
+        self.taking = max(reached, wanted)
         for key in self.values.keys() - seen:
             self._drop(key)
-        self._synced.set()
 
     def _take(self, entry: KeyValue.Entry) -> None:
+        self.taking = entry.revision or 0
         self._note(entry)
         self._revision = max(self._revision, entry.revision or 0)
         self._moved.set()
@@ -278,6 +354,9 @@ class Mirror(Generic[T]):
     def _note(self, entry: KeyValue.Entry) -> None:
         if entry.operation in (KV_DEL, KV_PURGE):
             self._drop(entry.key)
+            at: object = entry.created  # typed as a number, which it never is
+            if self._on_removed and isinstance(at, datetime):
+                self._on_removed(entry.key, at.astimezone(UTC))
             return
         try:
             value = self._bucket.decode(entry.key, entry.value)

@@ -6,7 +6,7 @@ Collector and batcher both go by it, so that a row is everybody's the same.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Generic, NamedTuple, TypeVar
 
@@ -89,19 +89,37 @@ class Attribution:
 class CorrectionIndex:
     """VM id (16 bytes) to what was corrected of it, fed by a mirror of the bucket.
 
+    A snapshot is taken for nothing; the first change after it copies what it holds. So to read a
+    bucket of which nobody takes a snapshot meanwhile copies nothing.
+
     Attributes:
         version: Grows with each change of what is said of any VM.
-        by_vm: Never changed in place: whoever holds it holds one state.
+        copied: VMs that were copied so far, since a snapshot held them.
     """
 
     def __init__(self) -> None:
         self.version = 0
-        self.by_vm: Mapping[bytes, Attribution] = {}
+        self.copied = 0
+        self._by_vm: dict[bytes, Attribution] = {}
+        self._held = False
         self._versions: dict[bytes, int] = {}
+
+    def __len__(self) -> int:
+        """Of how many VMs something was corrected."""
+        return len(self._by_vm)
+
+    def __iter__(self) -> Iterator[Attribution]:
+        """What was corrected, VM by VM."""
+        return iter(self._by_vm.values())
 
     def get(self, vm_id: bytes) -> Attribution | None:
         """What was corrected of a VM."""
-        return self.by_vm.get(vm_id)
+        return self._by_vm.get(vm_id)
+
+    def snapshot(self) -> Mapping[bytes, Attribution]:
+        """Everything as it stands now. Never changes, so threads may share it."""
+        self._held = True
+        return self._by_vm
 
     def change(self, key: str, value: VmCorrections | None) -> None:
         """Take over a change of the bucket; None for a key that is gone."""
@@ -113,11 +131,16 @@ class CorrectionIndex:
         if value is not None and value.vm_id.bytes != vm_id:
             _log.error("correction.refused", key=key, error="key and value name different VMs")
             return
-        old, new = self.by_vm.get(vm_id), Attribution(value) if value is not None else None
+        old, new = self._by_vm.get(vm_id), Attribution(value) if value is not None else None
         if (old and old.mark) == (new and new.mark):
             return
-        rest = {known: one for known, one in self.by_vm.items() if known != vm_id}
-        self.by_vm = {**rest, vm_id: new} if new is not None else rest
+        if self._held:
+            self.copied += len(self._by_vm)
+            self._by_vm, self._held = dict(self._by_vm), False
+        if new is not None:
+            self._by_vm[vm_id] = new
+        else:
+            del self._by_vm[vm_id]
         self.version += 1
         self._versions[vm_id] = self.version
 

@@ -6,14 +6,14 @@ import asyncio
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 import nats.errors
 from nats.js.api import Header
 
-from runtime.acks import Acks, Awaited, Stored
+from runtime.acks import Acks, Stored
 from runtime.bus import Bus
 from runtime.errors import PoisonError, TransientError
 from runtime.retry import publishing
@@ -112,48 +112,66 @@ class Publisher:
 
     async def _attempt(self, messages: Sequence[Outgoing]) -> list[Result]:
         """Once each: send all, then take their answers."""
-        sent: list[Awaited | TransientError | PoisonError] = []
+        answers, sent = _Answers(len(messages)), []
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._ack_timeout_s):
                     traced = inject()
-                    for message in messages:
-                        sent.append(await self._send(message, traced))  # noqa: PERF401 - kept on a timeout
-                    for one in sent:
-                        if isinstance(one, Awaited):
-                            await one.answer
+                    for place, message in enumerate(messages):
+                        take = partial(answers.take, place)
+                        sent.append(await self._send(message, traced, take))
+                    await answers.complete()
         finally:
-            for one in sent:
-                if isinstance(one, Awaited):
-                    self._acks.forget(one.number)
-        results = [_result(one, message) for one, message in zip_longest(sent, messages)]
+            for number in sent:
+                self._acks.forget(number)
+        results = [
+            result or _unstored(message, "no acknowledgement in time")
+            for result, message in zip(answers.results, messages, strict=True)
+        ]
         if failed := sum(isinstance(result, TransientError) for result in results):
             self._failed.add(failed)
         return results
 
     async def _send(
-        self, message: Outgoing, traced: Mapping[str, str]
-    ) -> Awaited | TransientError | PoisonError:
+        self, message: Outgoing, traced: Mapping[str, str], take: Callable[[Result], None]
+    ) -> str:
+        """Returns its number, or nothing if it was not sent; what came of it is taken."""
         if not self._bus.connected:
-            return TransientError("not connected to NATS")
+            take(TransientError("not connected to NATS"))
+            return ""
         headers = {**(message.headers or {}), Header.MSG_ID: message.msg_id, **traced}
         try:
-            return await self._acks.send(message.subject, message.payload, headers)
+            return await self._acks.send(message.subject, message.payload, headers, take)
         except nats.errors.MaxPayloadError as error:
             size = len(message.payload)
             detail = f"{size} bytes on {message.subject} pass NATS' max_payload"
-            return _caused(PoisonError("too_large", detail), error)
+            take(_caused(PoisonError("too_large", detail), error))
         except (nats.errors.Error, OSError) as error:
-            return _caused(_unstored(message, str(error) or type(error).__name__), error)
+            take(_caused(_unstored(message, str(error) or type(error).__name__), error))
+        return ""
 
 
-def _result(one: Awaited | TransientError | PoisonError | None, message: Outgoing) -> Result:
-    if not isinstance(one, Awaited | None):
-        return one
-    # A timeout cancels what is awaited just then; what came in time is not thrown away for that.
-    if one is not None and one.answer.done() and not one.answer.cancelled():
-        return one.answer.result()
-    return _unstored(message, "no acknowledgement in time")
+class _Answers:
+    """What came of messages that are sent side by side, in their order; None if nothing yet."""
+
+    def __init__(self, count: int) -> None:
+        self.results: list[Result | None] = [None] * count
+        self._missing = count
+        self._complete: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(self, place: int, result: Result) -> None:
+        """What came of one; the first word holds."""
+        if self.results[place] is not None:
+            return
+        self.results[place] = result
+        self._missing -= 1
+        if not self._missing and not self._complete.done():
+            self._complete.set_result(None)
+
+    async def complete(self) -> None:
+        """Return once something came of each."""
+        if self._missing:
+            await self._complete
 
 
 def _unstored(message: Outgoing, why: str) -> TransientError:

@@ -33,6 +33,7 @@ class ErrorCode(StrEnum):
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
+    PRECONDITION_FAILED = "precondition_failed"
     ILLEGAL_TRANSITION = "illegal_transition"
     PAYLOAD_TOO_LARGE = "payload_too_large"
     UNSUPPORTED = "unsupported"
@@ -43,6 +44,8 @@ class ErrorCode(StrEnum):
     UNAVAILABLE = "unavailable"
     HYPERVISOR_FAILED = "hypervisor_failed"
     INTERNAL = "internal"
+    IDEMPOTENCY_KEY_REUSED = "idempotency_key_reused"
+    REQUEST_IN_PROGRESS = "request_in_progress"
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, kw_only=True):

@@ -111,7 +111,7 @@ class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HostLoss(msgspec.Struct, frozen=True, kw_only=True):
-    """Value of bucket `lost_hosts`, written by the operator: nothing more is expected of a host.
+    """Value of bucket `lost_hosts`: nothing more is expected of a host.
 
     Usage answers no longer wait for what it may still hold, and say so. What comes all the same is
     booked.
@@ -119,12 +119,15 @@ class HostLoss(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         reason: Why, for people.
         requested_by: Who says to have declared it.
+        automatic: A collector declared it, after the configured time, and takes it back once the
+            host has caught up. What an operator declares only an operator takes back.
     """
 
     host_id: HostId
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_REASON)]
     requested_by: Annotated[str, msgspec.Meta(max_length=255)]
     declared_at: Timestamp
+    automatic: bool = False
 
 
 class CustomerStatus(StrEnum):
@@ -159,6 +162,9 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     The gateway creates it as pending before it publishes the command; from then on only the
     agent writes it.
+
+    Attributes:
+        snapshot_id: The snapshot that the command is about, if it is about one.
     """
 
     operation_id: CommandId
@@ -173,6 +179,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Timestamp
     deadline: Timestamp
     finished_at: Timestamp | None = None
+    snapshot_id: VmId | None = None
 
     @property
     def finished(self) -> bool:

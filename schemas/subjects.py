@@ -31,6 +31,8 @@ HOST_ORDERS = "host_orders"
 LOST_HOSTS = "lost_hosts"
 CORRECTIONS = "corrections"
 OPERATIONS = "operations"
+SECRETS = "secrets"
+IDEMPOTENCY_KEYS = "idempotency_keys"
 
 COLLECTORS_ALIVE = "collector.alive.*"
 """Filter for the heartbeats of all collectors: core NATS, not kept."""
@@ -67,6 +69,11 @@ def vm_events_of(customer_id: str) -> str:
     return f"vm.evt.{token(customer_id)}.>"
 
 
+def vm_events_at(customer_id: str, vm_id: UUID, kind: str = "") -> str:
+    """Filter for the events of one VM, or for those of one type."""
+    return f"vm.evt.{token(customer_id)}.{vm_id}.{kind or '*'}"
+
+
 def vm_news_of(customer_id: str) -> str:
     """Filter for the same once more, each when it is stored."""
     return f"vm.news.{token(customer_id)}.>"
@@ -80,6 +87,11 @@ def host_event(event: HostEvent) -> str:
 def metrics_raw(host_id: str) -> str:
     """`metrics.raw.<host>`."""
     return f"metrics.raw.{token(host_id)}"
+
+
+def metrics_raw_anywhere(host_id: str) -> str:
+    """Filter for the stored frames of a host, whatever partition they lie in."""
+    return f"metrics.raw.*.{token(host_id)}"
 
 
 def metrics_raw_of(partition: int) -> str:
@@ -176,6 +188,21 @@ def audit(entry: AuditEntry) -> str:
 def usage_query(customer_id: str) -> str:
     """`usage.query.<customer>`."""
     return f"usage.query.{token(customer_id)}"
+
+
+def usage_windows(customer_id: str) -> str:
+    """`usage.windows.<customer>`."""
+    return f"usage.windows.{token(customer_id)}"
+
+
+def metrics_series(customer_id: str) -> str:
+    """`metrics.series.<customer>`."""
+    return f"metrics.series.{token(customer_id)}"
+
+
+def events_query(customer_id: str) -> str:
+    """`events.query.<customer>`."""
+    return f"events.query.{token(customer_id)}"
 
 
 def vm_request(customer_id: str, verb: str) -> str:

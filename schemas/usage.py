@@ -62,8 +62,8 @@ class UsageReport(msgspec.Struct, frozen=True, kw_only=True):
             samples are in the store. None if that is not known.
         complete: The whole window lies before that time. Asked again, its counters and samples
             are the same.
-        lost_hosts: Hosts that the operator has declared lost, and for which that time did not wait:
-            should their samples come all the same, they count.
+        lost_hosts: Hosts that are declared lost, and for which that time did not wait: should
+            their samples come all the same, they count.
     """
 
     customer_id: CustomerId

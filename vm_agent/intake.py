@@ -253,4 +253,5 @@ def _operation(command: Command, done: Done) -> Operation:
         created_at=command.issued_at,
         deadline=command.deadline,
         finished_at=done.finished_at,
+        snapshot_id=getattr(command, "snapshot_id", None),
     )

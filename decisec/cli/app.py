@@ -24,6 +24,7 @@ from decisec.cli import (
     store,
     streams,
     tail,
+    tokens,
     usage,
     vm,
 )
@@ -42,6 +43,7 @@ logs.register(vm.app)
 app.add_typer(vm.app, name="vm")
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
+app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
 app.add_typer(bus.app, name="bus")
 app.add_typer(tail.app, name="tail")

@@ -183,7 +183,11 @@ def lost(
     ] = "",
     force: Annotated[
         bool,
-        typer.Option("--force", help="Even if its agent is heard.", show_default=False),
+        typer.Option(
+            "--force",
+            help="Even if its agent is heard, or frames of it are not stored yet.",
+            show_default=False,
+        ),
     ] = False,
     as_json: Json = False,
     nats_url: NatsUrl = "",
@@ -193,7 +197,9 @@ def lost(
 
     They name it, since samples of its VMs may be missing in them. Should its frames come all the
     same, they count, and answers that were complete change; `decisec gaps --adjustments` lists
-    them. It stands until `found`; repeating it changes nothing.
+    them. It stands until `found`; repeating it changes nothing. What a collector has declared
+    (DECISEC_COLLECTOR_HOST_LOST_AFTER_S) ends by itself once the host has caught up; declare it to
+    let it stand.
     """
     from rich.text import Text
 
@@ -212,6 +218,13 @@ def lost(
                     f"{host} is heard of: its frames will come; --force declares it lost anyway",
                     Exit.FAILED,
                     "host_heard",
+                )
+            if not force and (behind := await hosts.on_its_way(host)):
+                raise CommandError(
+                    f"frames of {host} are on their way to the store ({', '.join(behind)}), and "
+                    "answers would pass them: wait, or give --force",
+                    Exit.FAILED,
+                    "on_its_way",
                 )
             return [await hosts.declare_lost(host, reason=reason, requested_by=operator())]
 
@@ -232,7 +245,10 @@ def found(
     nats_url: NatsUrl = "",
     state_dir: StateDirectory = DEFAULT_STATE,
 ) -> None:
-    """Take back that a host is lost: usage answers wait for its frames again. Safe to repeat."""
+    """Take back that a host is lost: usage answers wait for its frames again. Safe to repeat.
+
+    No collector declares it lost again before it was heard.
+    """
     _check_name(host)
     reason = ask_reason(reason)
 

@@ -29,7 +29,8 @@ class AsyncClient:
     """Talks to the API from asyncio. `Client` has the same methods.
 
     Every method raises ApiError (a subclass tells which) when the API refuses, and
-    `httpx.TransportError` when it cannot be reached; reads are tried again a few times first.
+    `httpx.TransportError` when it cannot be reached. Requests are tried again a few times first:
+    mutations carry an idempotency key, so that one whose answer was lost is not done twice.
     `wait_s` lets a mutation answer only once it is done, 60 s at most; with 0 it answers at
     once, and the operation tells of the end.
 
@@ -70,9 +71,15 @@ class AsyncClient:
         """Close the connections."""
         await self._http.aclose()
 
-    async def create_vm(self, request: CreateVmRequest, *, wait_s: float = 0.0) -> VmAndOperation:
-        """Make a VM; boot it as well if `request.boot`."""
-        return await self._send(calls.create_vm(request, wait_s))
+    async def create_vm(
+        self, request: CreateVmRequest, *, wait_s: float = 0.0, idempotency_key: str = ""
+    ) -> VmAndOperation:
+        """Make a VM; boot it as well if `request.boot`.
+
+        With an `idempotency_key` of your own, the same call makes no second VM for a day, not
+        even from another process.
+        """
+        return await self._send(calls.create_vm(request, wait_s, idempotency_key))
 
     async def list_vms(
         self, *, state: VmState | None = None, page_size: int = 100

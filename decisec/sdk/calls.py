@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Generic, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import msgspec
@@ -22,6 +22,7 @@ from schemas.api import (
     VmView,
 )
 from schemas.consoles import ConsoleChunk
+from schemas.idempotency import IDEMPOTENCY_HEADER
 from schemas.usage import UsageReport
 from schemas.vms import VmState
 
@@ -56,8 +57,8 @@ class Call(Generic[T]):
 
     @property
     def repeatable(self) -> bool:
-        """Whether doing it twice is as good as once."""
-        return self.method == "GET"
+        """Whether doing it twice is as good as once: a read, or a mutation with a key."""
+        return self.method == "GET" or IDEMPOTENCY_HEADER in self.headers
 
 
 def decode(call: Call[T], response: httpx.Response) -> T:
@@ -94,9 +95,9 @@ def _unexpected(response: httpx.Response, why: str) -> UnexpectedAnswerError:
     return UnexpectedAnswerError(problem, response.status_code)
 
 
-def create_vm(request: CreateVmRequest, wait_s: float) -> Call[VmAndOperation]:
-    """`POST /v1/vms`."""
-    return _mutation("POST", "/v1/vms", wait_s, msgspec.json.encode(request))
+def create_vm(request: CreateVmRequest, wait_s: float, key: str = "") -> Call[VmAndOperation]:
+    """`POST /v1/vms`; `key` is its idempotency key, a random one by default."""
+    return _mutation("POST", "/v1/vms", wait_s, msgspec.json.encode(request), key)
 
 
 def list_vms(state: VmState | None, page_size: int, cursor: str) -> Call[VmList]:
@@ -166,8 +167,11 @@ def whoami() -> Call[WhoAmI]:
     return Call("GET", "/v1/whoami", WhoAmI)
 
 
-def _mutation(method: str, path: str, wait_s: float, body: bytes = b"") -> Call[VmAndOperation]:
-    headers: dict[str, str] = {}
+def _mutation(
+    method: str, path: str, wait_s: float, body: bytes = b"", key: str = ""
+) -> Call[VmAndOperation]:
+    # With a key, so that it can be sent again when its answer was lost.
+    headers = {IDEMPOTENCY_HEADER: key or uuid4().hex}
     # The API waits whole seconds; rounding up keeps what was asked for.
     wait = min(MAX_WAIT_S, int(-(-wait_s // 1)))
     if wait > 0:

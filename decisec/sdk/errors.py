@@ -105,6 +105,14 @@ class OperationFailedError(Exception):
         self.operation = operation
 
 
+class IdempotencyKeyReusedError(ApiError):
+    """422: the idempotency key belongs to another request."""
+
+
+class RequestInProgressError(ConflictError):
+    """409: the first request with this idempotency key is not answered yet."""
+
+
 _KINDS: Mapping[str, type[ApiError]] = {
     ErrorCode.BAD_REQUEST: BadRequestError,
     ErrorCode.UNAUTHENTICATED: UnauthenticatedError,
@@ -119,6 +127,8 @@ _KINDS: Mapping[str, type[ApiError]] = {
     ErrorCode.NO_CAPACITY: NoCapacityError,
     ErrorCode.DEADLINE_EXCEEDED: DeadlineExceededError,
     ErrorCode.HYPERVISOR_FAILED: HypervisorFailedError,
+    ErrorCode.IDEMPOTENCY_KEY_REUSED: IdempotencyKeyReusedError,
+    ErrorCode.REQUEST_IN_PROGRESS: RequestInProgressError,
 }
 
 

@@ -17,7 +17,7 @@ from decisec.streams.bounds import Bound, parse_bound
 from decisec.streams.checkpoint import Plan, Progress
 from decisec.streams.columns import parquet
 from decisec.streams.decoding import Row
-from decisec.streams.gaps import Adjustment, Gap, Silence
+from decisec.streams.gaps import Adjustment, Gap, Loss, Silence
 from decisec.streams.selection import Selection
 from decisec.streams.tail import Tail
 from decisec.streams.targets import (
@@ -163,8 +163,8 @@ async def tail(bus: Bus, what: str) -> AsyncIterator[Tail]:
 
 async def gaps(
     bus: Bus, *, hosts: Collection[str] = (), only_open: bool = False
-) -> list[Gap | Silence | Adjustment]:
-    """Holes in the frames of hosts, hosts that sent none, and what came late from lost ones.
+) -> list[Gap | Silence | Adjustment | Loss]:
+    """Holes in the frames of hosts, hosts that sent none or are lost, and what came late.
 
     Args:
         bus: The connection.

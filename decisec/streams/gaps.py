@@ -12,10 +12,13 @@ from decisec.streams.selection import Selection
 from runtime.bus import Bus
 from schemas.errors import MalformedMessageError
 from schemas.events import (
+    AdjustmentCause,
     GapClosed,
     GapOpened,
     HostEvent,
+    HostFound,
     HostHeard,
+    HostLost,
     HostSilent,
     HostSuspected,
     MeteringAdjusted,
@@ -79,23 +82,32 @@ class Silence(msgspec.Struct, frozen=True, kw_only=True, tag="silence", tag_fiel
 
 
 class Adjustment(msgspec.Struct, frozen=True, kw_only=True, tag="adjustment", tag_field="kind"):
-    """A host that was declared lost has sent frames from before that; they count.
+    """Rows of a host count that usage answers did not wait for.
 
     Attributes:
-        lost_at: When it was declared lost.
-        at: When the frames had come.
+        lost_at: When the host was declared lost; None for what was put back or replayed.
+        at: When the frames had come, or were sent.
         first_tick: Of the oldest of them.
         last_tick: Of the newest.
         rows: Samples in them.
+        cause: `late` (from a host that was declared lost), `retry` (had been refused, and was put
+            back), `replay` (was sent once more), or a word of a newer version.
+        replay_id: Of the retry or replay, as in the audit.
+        reason: Why it was made.
+        uncertain: Whether any row is new is not known.
     """
 
     host: str
-    lost_at: datetime
+    lost_at: datetime | None
     at: datetime
     first_tick: datetime
     last_tick: datetime
     frames: int
     rows: int
+    cause: str = AdjustmentCause.LATE
+    replay_id: str = ""
+    reason: str = ""
+    uncertain: bool = False
 
     @property
     def begin(self) -> datetime:
@@ -108,7 +120,34 @@ class Adjustment(msgspec.Struct, frozen=True, kw_only=True, tag="adjustment", ta
         return False
 
 
-Item = Gap | Silence | Adjustment
+class Loss(msgspec.Struct, frozen=True, kw_only=True, tag="loss", tag_field="kind"):
+    """A host was declared lost: usage answers do not wait for it.
+
+    Attributes:
+        lost_at: None if that event is older than the stream keeps.
+        found_at: When they waited for it again; None if they do not.
+        automatic: A collector declared it, after the configured time.
+    """
+
+    host: str
+    lost_at: datetime | None
+    found_at: datetime | None
+    reason: str = ""
+    requested_by: str = ""
+    automatic: bool = False
+
+    @property
+    def begin(self) -> datetime | None:
+        """When it was first heard of."""
+        return self.lost_at or self.found_at
+
+    @property
+    def open(self) -> bool:
+        """Whether the host is still lost."""
+        return self.found_at is None
+
+
+Item = Gap | Silence | Adjustment | Loss
 
 
 class Ledger:
@@ -118,6 +157,7 @@ class Ledger:
         self._gaps: dict[tuple[str, UUID, int, int], Gap] = {}
         self._silences: dict[str, list[Silence]] = {}
         self._adjustments: dict[UUID, Adjustment] = {}
+        self._losses: dict[str, list[Loss]] = {}
 
     def take(self, event: HostEvent) -> Item | None:
         """Take one; what has changed by it, if anything has."""
@@ -128,6 +168,10 @@ class Ledger:
                 return self._quiet(event)
             case HostHeard():
                 return self._heard(event)
+            case HostLost():
+                return self._lost(event)
+            case HostFound():
+                return self._found(event)
             case MeteringAdjusted():
                 return self._adjusted(event)
             case _:
@@ -136,7 +180,8 @@ class Ledger:
     def all(self, *, only_open: bool = False) -> list[Item]:
         """Everything, by the time at which it was first heard of."""
         silences = [one for several in self._silences.values() for one in several]
-        found: list[Item] = [*self._gaps.values(), *silences, *self._adjustments.values()]
+        losses = [one for several in self._losses.values() for one in several]
+        found: list[Item] = [*self._gaps.values(), *silences, *self._adjustments.values(), *losses]
         wanted = [one for one in found if one.open or not only_open]
         return sorted(wanted, key=lambda one: (one.begin.timestamp() if one.begin else 0, one.host))
 
@@ -181,17 +226,52 @@ class Ledger:
         )
         return several[-1]
 
+    def _lost(self, event: HostLost) -> Loss | None:
+        one = Loss(
+            host=event.host_id,
+            lost_at=event.at,
+            found_at=None,
+            reason=event.reason,
+            requested_by=event.requested_by,
+            automatic=event.automatic,
+        )
+        several = self._losses.setdefault(event.host_id, [])
+        for place, known in enumerate(several):
+            if known.lost_at != event.at:
+                continue
+            if not known.open or known == one:
+                return None  # said again
+            # An operator's word takes the place of a collector's.
+            several[place] = one
+            return one
+        several.append(one)
+        return one
+
+    def _found(self, event: HostFound) -> Loss | None:
+        several = self._losses.setdefault(event.host_id, [])
+        if any(known.found_at == event.at for known in several):
+            return None
+        if several and several[-1].open:
+            several[-1] = msgspec.structs.replace(several[-1], found_at=event.at)
+        else:
+            several.append(Loss(host=event.host_id, lost_at=None, found_at=event.at))
+        return several[-1]
+
     def _adjusted(self, event: MeteringAdjusted) -> Adjustment | None:
         if event.event_id in self._adjustments:
             return None
         self._adjustments[event.event_id] = one = Adjustment(
             host=event.host_id,
-            lost_at=event.lost_at,
+            lost_at=event.lost_at if event.cause == AdjustmentCause.LATE else None,
             at=event.at,
             first_tick=event.first_tick,
             last_tick=event.last_tick,
             frames=event.frames,
             rows=event.rows,
+            cause=event.cause,
+            replay_id=event.replay_id,
+            reason=event.reason,
+            uncertain=event.uncertain,
         )
         return one
 

@@ -7,25 +7,45 @@ from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
-from litestar import Response
+from litestar import Request, Response
 from litestar.connection import ASGIConnection
 from litestar.exceptions import NotFoundException
 from litestar.handlers import BaseRouteHandler
-from litestar.params import FromPath, HeaderParameter
+from litestar.params import FromPath, HeaderParameter, QueryParameter
 
+from gateway import sse
 from gateway.auth import Authenticator, Principal
+from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.errors import RefusedError, no_such_vm
 from gateway.service import MAX_WAIT_S, Outcome, VmService
-from schemas.api import FieldProblem, VmAndOperation
+from gateway.streams import token_ends
+from schemas.api import FieldProblem, VmAndOperation, VmView
 from schemas.codec import encode
 from schemas.errors import ErrorCode, InvalidIdError
 from schemas.ids import parse_uuid
+from schemas.vms import Timestamp
 
 _PRINCIPAL = "principal"
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=;|,|$)', re.IGNORECASE)
+_MAX_IF_MATCH_CHARS = 256
+_TAG = r'(?:W/)?"[\x21\x23-\x2b\x2d-\x7e]*"'
+_ENTITY_TAGS = re.compile(rf"\s*{_TAG}(?:\s*,\s*{_TAG})*\s*")
+_OUR_TAG = re.compile(r'"([1-9][0-9]{0,18})"')
 
 Id = FromPath[str]
+Cursor = Annotated[
+    str,
+    QueryParameter(
+        description="`next_cursor` of the page before; good with the same filters and sort only."
+    ),
+]
+IfMatch = Annotated[
+    str,
+    HeaderParameter(
+        name="If-Match", description="`ETag` of the VM as you know it: 412 if it has changed since."
+    ),
+]
 Prefer = Annotated[
     str, HeaderParameter(name="Prefer", description="`wait=N`: wait up to N seconds, at most 60.")
 ]
@@ -39,12 +59,14 @@ async def authenticated(
     if b"%" in raw or b"//" in raw or raw.endswith(b"/"):
         # The router would tidy these up; no path of this API needs them.
         raise NotFoundException
+    background: Background = connection.app.state.background
+    background.require_open()
     authenticator: Authenticator = connection.app.state.authenticator
     principal = await authenticator.principal(connection.headers.get("authorization"))
     connection.scope["state"][_PRINCIPAL] = principal
 
 
-def who(request: StrictRequest) -> Principal:
+def who(request: Request[Any, Any, Any]) -> Principal:
     """Whom the guard has let in."""
     principal: Principal = request.scope["state"][_PRINCIPAL]
     return principal
@@ -52,8 +74,34 @@ def who(request: StrictRequest) -> Principal:
 
 def service(request: StrictRequest) -> VmService:
     """The service that the app was built around."""
-    found: VmService = request.app.state.service
+    found: VmService = request.app.state.vms
     return found
+
+
+def streaming(request: StrictRequest) -> bool:
+    """Whether the caller wants a stream of events rather than one answer."""
+    offered = ["application/json", sse.MEDIA_TYPE]
+    return request.accept.best_match(offered) == sse.MEDIA_TYPE
+
+
+def token_ending(request: StrictRequest) -> sse.Ending:
+    """What ends a stream once the token that it was asked for with is no longer good."""
+    authenticator: Authenticator = request.app.state.authenticator
+    return token_ends(authenticator, request.headers.get("authorization"), who(request))
+
+
+def instant(field: str, text: str) -> Timestamp:
+    """A time in a query parameter.
+
+    Raises:
+        RefusedError: BAD_REQUEST.
+    """
+    try:
+        return msgspec.convert(text, Timestamp)
+    except msgspec.ValidationError:
+        raise wrong(
+            field, "must be a time as in RFC 3339, with offset: 2026-01-31T00:00:00Z"
+        ) from None
 
 
 def vm_of(text: str) -> UUID:
@@ -98,12 +146,35 @@ def wait_s_of(prefer: str) -> float:
 
 def mutation(outcome: Outcome, wait_s: float, done_status: int) -> Response[VmAndOperation]:
     """The answer to a mutation: done, or under way."""
-    headers = {"Location": f"/v1/operations/{outcome.body.operation.operation_id}"}
+    headers = {
+        "Location": f"/v1/operations/{outcome.body.operation.operation_id}",
+        "ETag": etag(outcome.body.vm),
+    }
     if wait_s > 0:
         headers["Preference-Applied"] = f"wait={wait_s:.0f}"
     if outcome.finished and done_status == 201:
         headers["Location"] = f"/v1/vms/{outcome.body.vm.vm_id}"
     return answer(outcome.body, done_status if outcome.finished else 202, headers)
+
+
+def etag(vm: VmView) -> str:
+    """The tag of what can be changed by `PATCH`; what else is shown of a VM does not count."""
+    return f'"{vm.generation}"'
+
+
+def generations_of(if_match: str) -> frozenset[int] | None:
+    """What an `If-Match` header allows; None for anything.
+
+    Raises:
+        RefusedError: BAD_REQUEST. It is no such header.
+    """
+    if not if_match or if_match.strip() == "*":
+        return None
+    if len(if_match) > _MAX_IF_MATCH_CHARS or not _ENTITY_TAGS.fullmatch(if_match):
+        raise wrong("If-Match", 'must be `*` or entity tags, as in: "3"')
+    # Other tags than ours are well-formed and match nothing; weak ones never do (RFC 9110).
+    tags = (tag.strip() for tag in if_match.split(","))
+    return frozenset(int(found[1]) for tag in tags if (found := _OUR_TAG.fullmatch(tag)))
 
 
 def answer(

@@ -5,15 +5,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Annotated
 
-import msgspec
 from litestar import Response, get
 from litestar.params import QueryParameter
 
 from gateway.bodies import StrictRequest
-from gateway.routes.common import answer, query_id, service, who, wrong
+from gateway.routes.common import answer, instant, query_id, service, who, wrong
 from runtime.clock import utc_now
 from schemas.usage import UsageReport
-from schemas.vms import Timestamp
 
 Instant = Annotated[str, QueryParameter(description="RFC 3339, with offset. Default: today, UTC.")]
 VmIds = Annotated[list[str] | None, QueryParameter(name="vm_id", description="Only these VMs.")]
@@ -25,23 +23,14 @@ async def get_usage(
 ) -> Response[UsageReport]:
     """What the customer's VMs have used in `[start, end)`."""
     today = utc_now().replace(hour=0, minute=0, second=0, microsecond=0)
-    begin = _instant("start", start) if start else today
-    until = _instant("end", end) if end else today + timedelta(days=1)
+    begin = instant("start", start) if start else today
+    until = instant("end", end) if end else today + timedelta(days=1)
     if begin >= until:
         raise wrong("end", "must come after start")
     wanted = tuple(query_id("vm_id", text) for text in vm_ids or ())
     if len(wanted) > 1000:
         raise wrong("vm_id", "at most 1000 of them")
     return answer(await service(request).usage(who(request), begin, until, wanted))
-
-
-def _instant(field: str, text: str) -> Timestamp:
-    try:
-        return msgspec.convert(text, Timestamp)
-    except msgspec.ValidationError:
-        raise wrong(
-            field, "must be a time as in RFC 3339, with offset: 2026-01-31T00:00:00Z"
-        ) from None
 
 
 HANDLERS = (get_usage,)

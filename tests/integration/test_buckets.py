@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from runtime.buckets import Bucket, Mirror, RevisionConflictError
+from runtime.buckets import Bucket, Mark, Mirror, RevisionConflictError
 from runtime.bus import Bus
+from runtime.errors import TransientError
 from runtime.key_mirror import KeyMirror
 from schemas.hosts import Customer, decode_customer
 from tests.support.nats import NatsServer, bus_with_streams
@@ -197,4 +199,63 @@ async def test_a_mirror_says_when_a_revision_has_come(served: tuple[NatsServer, 
         await bucket.delete("acme")
         await mirror.reached(await bucket.last_revision("acme"))
         assert not mirror.values
+        task.cancel()
+
+
+async def test_a_write_goes_by_what_was_done_last_to_a_key(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """A removal is one of these things; whoever does not know the last one fails."""
+    _, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    acme = customer("acme")
+    assert await bucket.mark("acme") == Mark()
+    first = await bucket.update("acme", acme, 0)
+    with pytest.raises(RevisionConflictError):
+        await bucket.update("acme", acme, 0)
+    stands = await bucket.mark("acme")
+    assert (stands.revision, stands.value) == (first, acme)
+    with pytest.raises(RevisionConflictError):
+        await bucket.delete("acme", first + 1)
+    await bucket.delete("acme", first)
+    removed = await bucket.mark("acme")
+    assert (removed.revision, removed.value) == (first + 1, None)
+    assert removed.at is not None
+    assert stands.at is not None
+    assert removed.at >= stands.at
+    with pytest.raises(RevisionConflictError):
+        await bucket.update("acme", acme, first)
+    assert await bucket.update("acme", acme, removed.revision) == first + 2
+
+
+async def test_what_cannot_be_read_is_not_taken_for_nothing(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """A bucket that is not there has no last word."""
+    _, bus = served
+    with pytest.raises(TransientError):
+        await Bucket(bus, "nowhere", decode_customer).mark("acme")
+
+
+async def test_a_mirror_tells_of_removals_and_when_they_were(
+    served: tuple[NatsServer, Bus],
+) -> None:
+    """Of those before it was there as well."""
+    _, bus = served
+    bucket = Bucket(bus, "customers", decode_customer)
+    removed: asyncio.Queue[tuple[str, datetime]] = asyncio.Queue()
+    for name in ("acme", "globex"):
+        await bucket.put(name, customer(name))
+    await bucket.delete("acme")
+    mirror = Mirror(bucket, on_removed=lambda key, at: removed.put_nowait((key, at)))
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
+        task = group.create_task(mirror.run(), name="mirror")
+        await mirror.synced()
+        await bucket.delete("globex")
+        for name in ("acme", "globex"):
+            key, at = await removed.get()
+            mark = await bucket.mark(name)
+            assert key == name
+            assert mark.at is not None
+            assert abs(mark.at - at) < timedelta(milliseconds=1)
         task.cancel()

@@ -119,7 +119,7 @@ async def test_a_cancelled_publish_leaves_room_for_others(served: tuple[NatsServ
     server, bus = served
     publisher = Publisher(bus, max_in_flight=3, ack_timeout_s=30)
     await publisher.publish("metrics.raw.h1", b"0", msg_id="0")
-    server.send(signal.SIGSTOP)
+    await server.freeze()
     try:
         lost = [Outgoing("metrics.raw.h1", b"x", f"lost:{i}") for i in range(10)]
         with pytest.raises(TimeoutError):

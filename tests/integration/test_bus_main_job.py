@@ -15,7 +15,7 @@ import pytest
 from decisec.dev.child import ChildSpec
 from decisec.dev.programs import HOST_ID
 from decisec.sdk import AsyncClient
-from gateway.door import Reply
+from gateway.door_messages import Reply
 from runtime.bus import Bus
 from schemas.api import CreateVmRequest
 from schemas.codec import decoder

@@ -233,6 +233,7 @@ def test_streams_are_as_declared(shell: Shell) -> None:
     [
         [], ["vm"], ["vm", "create"], ["streams", "diff"], ["usage"], ["top"], ["dev"], ["demo"],
         ["host"], ["host", "ls"], ["host", "get"], ["host", "drain"], ["host", "undrain"],
+        ["token"], ["token", "keygen"], ["token", "revoke"], ["token", "ls"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -28,7 +28,9 @@ from schemas.events import (
     GapOpened,
     HostDrained,
     HostEvent,
+    HostFound,
     HostHeard,
+    HostLost,
     MeteringAdjusted,
     VmCreated,
     VmEvent,
@@ -166,7 +168,9 @@ async def test_gaps_and_silences_are_stored_and_other_host_events_are_not(
     late = MeteringAdjusted(
         event_id=new_id(), **base, lost_at=now, first_tick=now, last_tick=now, frames=2, rows=6
     )
-    events: tuple[HostEvent, ...] = (gap, heard, drained, late)
+    lost = HostLost(event_id=new_id(), **base, reason="burnt", requested_by="ann")
+    found = HostFound(event_id=new_id(), **base)
+    events: tuple[HostEvent, ...] = (gap, heard, drained, late, lost, found)
     for event in events:
         await publish(bus, subjects.host_event(event), encode(event))
     async with feeding(bus, store, GAPS):
@@ -177,7 +181,9 @@ async def test_gaps_and_silences_are_stored_and_other_host_events_are_not(
     )
     assert [tuple(row) for row in rows] == [
         (gap.event_id, "gap_opened", gap.run_id, 5, 9, None),
+        (found.event_id, "host_found", None, None, None, None),
         (heard.event_id, "host_heard", None, None, None, 12_000),
+        (lost.event_id, "host_lost", None, None, None, None),
         (late.event_id, "metering_adjusted", None, None, None, None),
     ]
     (body,) = await store.query(

@@ -223,7 +223,7 @@ async def test_a_collector_that_was_frozen_does_no_harm(
     async with crowd_of(bus) as crowd, crew(tmp_path, server.url, 2) as processes:
         await roll.spread_over(2)
         await crowd.served_anew(10)
-        processes[0].send(signal.SIGSTOP)
+        await processes[0].freeze()
         assert await crowd.served_anew(20) < 5.0
         processes[0].send(signal.SIGCONT)
         await roll.spread_over(2)

@@ -74,8 +74,13 @@ class ServiceProcess:
         self._process = None
         return code
 
+    async def freeze(self) -> None:
+        """SIGSTOP, and wait until no thread of it runs any more. SIGCONT lets it go on."""
+        self.send(signal.SIGSTOP)
+        await asyncio.to_thread(os.waitid, os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal, such as SIGSTOP."""
+        """Send it a signal, such as SIGCONT."""
         self._running.send_signal(number)
 
     @property

@@ -1,8 +1,8 @@
 """Messages on their way to a stream, with as few steps for each as the client allows.
 
 A flood shares its machine with what it measures, so it must cost little. `Publisher` waits for what
-it was given; here nobody waits, and one sweep sends again, under their own ids, all those that have
-had no acknowledgement for a while.
+it was given; here nobody waits, and one sweep sends again, under their own ids, all those that were
+refused, or have had no acknowledgement for a while.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 
-import msgspec
 import nats.errors
-from nats.aio.msg import Msg
 from nats.js.api import Header
 
+from runtime.acks import Acks, Answer, Stored
 from runtime.bus import Bus
 from runtime.errors import TransientError
 
@@ -38,18 +38,20 @@ class Letter:
     rows: int
 
 
-class _Ack(msgspec.Struct):
-    """What a stream answers; an empty `stream` or an `error` means that it has not stored it."""
-
-    stream: str = ""
-    error: dict[str, object] | None = None
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _OnItsWay:
+    """A letter that the stream does not have yet.
+
+    Attributes:
+        first_s: When it was sent first, monotonic.
+        sent_s: When it was sent last; 0 if that was refused.
+        number: Of its answer; None while it is being sent.
+    """
+
     letter: Letter
     first_s: float
-    sent_s: float = field(default=0.0)
+    sent_s: float = 0.0
+    number: str | None = None
 
 
 class Post:
@@ -58,43 +60,36 @@ class Post:
     def __init__(self, bus: Bus, told: Callable[[int], None]) -> None:
         self._bus = bus
         self._told = told
-        self._inbox = bus.client.new_inbox()
+        self._acks = Acks(bus, max_in_flight=_OUTSTANDING)
         self._room = asyncio.Semaphore(_OUTSTANDING)
-        self._on_their_way: dict[str, _OnItsWay] = {}
-        self._count = 0
+        self._on_their_way: set[_OnItsWay] = set()
         self._arrived = asyncio.Event()
-        self._decode = msgspec.json.Decoder(_Ack).decode
 
     async def send(self, letter: Letter) -> None:
         """Send one, once there is room; that it arrives is the sweep's business."""
         await self._room.acquire()
-        self._count += 1
-        reply = f"{self._inbox}.{self._count}"
-        self._on_their_way[reply] = one = _OnItsWay(letter, time.monotonic())
-        await self._out(reply, one)
+        one = _OnItsWay(letter, time.monotonic())
+        self._on_their_way.add(one)
+        await self._out(one)
 
-    async def _out(self, reply: str, one: _OnItsWay) -> None:
-        one.sent_s = time.monotonic()
+    async def _out(self, one: _OnItsWay) -> None:
+        one.number, one.sent_s = None, time.monotonic()
         letter = one.letter
         try:
-            await self._bus.client.publish(
-                letter.subject, letter.payload, reply, {Header.MSG_ID: letter.msg_id}
+            one.number = await self._acks.send(
+                letter.subject,
+                letter.payload,
+                {Header.MSG_ID: letter.msg_id},
+                partial(self._answered, one),
             )
         except (nats.errors.Error, OSError):
-            return  # the sweep finds it without an acknowledgement
+            one.number = ""  # the sweep finds it without an acknowledgement
 
-    async def _acknowledged(self, message: Msg) -> None:
-        one = self._on_their_way.get(message.subject)
-        if one is None:
-            return  # sent twice, acknowledged twice
-        try:
-            ack = self._decode(message.data)
-        except msgspec.DecodeError:
-            ack = _Ack()  # no stream there at the moment: an empty message with a status
-        if ack.error is not None or not ack.stream:
+    def _answered(self, one: _OnItsWay, answer: Answer) -> None:
+        if not isinstance(answer, Stored):
             one.sent_s = 0.0
             return
-        del self._on_their_way[message.subject]
+        self._on_their_way.remove(one)
         self._room.release()
         self._told(one.letter.rows)
         if not self._on_their_way:
@@ -104,11 +99,20 @@ class Post:
         while True:
             await asyncio.sleep(_SWEEP_S)
             now_s = time.monotonic()
-            for reply, one in list(self._on_their_way.items()):
+            for one in list(self._on_their_way):
+                if one not in self._on_their_way:
+                    continue  # it has arrived while others were sent again
                 if now_s - one.first_s > _GIVE_UP_S:
                     raise TransientError(f"{one.letter.subject} takes nothing for {_GIVE_UP_S} s")
-                if now_s - one.sent_s > _AGAIN_S and self._bus.connected:
-                    await self._out(reply, one)
+                if one.number is None or not self._bus.connected:
+                    continue
+                if now_s - one.sent_s > _AGAIN_S:
+                    self._acks.forget(one.number)
+                    await self._out(one)
+
+    async def close(self) -> None:
+        """Hear no more answers."""
+        await self._acks.close()
 
     async def _settled(self) -> None:
         while self._on_their_way:
@@ -128,7 +132,6 @@ async def posting(bus: Bus, told: Callable[[int], None]) -> AsyncIterator[Post]:
         TransientError: The stream takes a letter for two minutes not.
     """
     post = Post(bus, told)
-    inbox = await bus.client.subscribe(f"{post._inbox}.*", cb=post._acknowledged)
     try:
         async with asyncio.TaskGroup() as group:
             sweeping = group.create_task(post._sweep(), name="post-sweep")
@@ -138,5 +141,4 @@ async def posting(bus: Bus, told: Callable[[int], None]) -> AsyncIterator[Post]:
     except* TransientError as errors:
         raise errors.exceptions[0] from errors
     finally:
-        if bus.connected:
-            await inbox.unsubscribe()
+        await post.close()

@@ -26,7 +26,7 @@ def view_of(corrections: dict[UUID, list[Correction]]) -> View:
     index = CorrectionIndex()
     for vm_id, some in corrections.items():
         index.change(str(vm_id), corrected(vm_id, *some))
-    return View(index.version, index.by_vm)
+    return View(index.version, index.snapshot())
 
 
 def frames_of(ticks: range, incarnation: int = 1) -> list[EnrichedFrame]:

@@ -48,6 +48,17 @@ def test_a_deaf_collector_suspects_nobody() -> None:
     assert {e.host_id for e in silence.watch(*at(39_100))} == {"quiet"}
 
 
+def test_how_long_a_host_is_quiet_does_not_depend_on_whose_fault_it_is() -> None:
+    """Other than what is told of it: a deaf collector still knows when the last frame came."""
+    silence = Silence(LIMITS)
+    assert silence.quiet_ns("h1", at(0)[0]) is None
+    silence.heard("h1", *at(0))
+    silence.deafened(at(30_000)[0])
+    assert silence.quiet_ns("h1", at(31_000)[0]) == at(31_000)[0]
+    silence.heard("h1", *at(32_000))
+    assert silence.quiet_ns("h1", at(33_000)[0]) == at(1000)[0]
+
+
 def test_a_host_long_silent_is_dropped() -> None:
     """It is named once, so that everything else about it can go too."""
     silence = Silence(LIMITS)

@@ -134,11 +134,23 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
         _host_event(events.GapOpened, run_id=new_id(), seq_first=3, seq_last=9),
     ),
     (events.decode_host_event, _host_event(events.HostHeard, silent_ms=1200)),
+    (
+        events.decode_host_event,
+        _host_event(events.HostLost, reason="burnt", requested_by="ops", automatic=True),
+    ),
+    (events.decode_host_event, _host_event(events.HostFound)),
     (events.decode_host_event, _host_event(events.HostDrained, reason="x", ordered_at=NOW)),
     (
         events.decode_host_event,
         _host_event(
             events.MeteringAdjusted, lost_at=NOW, first_tick=NOW, last_tick=NOW, frames=3, rows=9
+        ),
+    ),
+    (
+        events.decode_host_event,
+        _host_event(
+            events.MeteringAdjusted, lost_at=NOW, first_tick=NOW, last_tick=NOW, frames=3, rows=9,
+            cause=events.AdjustmentCause.RETRY, replay_id="r1", reason="late", uncertain=True,
         ),
     ),
     (
@@ -159,6 +171,12 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
         vms.VmStatus(
             vm_id=new_id(), customer_id="acme", host_id="h1", state=vms.VmState.RUNNING,
             incarnation=3, final_counters=COUNTERS, updated_at=NOW,
+            snapshots=(
+                vms.SnapshotInfo(
+                    snapshot_id=new_id(), kind=vms.SnapshotKind.DIFF, image="tiny", vcpus=1,
+                    memory_mib=64, disk_mib=0, created_at=NOW,
+                ),
+            ),
         ),
     ),
     (
@@ -178,7 +196,9 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
     ),
     (
         hosts.decode_host_loss,
-        hosts.HostLoss(host_id="h1", reason="burnt", requested_by="ops", declared_at=NOW),
+        hosts.HostLoss(
+            host_id="h1", reason="burnt", requested_by="ops", declared_at=NOW, automatic=True
+        ),
     ),
     (progress.decode_host_progress, progress.HostProgress(complete_ms={"h1": 1000})),
     (hosts.decode_customer, hosts.Customer(customer_id="acme", created_at=NOW)),
@@ -322,3 +342,19 @@ def test_every_state_can_end_and_deleted_is_the_end() -> None:
                 reached.add(state)
                 queue.append(state)
         assert vms.VmState.DELETED in reached
+
+
+def test_an_adjustment_of_an_earlier_version_is_one_of_late_frames() -> None:
+    """It says nothing of its cause."""
+    told = (
+        b'{"type":"metering_adjusted","event_id":"01a226b7-34b5-7184-8ad1-248c2b4df60a",'
+        b'"at":"2026-01-01T00:00:00Z","host_id":"h1","lost_at":"2026-01-01T00:00:00Z",'
+        b'"first_tick":"2026-01-01T00:00:00Z","last_tick":"2026-01-01T00:00:00Z",'
+        b'"frames":1,"rows":2}'
+    )
+    event = events.decode_host_event(told)
+    assert isinstance(event, events.MeteringAdjusted)
+    assert (event.cause, event.replay_id, event.uncertain) == ("late", "", False)
+    # An earlier reader wants what it knows to be there.
+    again = encode(msgspec.structs.replace(event, cause="replay", replay_id="r1"))
+    assert msgspec.json.decode(again)["lost_at"] == "2026-01-01T00:00:00Z"

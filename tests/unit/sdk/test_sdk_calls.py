@@ -16,6 +16,7 @@ from decisec.sdk import (
     BadRequestError,
     Client,
     ConfigurationError,
+    ConflictError,
     IllegalTransitionError,
     NotFoundError,
     OperationFailedError,
@@ -139,13 +140,16 @@ def test_an_answer_of_something_else_is_told_apart(answer: httpx.Response) -> No
         api.whoami()
 
 
-def test_reads_are_repeated_and_mutations_are_not() -> None:
-    """A lost connection may have carried a mutation out already."""
+def test_reads_are_repeated_and_mutations_with_the_same_key() -> None:
+    """A lost connection may have carried a mutation out already: the API knows it by its key."""
     tries: list[str] = []
+    keys: set[str] = set()
 
     def handler(request: httpx.Request) -> httpx.Response:
         tries.append(request.method)
-        if len(tries) < 3:
+        if request.method == "POST":
+            keys.add(request.headers["Idempotency-Key"])
+        if len(tries) < 3 or request.method == "POST":
             raise httpx.ConnectError("refused", request=request)
         return httpx.Response(200, content=WHO)
 
@@ -155,7 +159,23 @@ def test_reads_are_repeated_and_mutations_are_not() -> None:
         tries.clear()
         with pytest.raises(httpx.ConnectError):
             api.create_vm(CreateVmRequest(image="tiny"))
-        assert tries == ["POST"]
+        assert tries == ["POST"] * 4
+        assert len(keys) == 1
+        tries.clear()
+        with pytest.raises(httpx.ConnectError):
+            api.create_vm(CreateVmRequest(image="tiny"))
+        assert len(keys) == 2
+
+
+def test_a_repeat_that_comes_too_early_asks_again() -> None:
+    """409 `request_in_progress` is no answer yet; any other conflict is."""
+    answers = [
+        problem(409, "request_in_progress"),
+        problem(409, "conflict"),
+    ]
+    with client(lambda _: answers.pop(0)) as api, pytest.raises(ConflictError):
+        api.create_vm(CreateVmRequest(image="tiny"))
+    assert not answers
 
 
 async def test_the_asyncio_client_repeats_reads_too() -> None:

@@ -6,12 +6,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from decisec.cli.gaps import gaps_table, row_of
-from decisec.streams.gaps import Adjustment, Gap, Ledger, Silence
+from decisec.streams.gaps import Adjustment, Gap, Ledger, Loss, Silence
 from schemas.events import (
     GapClosed,
     GapOpened,
     HostDrained,
+    HostFound,
     HostHeard,
+    HostLost,
     HostSilent,
     HostSuspected,
     MeteringAdjusted,
@@ -87,6 +89,61 @@ def test_what_came_late_is_listed_once_and_is_nothing_open() -> None:
         "4 frames", "h1", "2026-01-01 00:00:00.000", "2026-01-01 00:00:00.000", "adjusted",
         "12 samples; lost since 2026-01-01 00:00:00.000",
     )  # fmt: skip
+
+
+def test_an_adjustment_says_how_it_came_to_be_and_what_is_not_known() -> None:
+    """What was refused before is new; of a replay nobody can say."""
+    ledger = Ledger()
+    common: dict[str, Any] = {
+        "lost_at": NOW,
+        "first_tick": NOW,
+        "last_tick": NOW,
+        "frames": 4,
+        "rows": 12,
+    }
+    kinds: tuple[dict[str, Any], ...] = (
+        {"cause": "retry", "replay_id": "r1", "reason": "its record [came] late"},
+        {"cause": "replay", "replay_id": "r2", "reason": "to be sure", "uncertain": True},
+        {"cause": "tomorrow", "replay_id": "r3", "reason": "x"},
+    )
+    for second, more in enumerate(kinds):
+        ledger.take(event(MeteringAdjusted, second, **common, **more))
+    assert [row_of(one)[4:] for one in ledger.all()] == [
+        ("adjusted", "12 samples; refused before, put back by r1 (its record [came] late)"),
+        (
+            "may be adjusted",
+            "12 samples; replay, changes nothing that is stored already: r2 (to be sure)",
+        ),
+        ("adjusted", "12 samples; tomorrow r3 (x)"),
+    ]
+    assert {one.lost_at for one in ledger.all() if isinstance(one, Adjustment)} == {None}
+    assert gaps_table(ledger.all()).row_count == 3
+
+
+def test_a_host_is_lost_until_it_is_found() -> None:
+    """Said again it is one; an operator's word takes the place of a collector's."""
+    ledger = Ledger()
+    lost = event(HostLost, 1, reason="no frame", requested_by="collector 1", automatic=True)
+    assert isinstance(ledger.take(lost), Loss)
+    assert ledger.take(lost) is None
+    burnt = event(HostLost, 1, reason="burnt", requested_by="ann")
+    assert ledger.take(burnt) is not None
+    (loss,) = ledger.all(only_open=True)
+    assert row_of(loss) == (
+        "no host", "h1", "2026-01-01 00:00:01.000", "-", "lost", "burnt (ann)",
+    )  # fmt: skip
+    found = event(HostFound, 9)
+    assert ledger.take(found) is not None
+    assert ledger.take(found) is None
+    assert ledger.take(lost) is None
+    assert ledger.all(only_open=True) == []
+    ledger.take(event(HostLost, 20, reason="again", requested_by="ann"))
+    ledger.take(event(HostFound, 30, host="h2"))
+    assert [row_of(one)[1:] for one in ledger.all()] == [
+        ("h1", "2026-01-01 00:00:01.000", "2026-01-01 00:00:09.000", "found", "burnt (ann)"),
+        ("h1", "2026-01-01 00:00:20.000", "-", "lost", "again (ann)"),
+        ("h2", "-", "2026-01-01 00:00:30.000", "found", ""),
+    ]
 
 
 def test_each_is_a_row_for_people() -> None:
