@@ -31,6 +31,7 @@ from gateway.settings import GatewaySettings
 from gateway.snapshots import SnapshotService
 from gateway.streams import Streams
 from gateway.tombstones import Tombstones
+from gateway.usage_windows import UsageWindowService
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
 from runtime.publisher import Publisher
@@ -118,6 +119,7 @@ async def gateway(
                 snapshots=snapshots,
                 images=images,
                 metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
+                usage_windows=UsageWindowService(bus, settings),
             )
             app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):

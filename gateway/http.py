@@ -20,6 +20,7 @@ from gateway.operation_service import OperationService
 from gateway.service import VmService
 from gateway.snapshots import SnapshotService
 from gateway.telemetry import Observed
+from gateway.usage_windows import UsageWindowService
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,11 @@ class Services:
     vms: VmService
     keys: Keys
     events: EventService
+    metrics: MetricService
+    usage_windows: UsageWindowService
     operations: OperationService
     snapshots: SnapshotService
     images: ImageService
-    metrics: MetricService
 
 
 def build(services: Services, authenticator: Authenticator, *, max_body_bytes: int) -> Observed:

@@ -66,6 +66,9 @@ _QUERY_NAMES: Mapping[str, str] = {
     "operation_status": "status",
     "vm_ids": "vm_id",
     "labels": "label",
+    "answer_format": "format",
+    "types": "type",
+    "metric_names": "metric",
 }
 """Query parameters that handlers know by another name."""
 

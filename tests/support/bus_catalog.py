@@ -68,6 +68,13 @@ def _cases() -> Iterator[tuple[str, Case]]:
         yield "vm_events_of", _case(f"vm.evt.{customer}.>", "", f"operator gateway{own}")
         yield "vm_request", _case(f"vm.req.{customer}.create", own, "operator gateway")
         yield "usage_query", _case(f"usage.query.{customer}", "gateway operator", "batcher")
+        yield "usage_windows", _case(f"usage.windows.{customer}", "gateway", "batcher")
+        yield "metrics_series", _case(f"metrics.series.{customer}", "gateway", "batcher operator")
+        yield "events_query", _case(f"events.query.{customer}", "gateway", "batcher")
+        yield (
+            "vm_events_at",
+            _case(f"vm.evt.{customer}.{VM}.*", "", f"operator gateway{own}"),
+        )
         yield (
             "audit",
             _case(f"audit.{customer}.vm-created", "gateway batcher operator", "operator"),
@@ -137,6 +144,7 @@ BUCKETS = {
     "lost_hosts": _use(read="collector batcher operator", write="operator"),
     "corrections": _use(read="collector batcher operator", write="batcher"),
     "operations": _use(read="gateway operator", write="gateway agent"),
+    "secrets": _use(read="gateway", write="gateway"),
 }
 
 KEYS = {
