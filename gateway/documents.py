@@ -109,6 +109,7 @@ def config() -> OpenAPIConfig:
         version="1",
         description="MicroVMs on many hosts, metered each 100 ms. Errors are RFC 9457 problems.",
         path=PATH,
+        use_handler_docstrings=True,
         render_plugins=[page],
         components=Components(security_schemes={"bearer": SecurityScheme(**bearer)}),
         security=[{"bearer": []}],
