@@ -13,11 +13,13 @@ from decisec.cli import (
     backfill,
     bus,
     dev,
+    events,
     flood,
     gaps,
     hosts,
     images,
     logs,
+    metrics,
     rejected,
     replay,
     services,
@@ -54,6 +56,8 @@ dev.register(app)
 services.register(app)
 flood.register(app)
 usage.register(app)
+events.register(app)
+metrics.register(app)
 replay.register(app)
 gaps.register(app)
 

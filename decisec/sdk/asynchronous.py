@@ -14,6 +14,7 @@ import httpx
 from tenacity import AsyncRetrying
 
 from decisec.sdk import calls
+from decisec.sdk.async_figures import AsyncFigures
 from decisec.sdk.calls import Call, T, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
@@ -25,7 +26,7 @@ from schemas.usage import UsageReport
 from schemas.vms import VmState
 
 
-class AsyncClient:
+class AsyncClient(AsyncFigures):
     """Talks to the API from asyncio. `Client` has the same methods.
 
     Every method raises ApiError (a subclass tells which) when the API refuses, and

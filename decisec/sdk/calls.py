@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import httpx
 import msgspec
 
-from decisec.sdk.errors import UnexpectedAnswerError, error_of
+from decisec.sdk.errors import ApiError, UnexpectedAnswerError, error_of
 from schemas.api import (
     CreateVmRequest,
     OperationView,
@@ -72,11 +72,16 @@ def decode(call: Call[T], response: httpx.Response) -> T:
             return msgspec.json.decode(response.content, type=call.answer)
         except msgspec.DecodeError as error:
             raise _unexpected(response, str(error)) from error
+    raise refusal(response)
+
+
+def refusal(response: httpx.Response) -> ApiError:
+    """What an answer that is no success says."""
     try:
         problem = msgspec.json.decode(response.content, type=Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _unexpected(response, "no problem+json") from error
-    raise error_of(problem, response.status_code, _retry_after_s(response))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _unexpected(response, "no problem+json")
+    return error_of(problem, response.status_code, _retry_after_s(response))
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
@@ -112,7 +117,7 @@ def list_vms(state: VmState | None, page_size: int, cursor: str) -> Call[VmList]
 
 def get_vm(vm_id: UUID | str) -> Call[VmView]:
     """`GET /v1/vms/{vm_id}`."""
-    return Call("GET", f"/v1/vms/{_uuid(vm_id)}", VmView)
+    return Call("GET", f"/v1/vms/{uuid_of(vm_id)}", VmView)
 
 
 def vm_console(
@@ -124,28 +129,28 @@ def vm_console(
         params.append(("offset", str(offset)))
     if tail_bytes is not None:
         params.append(("tail_bytes", str(tail_bytes)))
-    return Call("GET", f"/v1/vms/{_uuid(vm_id)}/console", ConsoleChunk, params=tuple(params))
+    return Call("GET", f"/v1/vms/{uuid_of(vm_id)}/console", ConsoleChunk, params=tuple(params))
 
 
 def verb(vm_id: UUID | str, name: str, wait_s: float) -> Call[VmAndOperation]:
     """`POST /v1/vms/{vm_id}/{verb}`."""
-    return _mutation("POST", f"/v1/vms/{_uuid(vm_id)}/{name}", wait_s)
+    return _mutation("POST", f"/v1/vms/{uuid_of(vm_id)}/{name}", wait_s)
 
 
 def stop_verb(vm_id: UUID | str, name: str, grace_s: float, wait_s: float) -> Call[VmAndOperation]:
     """`POST /v1/vms/{vm_id}/shutdown` or `/reboot`."""
     body = msgspec.json.encode(ShutdownRequest(grace_s=grace_s))
-    return _mutation("POST", f"/v1/vms/{_uuid(vm_id)}/{name}", wait_s, body)
+    return _mutation("POST", f"/v1/vms/{uuid_of(vm_id)}/{name}", wait_s, body)
 
 
 def delete_vm(vm_id: UUID | str, wait_s: float) -> Call[VmAndOperation]:
     """`DELETE /v1/vms/{vm_id}`."""
-    return _mutation("DELETE", f"/v1/vms/{_uuid(vm_id)}", wait_s)
+    return _mutation("DELETE", f"/v1/vms/{uuid_of(vm_id)}", wait_s)
 
 
 def get_operation(operation_id: UUID | str) -> Call[OperationView]:
     """`GET /v1/operations/{operation_id}`."""
-    return Call("GET", f"/v1/operations/{_uuid(operation_id)}", OperationView)
+    return Call("GET", f"/v1/operations/{uuid_of(operation_id)}", OperationView)
 
 
 def usage(
@@ -155,10 +160,8 @@ def usage(
     params: list[tuple[str, str]] = []
     for name, value in (("start", start), ("end", end)):
         if value is not None:
-            if value.tzinfo is None:
-                raise ValueError(f"{name} needs a time zone")
-            params.append((name, value.isoformat()))
-    params.extend(("vm_id", str(_uuid(vm_id))) for vm_id in vm_ids)
+            params.append((name, moment(name, value)))
+    params.extend(("vm_id", str(uuid_of(vm_id))) for vm_id in vm_ids)
     return Call("GET", "/v1/usage", UsageReport, params=tuple(params))
 
 
@@ -181,6 +184,22 @@ def _mutation(
     return Call(method, path, VmAndOperation, body=body, headers=headers, wait_s=float(wait))
 
 
-def _uuid(value: UUID | str) -> UUID:
+def moment(name: str, value: datetime) -> str:
+    """A time as the API takes it.
+
+    Raises:
+        ValueError: It has no zone.
+    """
+    if value.tzinfo is None:
+        raise ValueError(f"{name} needs a time zone")
+    return value.isoformat()
+
+
+def uuid_of(value: UUID | str) -> UUID:
+    """The id of something.
+
+    Raises:
+        ValueError: It is none.
+    """
     # A path is only ever made of a parsed UUID, so no id can lead anywhere else.
     return value if isinstance(value, UUID) else UUID(value)

@@ -73,7 +73,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
         yield "events_query", _case(f"events.query.{customer}", "gateway", "batcher")
         yield (
             "vm_events_at",
-            _case(f"vm.evt.{customer}.{VM}.*", "", f"operator gateway{own}"),
+            _case(f"vm.evt.{customer}.{VM}.vm_paused", "agent", f"operator gateway{own}"),
         )
         yield (
             "audit",
