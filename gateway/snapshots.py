@@ -45,7 +45,7 @@ class SnapshotService:
         begin = unseal(query, cursor)
         last = begin.item_id if begin else None
         if vm_id is None:
-            found = self._fleet.snapshots.after(customer_id, last, limit + 1)
+            found = self._of_all(customer_id, last, limit + 1)
         else:
             found = self._of_vm(customer_id, vm_id, last)
         shown = found[:limit]
@@ -122,9 +122,22 @@ class SnapshotService:
 
     def _known(self, customer_id: str, snapshot_id: UUID) -> Kept | None:
         kept = self._fleet.snapshots.get(customer_id, snapshot_id)
-        if kept is None or self._fleet.get(customer_id, kept.vm_id) is None:
-            return None
-        return kept
+        return kept if kept is not None and self._stands(customer_id, kept) else None
+
+    def _stands(self, customer_id: str, kept: Kept) -> bool:
+        """Whether there is the VM, and it is its own host that tells of the snapshot."""
+        record = self._fleet.record(vm_key(customer_id, kept.vm_id))
+        return record is not None and record.deleted_at is None and record.host_id == kept.host_id
+
+    def _of_all(self, customer_id: str, last: UUID | None, count: int) -> list[Kept]:
+        found: list[Kept] = []
+        while len(found) < count:
+            more = self._fleet.snapshots.after(customer_id, last, count)
+            found += [kept for kept in more if self._stands(customer_id, kept)]
+            if len(more) < count:
+                break
+            last = more[-1].info.snapshot_id
+        return found[:count]
 
     def _of_vm(self, customer_id: str, vm_id: UUID, last: UUID | None) -> list[Kept]:
         if self._fleet.get(customer_id, vm_id) is None:
@@ -132,9 +145,13 @@ class SnapshotService:
         status = self._fleet.status(vm_key(customer_id, vm_id))
         if status is None:
             return []
-        kept = [Kept(info, vm_id, status.host_id) for info in status.snapshots]
-        kept.sort(key=lambda one: one.info.snapshot_id)
-        return [one for one in kept if last is None or one.info.snapshot_id > last]
+        found = [Kept(info, vm_id, status.host_id) for info in status.snapshots]
+        found.sort(key=lambda kept: kept.info.snapshot_id)
+        return [
+            kept
+            for kept in found
+            if self._stands(customer_id, kept) and (last is None or kept.info.snapshot_id > last)
+        ]
 
 
 def no_such_snapshot() -> RefusedError:

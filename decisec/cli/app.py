@@ -20,15 +20,18 @@ from decisec.cli import (
     images,
     logs,
     metrics,
+    offered_images,
     rejected,
     replay,
     services,
+    snapshots,
     store,
     streams,
     tail,
     tokens,
     usage,
     vm,
+    vm_changes,
 )
 from decisec.cli.exits import EPILOG, CommandError, Exit, Failure, failure_of
 from decisec.cli.output import Json, show_json, tell
@@ -42,7 +45,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 logs.register(vm.app)
+vm_changes.register(vm.app)
 app.add_typer(vm.app, name="vm")
+app.add_typer(snapshots.app, name="snapshot")
+offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
 app.add_typer(tokens.app, name="token")
