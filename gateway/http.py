@@ -9,18 +9,23 @@ from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 
 from gateway import documents, routes
+from gateway.addresses import Addresses
+from gateway.admission import Admission
 from gateway.audit_log import AuditLog
 from gateway.auth import Authenticator
 from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.events import EventService
+from gateway.frontage import Frontage
 from gateway.images import ImageService
+from gateway.limits import Limits
 from gateway.metrics import MetricService
 from gateway.mutations import Mutations
 from gateway.operation_service import OperationService
 from gateway.service import VmService
 from gateway.snapshots import SnapshotService
 from gateway.telemetry import Observed
+from gateway.usage_windows import UsageWindowService
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +36,20 @@ class Services:
     vms: VmService
     mutations: Mutations
     events: EventService
+    metrics: MetricService
+    usage_windows: UsageWindowService
     operations: OperationService
     snapshots: SnapshotService
     images: ImageService
-    metrics: MetricService
     audit_log: AuditLog
 
 
 def build(
     services: Services,
     authenticator: Authenticator,
+    limits: Limits,
+    admission: Admission,
+    addresses: Addresses,
     *,
     max_body_bytes: int,
     cors_origins: str = "",
@@ -67,7 +76,9 @@ def build(
         plugins=[documents.Base64()],
         cors_config=_cors(cors_origins.split(",")) if cors_origins else None,
     )
-    return Observed(app)
+    frontage = Frontage(app, limits, admission, addresses, mutations.turned_away)
+    app.state.desk = frontage.desk
+    return Observed(frontage)
 
 
 def _cors(origins: list[str]) -> CORSConfig:

@@ -15,7 +15,8 @@ from gateway import acts, problems
 from gateway.acts import Act
 from gateway.auth import Principal
 from gateway.errors import RefusedError
-from gateway.idempotency import Keys, check_key, digest
+from gateway.frontage import ADDRESS
+from gateway.idempotency import Keys, check_key, http_digest
 from gateway.routes.common import COMMITS, known, wait_s_of, who
 from gateway.trail import Refusal, Trail
 from runtime.telemetry import trace_id
@@ -108,6 +109,24 @@ class Mutations:
             self._tell(request, refused)
         return response
 
+    def turned_away(self, address: str, refused: RefusedError) -> None:
+        """Tell of a request that was refused before anything of it was read."""
+        if refused.code in _ANYBODYS:
+            self._trail.refused(
+                Refusal(
+                    customer_id="",
+                    actor="",
+                    action="authenticate",
+                    target="",
+                    door="http",
+                    address=address,
+                    trace_id="",
+                    code=refused.code.value,
+                    status=problems.status_of(refused),
+                    single=False,
+                )
+            )
+
     async def _claim(
         self, request: Request[Any, Any, Any], principal: Principal, act: Act
     ) -> Response[Any] | None:
@@ -119,15 +138,13 @@ class Mutations:
         found = await self._keys.claim(
             act.customer_id,
             check_key(keys[0]),
-            digest(
-                b"http",
-                # An operator is no customer who is called so.
-                principal.customer_id.encode(),
-                request.method.encode(),
+            http_digest(
+                principal.customer_id,
+                request.method,
                 request.scope["raw_path"],
-                request.scope["query_string"],
-                request.headers.get("if-match", "").encode("latin-1", "replace"),
-                await request.body(),
+                query=request.scope["query_string"],
+                if_match=request.headers.get("if-match", ""),
+                body=await request.body(),
             ),
             wait_s_of(request.headers.get("prefer", "")),
         )
@@ -192,5 +209,5 @@ def _target(request: Request[Any, Any, Any]) -> str:
 
 
 def _address(request: Request[Any, Any, Any]) -> str:
-    client = request.scope.get("client")
-    return client[0] if client else ""
+    address: str = request.scope["state"].get(ADDRESS, "")
+    return address

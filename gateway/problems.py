@@ -66,6 +66,9 @@ _QUERY_NAMES: Mapping[str, str] = {
     "operation_status": "status",
     "vm_ids": "vm_id",
     "labels": "label",
+    "answer_format": "format",
+    "types": "type",
+    "metric_names": "metric",
 }
 """Query parameters that handlers know by another name."""
 
@@ -77,6 +80,12 @@ def status_of(refused: RefusedError) -> int:
 
 def answer(request: Request[Any, Any, Any], refused: RefusedError) -> Response[bytes]:
     """The response to a refusal."""
+    status, headers, body = described(refused, request.scope["path"])
+    return Response(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def described(refused: RefusedError, path: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of a refusal."""
     status = status_of(refused)
     context = trace.get_current_span().get_span_context()
     problem = Problem(
@@ -85,14 +94,14 @@ def answer(request: Request[Any, Any, Any], refused: RefusedError) -> Response[b
         status=status,
         code=refused.code.value,
         detail=refused.message,
-        instance=request.scope["path"][:512],
+        instance=path[:512],
         trace_id=f"{context.trace_id:032x}" if context.is_valid else "",
         errors=refused.fields,
     )
     headers = dict(refused.headers)
     if refused.retry_after_s is not None or status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(math.ceil(refused.retry_after_s or RETRY_AFTER_S))
-    return Response(encode(problem), status_code=status, headers=headers, media_type=MEDIA_TYPE)
+    return status, headers, encode(problem)
 
 
 def refusal(request: Request[Any, Any, Any], error: Exception) -> RefusedError:

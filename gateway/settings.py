@@ -8,10 +8,12 @@ import msgspec
 
 from runtime.settings import CommonSettings, Port
 from schemas.ids import RegionId
+from schemas.limits import Burst, PerSecond
 from schemas.tokens import MAX_TOKEN_LIFETIME_S
 
 _ORIGINS = r"^(https?://[a-z0-9.:\[\]-]+(,https?://[a-z0-9.:\[\]-]+)*)?$(?!\n)"
 """Whole origins only: no wildcard, no path, no trailing slash."""
+Places = Annotated[int, msgspec.Meta(ge=2, le=65_536)]
 
 
 class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -44,6 +46,24 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
         cors_origins: Origins whose pages browsers may let call the API, comma separated, such as
             `https://console.example.com`; none by default.
         region: Only hosts of this region get VMs from here.
+        reads_per_s: Reads that a customer may make in a second; 0 for no limit.
+        reads_burst: Reads that a customer may make at once.
+        mutations_per_s: The same of mutations.
+        mutations_burst: The same of mutations.
+        expensive_per_s: The same of requests that other services work for: usage, consoles.
+        expensive_burst: The same of these.
+        address_per_s: Requests without a good token that may come from an address; 0 for no limit.
+        address_burst: Such requests at once.
+        trusted_proxies: Networks whose `X-Forwarded-For` is believed, comma separated.
+        max_connections: Connections at once; fewer where the process may not open so many files.
+        max_connections_per_address: Connections at once from an address that is no trusted proxy.
+        max_head_bytes: Larger request lines and headers, taken together, are refused.
+        head_timeout_s: How long these may take to come in.
+        body_timeout_s: How long a body may take to come in.
+        max_in_flight: Reads, and mutations, that are worked on at once.
+        max_expensive: Expensive requests that are worked on at once.
+        max_waiting: Mutations that wait for their operation at once.
+        queue_deadline_s: How long a request may wait for its turn.
         streams: Open event and metric streams (SSE) on this gateway at most.
         streams_per_customer: Of one customer.
         stream_heartbeat_s: A stream that has nothing to tell sends a comment this often.
@@ -72,6 +92,24 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
     usage_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
     cors_origins: Annotated[str, msgspec.Meta(pattern=_ORIGINS, max_length=4096)] = ""
     region: RegionId = "local"
+    reads_per_s: PerSecond = 200.0
+    reads_burst: Burst = 1000
+    mutations_per_s: PerSecond = 50.0
+    mutations_burst: Burst = 500
+    expensive_per_s: PerSecond = 20.0
+    expensive_burst: Burst = 100
+    address_per_s: PerSecond = 10.0
+    address_burst: Burst = 200
+    trusted_proxies: str = ""
+    max_connections: Places = 4096
+    max_connections_per_address: Places = 512
+    max_head_bytes: Annotated[int, msgspec.Meta(ge=10_240, le=1_048_576)] = 32_768
+    head_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
+    body_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
+    max_in_flight: Places = 256
+    max_expensive: Places = 64
+    max_waiting: Places = 2048
+    queue_deadline_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.25
     streams: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2000
     streams_per_customer: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     stream_heartbeat_s: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0

@@ -14,20 +14,25 @@ from decisec.cli import (
     backfill,
     bus,
     dev,
+    events,
     flood,
     gaps,
     hosts,
     images,
     logs,
+    metrics,
+    offered_images,
     rejected,
     replay,
     services,
+    snapshots,
     store,
     streams,
     tail,
     tokens,
     usage,
     vm,
+    vm_changes,
 )
 from decisec.cli.exits import EPILOG, CommandError, Exit, Failure, failure_of
 from decisec.cli.output import Json, show_json, tell
@@ -41,7 +46,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 logs.register(vm.app)
+vm_changes.register(vm.app)
 app.add_typer(vm.app, name="vm")
+app.add_typer(snapshots.app, name="snapshot")
+offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
 app.add_typer(tokens.app, name="token")
@@ -55,6 +63,8 @@ dev.register(app)
 services.register(app)
 flood.register(app)
 usage.register(app)
+events.register(app)
+metrics.register(app)
 replay.register(app)
 gaps.register(app)
 audit.register(app)

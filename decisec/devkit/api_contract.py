@@ -34,8 +34,8 @@ def described() -> dict[str, Any]:
     nothing: Any = None
     parts = {one.name: nothing for one in fields(Services)}
     services = Services(**parts | {"mutations": Mutations(nothing, nothing)})
-    app: Any = build(services, nothing, max_body_bytes=65_536).app
-    return document(app)
+    whole: Any = build(services, nothing, nothing, nothing, nothing, max_body_bytes=65_536)
+    return document(whole.app.app)
 
 
 def text(document: Document) -> str:

@@ -16,6 +16,7 @@ from decisec.sdk.errors import (
     NotFoundError,
     OperationFailedError,
     PayloadTooLargeError,
+    PreconditionFailedError,
     RateLimitedError,
     RequestInProgressError,
     UnauthenticatedError,
@@ -23,6 +24,7 @@ from decisec.sdk.errors import (
     UnexpectedAnswerError,
     UnknownImageError,
 )
+from decisec.sdk.feeds import EventsLostError, FollowedEvent
 from decisec.sdk.synchronous import Client
 
 __all__ = [
@@ -33,6 +35,8 @@ __all__ = [
     "ConfigurationError",
     "ConflictError",
     "DeadlineExceededError",
+    "EventsLostError",
+    "FollowedEvent",
     "ForbiddenError",
     "HypervisorFailedError",
     "IdempotencyKeyReusedError",
@@ -41,6 +45,7 @@ __all__ = [
     "NotFoundError",
     "OperationFailedError",
     "PayloadTooLargeError",
+    "PreconditionFailedError",
     "RateLimitedError",
     "RequestInProgressError",
     "UnauthenticatedError",
