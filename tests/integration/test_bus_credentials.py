@@ -225,7 +225,7 @@ async def test_the_command_line_issues_lists_and_revokes(
         gone = (await asyncio.to_thread(call, "revoke", "customer", "acme")).json
         assert gone["revoked"][0]["public_key"] == made["public_key"]
         async with asyncio.timeout(20):
-            while connected.connected:
+            while connected.client.is_connected:
                 await asyncio.sleep(0.02)
     listed = (await asyncio.to_thread(call, "ls", "--all")).json["credentials"]
     assert [(o["role"], o["revoked_at"] is None) for o in listed] == [
