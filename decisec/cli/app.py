@@ -13,11 +13,13 @@ from decisec.cli import (
     backfill,
     bus,
     dev,
+    events,
     flood,
     gaps,
     hosts,
     images,
     logs,
+    metrics,
     offered_images,
     rejected,
     replay,
@@ -60,6 +62,8 @@ dev.register(app)
 services.register(app)
 flood.register(app)
 usage.register(app)
+events.register(app)
+metrics.register(app)
 replay.register(app)
 gaps.register(app)
 

@@ -9,7 +9,11 @@ import httpx
 import msgspec
 import pytest
 
+from gateway.addresses import Addresses
+from gateway.admission import Admission
 from gateway.http import Services, build
+from gateway.limits import Limits
+from gateway.settings import GatewaySettings
 from schemas.api import (
     ImageList,
     OperationList,
@@ -32,7 +36,11 @@ async def paths() -> Any:
     """The paths of the document of an app that nothing is behind."""
     nothing: Any = None
     services = Services(**{one.name: nothing for one in fields(Services)})
-    app: Any = build(services, nothing, max_body_bytes=1024)
+    settings = GatewaySettings(address_per_s=0.0)
+    limits = Limits(nothing, settings, lambda _: None)
+    app: Any = build(
+        services, nothing, limits, Admission(settings), Addresses(), max_body_bytes=1024
+    )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as api:
         return (await api.get("/openapi.json")).json()["paths"]
