@@ -20,8 +20,10 @@ from gateway.background import Background
 from gateway.commands import CommandDesk, operation_of
 from gateway.errors import RefusedError, unavailable
 from gateway.fleet import Fleet
+from gateway.ledger import amounts_of
 from gateway.operations import Operations, failed, shown
 from gateway.placement import Placement, need_of, place
+from gateway.quotas import Quotas
 from gateway.reservations import Reservations
 from runtime.buckets import RevisionConflictError
 from runtime.clock import utc_now
@@ -61,6 +63,7 @@ class Creation:
         operations: Results.
         desk: The way to the agents.
         group: Holds the work that goes on after the caller has its answer.
+        quotas: Has the last word before anything is written.
         region: Only hosts of this region are used.
         deadline_s: Time for the whole creation.
     """
@@ -72,6 +75,7 @@ class Creation:
         desk: CommandDesk,
         group: Background,
         *,
+        quotas: Quotas,
         region: str,
         deadline_s: float,
     ) -> None:
@@ -79,6 +83,7 @@ class Creation:
         self._operations = operations
         self._desk = desk
         self._group = group
+        self._quotas = quotas
         self._region = region
         self._deadline_s = deadline_s
         self._reservations = Reservations()
@@ -104,13 +109,19 @@ class Creation:
             gateway: the next one does the work.
 
         Raises:
-            RefusedError: NO_CAPACITY, UNKNOWN_IMAGE or UNAVAILABLE; no VM was made.
+            RefusedError: NO_CAPACITY, UNKNOWN_IMAGE, FORBIDDEN for the quota, or UNAVAILABLE; no
+                VM was made.
         """
         now = utc_now()
         vm_id = acts.mint("vm")
         host = self._reserve(spec, pool, create_id(vm_id, 0), now, frozenset())
         if isinstance(host, ErrorInfo):
             raise RefusedError(host.code, host.message, retry_after_s=5.0)
+        try:
+            await self._quotas.reserve(customer_id, str(vm_id), amounts_of(need_of(spec)))
+        except BaseException:
+            self._reservations.release(create_id(vm_id, 0))
+            raise
         record = VmRecord(
             vm_id=vm_id,
             customer_id=customer_id,
@@ -123,7 +134,6 @@ class Creation:
             created_at=now,
         )
         key = vm_key(customer_id, vm_id)
-        # At once, so that the quota counts it before anything is awaited.
         self._fleet.note(record)
         deadline = now + timedelta(seconds=self._deadline_s)
         try:
@@ -321,6 +331,7 @@ class Creation:
         except RevisionConflictError as conflict:
             raise TransientError("this create was taken up again") from conflict
         self._fleet.forget(key)
+        self._quotas.release(record.customer_id, str(record.vm_id))
         _log.info("vm.not_created", vm_id=str(record.vm_id), code=error.code.value)
 
     def _reserve(

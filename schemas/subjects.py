@@ -31,6 +31,7 @@ HOST_ORDERS = "host_orders"
 LOST_HOSTS = "lost_hosts"
 CORRECTIONS = "corrections"
 OPERATIONS = "operations"
+QUOTAS = "quotas"
 SECRETS = "secrets"
 IDEMPOTENCY_KEYS = "idempotency_keys"
 
@@ -39,6 +40,12 @@ COLLECTORS_ALIVE = "collector.alive.*"
 
 METRICS_PROGRESS = "metrics.progress."
 """What the subjects begin with on which collectors say how far hosts have come."""
+
+LIMITS_SPENT = "gateway.limits.spent"
+"""Core NATS, not kept: gateways tell each other what they have admitted."""
+
+LIMITS_LEVELS = "gateway.limits.levels"
+"""Core NATS: a gateway that starts asks the others how the buckets stand."""
 
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""
