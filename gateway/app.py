@@ -17,8 +17,11 @@ from gateway.events import EventService
 from gateway.fleet import Fleet
 from gateway.http import Services, build
 from gateway.idempotency import Keys
+from gateway.inventory import Inventory
 from gateway.keys import key_source
 from gateway.operations import Operations
+from gateway.placement import Strategy
+from gateway.placing import Placer, strategies_of
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
 from gateway.streams import Streams
@@ -55,19 +58,27 @@ async def gateway(
     health.unready(HEALTH_PART, "the buckets have not been read yet")
     authenticator = Authenticator(key_source(settings), settings)
     tombstones = Tombstones()
-    fleet = Fleet(bus, tombstones.bury)
+    fleet = Fleet(bus, tombstones.bury, Inventory(settings.command_deadline_s))
     operations = Operations(bus, tombstones.take)
     desk = CommandDesk(operations, Publisher(bus), settings.publish_limit_s)
     sock = listen(settings.api_host, settings.api_port)
     port = int(sock.getsockname()[1])
     with sock:
         async with _background() as group:
+            placer = Placer(
+                fleet,
+                operations,
+                region=settings.region,
+                strategy=Strategy(settings.placement),
+                strategies=strategies_of(settings),
+                begin_within_s=settings.begin_within_s,
+            )
             creation = Creation(
                 fleet,
                 operations,
                 desk,
                 group,
-                region=settings.region,
+                placer=placer,
                 deadline_s=settings.command_deadline_s,
             )
             service = VmService(bus, fleet, operations, desk, creation, settings)

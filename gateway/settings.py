@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from runtime.settings import CommonSettings, Port
 from schemas.ids import RegionId
+
+_POOLS = r"^([a-z0-9][a-z0-9-]{0,62}=(spread|pack)(,(?!$)|$))*$(?!\n)"
 
 
 class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,6 +30,11 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
         publish_limit_s: How long a command may take to reach its stream.
         usage_timeout_s: How long a usage query may take.
         region: Only hosts of this region get VMs from here.
+        placement: Which of the hosts that fit gets a VM: `spread` takes the one with the most free
+            memory, `pack` the one with the least. The same on all gateways.
+        placement_pools: The same for single pools: `gold=pack,dev=spread`.
+        begin_within_s: A host that has not begun to make a VM after this loses it to another one
+            that fits.
         streams: Open event and metric streams (SSE) on this gateway at most.
         streams_per_customer: Of one customer.
         stream_heartbeat_s: A stream that has nothing to tell sends a comment this often.
@@ -48,6 +55,9 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
     publish_limit_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
     usage_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
     region: RegionId = "local"
+    placement: Literal["spread", "pack"] = "spread"
+    placement_pools: Annotated[str, msgspec.Meta(pattern=_POOLS)] = ""
+    begin_within_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
     streams: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2000
     streams_per_customer: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     stream_heartbeat_s: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0
