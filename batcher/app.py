@@ -31,6 +31,8 @@ from batcher.progress import ProgressKeeper
 from batcher.records import FEEDS, VM_EVENTS_DURABLE
 from batcher.refusals import Refusals
 from batcher.retention import apply_retention
+from batcher.series_door import SUBJECT as SERIES_SUBJECT
+from batcher.series_door import SeriesDoor
 from batcher.settings import BatcherSettings
 from batcher.settling import Settler
 from batcher.stages import HEALTH_PART
@@ -41,6 +43,8 @@ from batcher.telemetry import Instruments
 from batcher.usage_door import QUEUE, SUBJECT, UsageDoor
 from batcher.watermark import Watermark, decode_placed
 from batcher.windows import Retention
+from batcher.windows_door import SUBJECT as WINDOWS_SUBJECT
+from batcher.windows_door import WindowsDoor
 from runtime.buckets import Bucket
 from runtime.clock import SystemClock
 from runtime.consumer import Consumer
@@ -145,6 +149,12 @@ async def main(service: Service[BatcherSettings]) -> None:
         )  # fmt: skip
         store_door = StoreDoor(reader, retention, service.bus, clock, backfills, host_usages)
         await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
+        for subject, kind in ((WINDOWS_SUBJECT, WindowsDoor), (SERIES_SUBJECT, SeriesDoor)):
+            figure_door = kind(
+                reader, watermark, retention, clock,
+                limit_s=settings.query_limit_s, rolled_until_ms=flusher.rolled_until_ms,
+            )  # fmt: skip
+            await service.bus.subscribe(subject, figure_door.answer, queue=QUEUE)
         event_door = EventDoor(
             reader, service.bus, VM_EVENTS_DURABLE, limit_s=settings.query_limit_s
         )

@@ -50,14 +50,21 @@ GROUP BY host
 """  # noqa: S608 - our own table's name only
 
 
+class Labelled(msgspec.Struct, frozen=True, kw_only=True):
+    """What a `VmSpec` says of how its customer sorts the VM."""
+
+    labels: dict[str, str] = msgspec.field(default_factory=dict)
+
+
 class Placed(msgspec.Struct, frozen=True, kw_only=True):
-    """What a `VmRecord` says of the VM's place."""
+    """What a `VmRecord` says of the VM's place, and how its customer sorts it."""
 
     vm_id: VmId
     customer_id: CustomerId
     host_id: HostId
     deleted_at: Timestamp | None = None
     former_hosts: tuple[FormerHost, ...] = ()
+    spec: Labelled = Labelled()
 
     @property
     def ends(self) -> Iterator[tuple[str, Timestamp | None]]:
@@ -92,6 +99,15 @@ class Placements:
         """A VM's record, whoever its customer is."""
         found = [vms[vm_id] for vms in self._by_customer.values() if vm_id in vms]
         return found[0] if found else None
+
+    def count(self, customer_id: str) -> int:
+        """How many VMs of a customer there are records of."""
+        return len(self._by_customer.get(customer_id, ()))
+
+    def labels(self, customer_id: str, vm_id: UUID) -> Mapping[str, str]:
+        """A VM's labels as they are now; none once its record is gone."""
+        placed = self._by_customer.get(customer_id, {}).get(vm_id)
+        return placed.spec.labels if placed else {}
 
     def knows(self, customer_id: str) -> bool:
         """Whether a customer has, or had, a VM."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -151,6 +151,16 @@ def check(query: UsageQuery, retention: Retention, now: datetime) -> Window:
     if counted_from := retention.expired_before(retention.minutes, now):
         window = replace(window, counted_from=_ceil_ms(counted_from))
     return window.rolled(_ceil_ms(now - _ROLLED_WITHIN))
+
+
+def check_edges(edges: Iterable[int], retention: Retention, now: datetime) -> None:
+    """Whether windows can begin and end there; Unix ms.
+
+    Raises:
+        RefusedQueryError: What one lies in is no longer known in pieces.
+    """
+    for edge in edges:
+        _check_end("windows", edge, retention, now)
 
 
 def _check_end(name: str, instant: int, retention: Retention, now: datetime) -> None:

@@ -76,19 +76,7 @@ class Losses:
 
     def facts(self, now: datetime) -> list[HostLost | HostFound]:
         """What is to be told of hosts; the same fact has the same id and time, whoever tells it."""
-        lost = [
-            HostLost(
-                event_id=_event_id(
-                    f"host_lost:{host_id}:{loss.declared_at.isoformat()}:{loss.requested_by}"
-                ),
-                at=loss.declared_at,
-                host_id=host_id,
-                reason=loss.reason,
-                requested_by=loss.requested_by,
-                automatic=loss.automatic,
-            )
-            for host_id, loss in self.standing.items()
-        ]
+        lost = [lost_fact(loss) for loss in self.standing.values()]
         found = [
             HostFound(
                 event_id=_event_id(f"host_found:{host_id}:{one.at.isoformat()}"),
@@ -99,6 +87,19 @@ class Losses:
             if host_id not in self.standing and now - one.at < _REMEMBERED
         ]
         return [*lost, *found]
+
+
+def lost_fact(loss: HostLoss) -> HostLost:
+    """What there is to tell of a declaration."""
+    name = f"host_lost:{loss.host_id}:{loss.declared_at.isoformat()}:{loss.requested_by}"
+    return HostLost(
+        event_id=_event_id(name),
+        at=loss.declared_at,
+        host_id=loss.host_id,
+        reason=loss.reason,
+        requested_by=loss.requested_by,
+        automatic=loss.automatic,
+    )
 
 
 def _event_id(name: str) -> UUID:

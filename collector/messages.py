@@ -16,6 +16,7 @@ from schemas.frames import (
     HEADER_REASON,
     HEADER_REPLAY,
 )
+from schemas.replays import Retry
 from schemas.subjects import host_event, host_of_metrics, metrics_rejected
 
 UNKNOWN_HOST = "unknown"
@@ -33,6 +34,7 @@ class Intake(NamedTuple):
         redelivered: The server has delivered it before.
         replay: The operator's replay that it came by; empty if it came from its host.
         complete_ms: What its host claims with it; see `HEADER_COMPLETE_MS`.
+        retry: The act that put it back; None if it was not refused before.
     """
 
     subject: str
@@ -42,6 +44,15 @@ class Intake(NamedTuple):
     redelivered: bool
     replay: str = ""
     complete_ms: int | None = None
+    retry: Retry | None = None
+
+
+class PutBack(NamedTuple):
+    """A frame that was refused once, and leaves for the batcher now."""
+
+    host_id: str
+    tick_ms: int
+    retry: Retry
 
 
 class Now(NamedTuple):
@@ -65,6 +76,7 @@ class Outcome:
         lag_ns: Collected less sampled; None for a message that is refused as a whole, or replayed.
         claim: A host and what it claims of itself, where that can be believed.
         passed_on: Host and tick of a frame that leaves for the batcher, unless it is replayed.
+        put_back: The same of a frame that was refused before.
     """
 
     side: list[Outgoing] = field(default_factory=list)
@@ -75,6 +87,7 @@ class Outcome:
     lag_ns: int | None = None
     claim: tuple[str, int] | None = None
     passed_on: tuple[str, int] | None = None
+    put_back: PutBack | None = None
 
 
 def event_message(event: HostEvent) -> Outgoing:

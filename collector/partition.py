@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import structlog
 from opentelemetry.trace import SpanKind
 
-from collector.adjustments import Adjustments, Late
+from collector.adjustments import Adjustment, Adjustments
 from collector.claims import Claims, claimed_ms
 from collector.expected import Expected
 from collector.losses import Losses
@@ -30,6 +30,7 @@ from runtime.publisher import Outgoing, Publisher, Result
 from runtime.telemetry import span
 from schemas import subjects
 from schemas.frames import replay_of
+from schemas.replays import retry_of
 from schemas.units import NS_PER_S
 
 _log = structlog.get_logger("decisec.collector")
@@ -207,23 +208,24 @@ class Partition:
             if error is not None:
                 _log.warning("event.not_published", error=str(error))
 
-    async def _tell(self, several: Sequence[Late]) -> None:
-        """Tell of late frames, then answer for them; those not told of come again."""
+    async def _tell(self, several: Sequence[Adjustment]) -> None:
+        """Tell of frames that came late or back, then answer for them; the rest comes again."""
         now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
-        events = [late.event(now) for late in several]
+        events = [one.event(now) for one in several]
         told = await self._publish([[event_message(event)] for event in events])
-        for late, event, error in zip(several, events, told, strict=True):
+        for one, event, error in zip(several, events, told, strict=True):
             try:
                 if error is not None:
                     raise error
-                for delivery in late.deliveries:
+                for delivery in one.deliveries:
                     await delivery.ack()
             except (TransientError, PoisonError) as failure:
                 _log.warning("event.not_published", error=str(failure))
             else:
                 _log.warning(
-                    "metering.adjusted", host=event.host_id, frames=event.frames, rows=event.rows
-                )
+                    "metering.adjusted", host=event.host_id, frames=event.frames, rows=event.rows,
+                    cause=event.cause, replay=event.replay_id,
+                )  # fmt: skip
 
     async def _carry_out(self, outcomes: Sequence[tuple[Delivery, Outcome]]) -> list[Outcome]:
         """Publish all that follows from a batch, answer its frames; returns what is done."""
@@ -275,6 +277,7 @@ def _intake(delivery: Delivery) -> Intake:
         redelivered=delivery.attempts > 1,
         replay=replay_of(delivery.headers),
         complete_ms=claimed_ms(delivery.headers),
+        retry=retry_of(delivery.headers),
     )
 
 

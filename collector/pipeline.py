@@ -29,6 +29,7 @@ from collector.messages import (
     Intake,
     Now,
     Outcome,
+    PutBack,
     event_message,
     reject_message,
     replay_headers,
@@ -296,6 +297,8 @@ def _finish(
         # An id of its own, lest the stream take it for the first one; with the place in the
         # stream, since one replay may bring a frame's rows in several messages.
         msg_id = f"{msg_id}:{intake.replay}:{intake.sequence}"
+        if intake.retry is not None:
+            outcome.put_back = PutBack(frame.host, frame.tick_ms, intake.retry)
     else:
         outcome.lag_ns = now.wall_ns - frame.sampled_at_ns
         outcome.passed_on = (frame.host, frame.tick_ms)

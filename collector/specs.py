@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import msgspec
 import structlog
 
 from runtime.corrections import CorrectionIndex
@@ -21,6 +22,12 @@ DEFAULT_REGION = "local"
 def missed_on(vm_id: bytes, host_id: str) -> bytes:
     """What to wait for where a VM's record names another host: it may just have moved."""
     return vm_id + host_id.encode()
+
+
+def _unlabelled(record: VmRecord) -> VmRecord:
+    """A record without what its owner may change at any time, and no sample depends on."""
+    spec = msgspec.structs.replace(record.spec, labels={})
+    return msgspec.structs.replace(record, spec=spec, name="", generation=1)
 
 
 class SpecIndex:
@@ -80,6 +87,8 @@ class SpecIndex:
         else:
             self._records[vm_id] = record
             self._regions[record.host_id] = record.region
+            if old is not None and _unlabelled(old) == _unlabelled(record):
+                return  # no sample looks different for a name or a label
         self.version += 1
         for one in (old, record):
             for host_id in one.hosts if one is not None else ():

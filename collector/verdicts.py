@@ -2,15 +2,15 @@
 
 The collector that works at a host's partition does so. A declaration holds back nothing any more
 that usage answers wait for, so it is made only where all of this is so: for that long the stream
-has stored no frame of the host, looked at by this collector without interruption; the host's
-agent has no heartbeat; and nobody has found the host since it was last heard. What was read of the
-bucket goes into the write, which fails if anybody has written since.
+has stored no frame of the host, looked at by this collector without interruption; what it had is
+in the store; its agent has no heartbeat; and nobody has found the host since it was last heard.
+What was read of the bucket goes into the write, which fails if anybody has written since.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -21,14 +21,17 @@ import nats.js.errors
 import structlog
 
 from collector.absence import Absences
+from collector.losses import lost_fact
 from collector.messages import event_message
 from collector.partition import Partition, Tools
 from runtime.audit import audited
 from runtime.buckets import Bucket, RevisionConflictError
 from runtime.clock import utc_now
 from runtime.errors import PoisonError, TransientError
+from runtime.transit import on_its_way
 from schemas import subjects
 from schemas.errors import MalformedMessageError
+from schemas.events import HostFound, HostLost
 from schemas.frames import decode_frame, replay_of
 from schemas.hosts import HostLoss, decode_host_info, decode_host_loss
 from schemas.ids import new_id
@@ -109,11 +112,11 @@ class Verdicts:
         if self._after_ns:
             await self._look()
 
-    async def _tell(self) -> None:
+    async def _tell(self, facts: Sequence[HostLost | HostFound] | None = None) -> None:
         """Tell what is declared of the hosts here, each thing once by this collector."""
         losses = self._tools.losses
         self._tools.instruments.losses(standing=len(losses.standing), left=len(self._left))
-        for fact in losses.facts(utc_now()):
+        for fact in losses.facts(utc_now()) if facts is None else facts:
             if self._in_charge(fact.host_id) is None:
                 self._told.pop(fact.host_id, None)
             elif self._told.get(fact.host_id) != fact.event_id:
@@ -195,6 +198,10 @@ class Verdicts:
             self._absences.heard(host_id)
             _log.warning("host.alive_without_frames", host=host_id)
             return
+        if behind := await on_its_way(self._bus, host_id):
+            # Answers would pass what is there and not stored yet.
+            _log.warning("verdict.waits", host=host_id, consumers=behind[:20])
+            return
         await self._declare(host_id, last, silent_ns)
 
     async def _beats(self, host_id: str) -> bool:
@@ -241,7 +248,7 @@ class Verdicts:
         # The mirror says so in a moment; should somebody find the host before, it is told all the
         # same.
         self._tools.losses.change(host_id, loss)
-        await self._tell()
+        await self._tell([lost_fact(loss)])
 
     def _audited(
         self, action: str, loss: HostLoss, reason: str

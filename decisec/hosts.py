@@ -17,6 +17,7 @@ from runtime.buckets import Bucket, RevisionConflictError
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.errors import TransientError
+from runtime.transit import on_its_way
 from schemas.hosts import (
     HostInfo,
     HostLoss,
@@ -201,6 +202,10 @@ class Hosts:
             except RevisionConflictError as error:
                 raise TransientError(f"{error}; look at it again") from error
         return loss
+
+    async def on_its_way(self, host_id: str) -> list[str]:
+        """Consumers that may have frames of a host before them; empty if all is in the store."""
+        return await on_its_way(self._bus, host_id)
 
     async def declare_found(self, host_id: str, *, reason: str, requested_by: str) -> bool:
         """Let usage answers wait for a host again; false if it was not lost. Audited."""

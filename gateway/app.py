@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 
 import structlog
 
+from gateway.attempts import Attempts
 from gateway.auth import Authenticator
+from gateway.background import Background
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
 from gateway.door import Door
@@ -17,15 +19,23 @@ from gateway.events import EventService
 from gateway.fleet import Fleet
 from gateway.http import Services, build
 from gateway.idempotency import Keys
+from gateway.images import ImageService
 from gateway.inventory import Inventory
-from gateway.keys import key_source
+from gateway.key_sources import key_source
+from gateway.live_hub import LiveHub
+from gateway.metrics import MetricService
+from gateway.operation_service import OperationService
 from gateway.operations import Operations
+from gateway.place_door import PlaceDoor
 from gateway.placement import Strategy
 from gateway.placing import Placer, strategies_of
+from gateway.revocations import Revocations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
+from gateway.snapshots import SnapshotService
 from gateway.streams import Streams
 from gateway.tombstones import Tombstones
+from gateway.usage_windows import UsageWindowService
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
 from runtime.publisher import Publisher
@@ -34,6 +44,7 @@ from runtime.service import Service
 _log = structlog.get_logger("decisec.gateway")
 
 HEALTH_PART = "mirrors"
+KEYS_PART = "keys"
 _HTTP_GRACE_S = 5.0
 
 
@@ -56,7 +67,7 @@ async def gateway(
         FatalError: The key or the address cannot be had.
     """
     health.unready(HEALTH_PART, "the buckets have not been read yet")
-    authenticator = Authenticator(key_source(settings), settings)
+    authenticator = _authenticator(settings, bus, health)
     tombstones = Tombstones()
     fleet = Fleet(bus, tombstones.bury, Inventory(settings.command_deadline_s))
     operations = Operations(bus, tombstones.take)
@@ -73,30 +84,56 @@ async def gateway(
                 strategies=strategies_of(settings),
                 begin_within_s=settings.begin_within_s,
             )
+            background = Background(group)
+            attempts = Attempts(fleet, operations)
             creation = Creation(
                 fleet,
                 operations,
                 desk,
-                group,
+                background,
                 placer=placer,
                 deadline_s=settings.command_deadline_s,
             )
-            service = VmService(bus, fleet, operations, desk, creation, settings)
+            service = VmService(bus, fleet, operations, desk, creation, settings, background.ending)
+            group.create_task(authenticator.run(), name="authenticator")
             group.create_task(fleet.run(), name="fleet")
             group.create_task(operations.run(), name="operations")
+            group.create_task(operations.remember(), name="history")
             group.create_task(tombstones.run(fleet), name="tombstones")
-            if not await _ready(fleet, operations, stop):
+            if not await _ready(fleet, operations, authenticator, stop):
                 yield port
                 return
             resumed = creation.resume()
+            snapshots = SnapshotService(fleet, service)
+            images = ImageService(fleet, settings.region)
             keys = Keys(bus)
             group.create_task(keys.run(), name="idempotency-keys")
-            group.create_task(Door(bus, service, keys, group).run(), name="door")
+            operation_service = OperationService(operations, attempts)
+            explainer = PlaceDoor(bus, fleet, placer)
+            group.create_task(explainer.run(), name="place-door")
+            door = Door(
+                bus,
+                service,
+                keys,
+                background,
+                operations=operation_service,
+                snapshots=snapshots,
+                images=images,
+            )
+            group.create_task(door.run(), name="door")
             streams = Streams(settings.streams, settings.streams_per_customer)
             hub = EventHub(bus, settings.stream_buffer)
             group.create_task(hub.run(), name="event-hub")
             services = Services(
-                vms=service, keys=keys, events=EventService(bus, hub, streams, settings)
+                background=background,
+                vms=service,
+                keys=keys,
+                events=EventService(bus, hub, streams, settings),
+                operations=operation_service,
+                snapshots=snapshots,
+                images=images,
+                metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
+                usage_windows=UsageWindowService(bus, settings),
             )
             app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
             async with serve_asgi(app, sock, _HTTP_GRACE_S):
@@ -105,16 +142,28 @@ async def gateway(
                 try:
                     yield port
                 finally:
+                    background.close()
                     streams.close()
             await keys.flush()
 
 
-async def _ready(fleet: Fleet, operations: Operations, stop: asyncio.Event) -> bool:
+def _authenticator(settings: GatewaySettings, bus: Bus, health: Health) -> Authenticator:
+    def tell(why: str) -> None:
+        health.unready(KEYS_PART, why) if why else health.ready(KEYS_PART)
+
+    revocations = Revocations(bus, max_stale_s=settings.revocations_max_stale_s)
+    return Authenticator(key_source(settings, tell), revocations, settings)
+
+
+async def _ready(
+    fleet: Fleet, operations: Operations, authenticator: Authenticator, stop: asyncio.Event
+) -> bool:
     """Whether all is read; False if the stop came first."""
 
     async def read() -> None:
         await fleet.synced()
         await operations.following()
+        await authenticator.synced()
 
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(read(), name="buckets-read")

@@ -2,62 +2,41 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, NoReturn
+from typing import NoReturn, Protocol
 
-import msgspec
 import structlog
-from joserfc import jws, jwt
-from joserfc.errors import ExpiredTokenError, InvalidClaimError, JoseError, MissingClaimError
 
+from gateway.claims import ClaimRules, judge, principal_of
+from gateway.compact import MAX_TOKEN_BYTES, NotATokenError, json_object, parse
 from gateway.errors import RefusedError
 from gateway.keys import KeySource, UnknownKeyError
+from gateway.principal import CHALLENGE, CUSTOMER_SCOPES, Principal, Scope
 from gateway.settings import GatewaySettings
-from schemas.errors import ErrorCode, InvalidIdError
-from schemas.ids import token as checked_token
+from gateway.verified_tokens import VerifiedTokens
+from runtime.telemetry import meter
+from schemas.errors import ErrorCode
+
+__all__ = ["CUSTOMER_SCOPES", "Authenticator", "Principal", "RevocationList", "Scope"]
 
 _log = structlog.get_logger("decisec.auth")
 
-MAX_TOKEN_BYTES = 8192
-_CHALLENGE = 'Bearer realm="decisec"'
 _DETAIL = "A valid bearer token is needed."
-_decode_claims = msgspec.json.Decoder(dict[str, Any]).decode
 
 
-class Scope(StrEnum):
-    """What a token may be good for."""
+class RevocationList(Protocol):
+    """What the authenticator needs of `Revocations`."""
 
-    VMS_READ = "vms:read"
-    VMS_WRITE = "vms:write"
-    USAGE_READ = "usage:read"
+    async def run(self) -> None:
+        """Follow what is revoked until cancelled."""
 
+    async def synced(self) -> None:
+        """Return once it is known what is revoked."""
 
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who asks, on behalf of which customer, and what they may do."""
-
-    subject: str
-    customer_id: str
-    scopes: frozenset[str]
-
-    def require(self, scope: Scope) -> None:
-        """Go on only with this scope.
-
-        Raises:
-            RefusedError: FORBIDDEN.
-        """
-        if scope not in self.scopes:
-            raise RefusedError(
-                ErrorCode.FORBIDDEN,
-                f"The token lacks the scope {scope.value}.",
-                headers={
-                    "WWW-Authenticate": f'{_CHALLENGE}, error="insufficient_scope", '
-                    f'scope="{scope.value}"'
-                },
-            )
+    def covers(self, principal: Principal) -> bool:
+        """Whether a principal's token is revoked."""
 
 
 class Authenticator:
@@ -65,90 +44,98 @@ class Authenticator:
 
     The caller always gets the same answer to a token that is not good; the reason is only
     logged, as a constant word.
+
+    Args:
+        keys: To verify tokens with.
+        revocations: Tokens that are not taken although they are good.
+        settings: What is asked of claims.
+        now_s: Unix time.
     """
 
     def __init__(
-        self, keys: KeySource, settings: GatewaySettings, now_s: Callable[[], float] = time.time
+        self,
+        keys: KeySource,
+        revocations: RevocationList,
+        settings: GatewaySettings,
+        now_s: Callable[[], float] = time.time,
     ) -> None:
         self._keys = keys
-        self._customer_claim = settings.customer_claim
-        self._claims = jwt.JWTClaimsRegistry(
-            now=lambda: int(now_s()),
-            leeway=settings.jwt_leeway_s,
-            iss={"essential": True, "value": settings.jwt_issuer},
-            aud={"essential": True, "value": settings.jwt_audience},
-            exp={"essential": True},
+        self._revocations = revocations
+        self._rules = ClaimRules.of(settings)
+        self._now_s = now_s
+        self._verified = VerifiedTokens()
+        self._refused = meter().create_counter(
+            "decisec_gateway_tokens_refused", description="Requests without a good token, by reason"
         )
+
+    async def run(self) -> None:
+        """Keep keys and revocations up to date until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keys.run(), name="keys")
+            group.create_task(self._revocations.run(), name="revocations")
+
+    async def synced(self) -> None:
+        """Return once there are keys, and it is known what is revoked."""
+        await self._keys.synced()
+        await self._revocations.synced()
 
     async def principal(self, authorization: str | None) -> Principal:
         """The principal that a header stands for.
 
+        A token that was verified before costs some microseconds; its time and whether it was
+        revoked are judged all the same.
+
         Raises:
             RefusedError: UNAUTHENTICATED, with the challenge that RFC 6750 asks for.
-            TransientError: The keys cannot be had at the moment.
+            TransientError: The keys, or what is revoked, cannot be had at the moment.
         """
         if not authorization:
             raise RefusedError(
-                ErrorCode.UNAUTHENTICATED, _DETAIL, headers={"WWW-Authenticate": _CHALLENGE}
+                ErrorCode.UNAUTHENTICATED, _DETAIL, headers={"WWW-Authenticate": CHALLENGE}
             )
         scheme, _, credentials = authorization.partition(" ")
         if scheme.lower() != "bearer" or not credentials:
-            _refuse("no_bearer")
+            self._refuse("no_bearer")
         if len(credentials) > MAX_TOKEN_BYTES:
-            _refuse("too_long")
-        return self._principal(await self._verified(credentials))
-
-    async def _verified(self, credentials: str) -> dict[str, Any]:
+            self._refuse("too_long")
+        name = self._verified.name(credentials)
+        known = self._verified.get(name, self._keys.generation)
+        found = known or await self._verify(credentials)
         try:
-            # Reading the header trusts nothing in it: the source's own algorithms apply.
-            signed = jws.extract_compact(credentials.encode("ascii"))
-            key = await self._keys.key_for(signed.headers())
-            if not jws.validate_compact(signed, key, algorithms=self._keys.algorithms):
-                _refuse("bad_signature")
-            claims = _decode_claims(signed.payload)
-            self._claims.validate(claims)
+            self._judge(found)
+        except RefusedError:
+            self._verified.forget(name)
+            raise
+        if known is None:
+            # Nothing was awaited since its key was found: it is of this generation.
+            self._verified.put(name, self._keys.generation, found)
+        return found
+
+    def _judge(self, principal: Principal) -> None:
+        try:
+            judge(principal, self._now_s(), self._rules.leeway_s)
+        except NotATokenError as error:
+            self._refuse(error.reason)
+        if self._revocations.covers(principal):
+            self._refuse("revoked")
+
+    async def _verify(self, credentials: str) -> Principal:
+        try:
+            token = parse(credentials)
+            key = await self._keys.key_for(token)
+            if not key.verifies(token):
+                self._refuse("bad_signature")
+            return principal_of(json_object(token.payload), self._rules)
         except UnknownKeyError:
-            _refuse("unknown_key")
-        except ExpiredTokenError:
-            _refuse("expired")
-        except (InvalidClaimError, MissingClaimError) as error:
-            _refuse(error.error)
-        except JoseError as error:
-            _refuse(error.error or "not_a_token")
-        except (
-            msgspec.DecodeError,
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            RecursionError,
-        ):
-            # What a library makes of garbage: bad base64, JSON of the wrong shape or too deep.
-            _refuse("not_a_token")
-        return claims
+            self._refuse("unknown_key")
+        except NotATokenError as error:
+            self._refuse(error.reason)
 
-    def _principal(self, claims: dict[str, Any]) -> Principal:
-        customer = claims.get(self._customer_claim)
-        subject = claims.get("sub", "")
-        scopes = claims.get("scope", "")
-        if not (
-            isinstance(customer, str)
-            and isinstance(subject, str)
-            and isinstance(scopes, str)
-            and len(subject) <= 255
-        ):
-            _refuse("wrong_claim_type")
-        try:
-            checked_token(customer)
-        except InvalidIdError:
-            _refuse("invalid_customer")
-        return Principal(subject, customer, frozenset(scopes.split()))
-
-
-def _refuse(reason: str) -> NoReturn:
-    _log.info("authentication.refused", reason=reason)
-    raise RefusedError(
-        ErrorCode.UNAUTHENTICATED,
-        _DETAIL,
-        headers={"WWW-Authenticate": f'{_CHALLENGE}, error="invalid_token"'},
-    ) from None
+    def _refuse(self, reason: str) -> NoReturn:
+        _log.info("authentication.refused", reason=reason)
+        self._refused.add(1, {"reason": reason})
+        raise RefusedError(
+            ErrorCode.UNAUTHENTICATED,
+            _DETAIL,
+            headers={"WWW-Authenticate": f'{CHALLENGE}, error="invalid_token"'},
+        ) from None

@@ -9,17 +9,32 @@ import msgspec
 from litestar import Request
 
 from gateway.errors import RefusedError
-from schemas.api import CreateVmRequest, FieldProblem, ShutdownRequest
+from schemas.api import (
+    CreateVmRequest,
+    FieldProblem,
+    RestoreRequest,
+    ShutdownRequest,
+    SnapshotRequest,
+    VmPatch,
+)
 from schemas.errors import ErrorCode
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<where>.+))?$", re.DOTALL)
 _NAMED = re.compile(r"(?:missing required|contains unknown) field `(?P<name>[^`]*)`")
 
 _DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
-    kind: msgspec.json.Decoder(kind) for kind in (CreateVmRequest, ShutdownRequest)
+    kind: msgspec.json.Decoder(kind)
+    for kind in (CreateVmRequest, ShutdownRequest, SnapshotRequest, RestoreRequest, VmPatch)
 }
 BODY = "body"
 """Key in a handler's `opt` under which it names its body's type."""
+
+
+MEDIA = "media"
+"""Key of the media types that a handler takes instead of JSON, the best one first."""
+
+MERGE_PATCH = "application/merge-patch+json"
+_JSON = ("application/json",)
 
 
 class StrictRequest(Request[Any, Any, Any]):
@@ -37,12 +52,17 @@ class StrictRequest(Request[Any, Any, Any]):
         kind = self.route_handler.opt.get(BODY)
         if kind is None:
             return None
-        if self.content_type[0] != "application/json":
+        accepted: tuple[str, ...] = self.route_handler.opt.get(MEDIA, _JSON)
+        if self.content_type[0] not in accepted:
             raise RefusedError(
                 ErrorCode.UNSUPPORTED,
-                "The body must be sent as application/json.",
+                f"The body must be sent as {accepted[0]}.",
                 status=415,
-                headers={"Accept": "application/json"},
+                headers={
+                    "Accept-Patch" if MEDIA in self.route_handler.opt else "Accept": ", ".join(
+                        accepted
+                    )
+                },
             )
         return decode(await self.body(), kind)
 

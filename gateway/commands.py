@@ -30,6 +30,7 @@ def operation_of(command: Command) -> Operation:
         created_at=command.issued_at,
         deadline=command.deadline,
         placed=command.placed if isinstance(command, CreateVm) else "",
+        snapshot_id=getattr(command, "snapshot_id", None),
     )
 
 

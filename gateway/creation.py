@@ -14,8 +14,9 @@ import msgspec
 import structlog
 
 from gateway import acts
+from gateway.attempts import MAX_ATTEMPTS, boot_id, create_id, refused_for_room
+from gateway.background import Background
 from gateway.commands import CommandDesk, operation_of
-from gateway.derived_ids import derived
 from gateway.errors import RefusedError, unavailable
 from gateway.fleet import Fleet
 from gateway.inventory import NOTHING_MADE
@@ -26,28 +27,17 @@ from runtime.clock import utc_now
 from runtime.errors import PoisonError, TransientError
 from runtime.retry import forever
 from schemas.commands import BootVm, CreateVm
-from schemas.errors import ErrorCode, ErrorInfo
+from schemas.errors import ErrorInfo
 from schemas.hosts import Operation, OperationStatus
 from schemas.subjects import vm_key
 from schemas.vms import VmRecord, VmSpec, VmState
 
 _log = structlog.get_logger("decisec.creation")
 
-MAX_ATTEMPTS = 16
 _ANSWER_MARGIN_S = 2.0
 """A command begun just before its deadline is still answered after it."""
 
 _UNDONE_WITHIN_S = 1.0
-
-
-def create_id(vm_id: UUID, attempt: int) -> UUID:
-    """Command id of the create on the `attempt`-th host, from 0."""
-    return derived(vm_id, b"create%d" % attempt)
-
-
-def boot_id(vm_id: UUID) -> UUID:
-    """Command id of the boot that was asked for together with the create."""
-    return derived(vm_id, b"boot")
 
 
 class Creation:
@@ -67,7 +57,7 @@ class Creation:
         fleet: Fleet,
         operations: Operations,
         desk: CommandDesk,
-        group: asyncio.TaskGroup,
+        group: Background,
         *,
         placer: Placer,
         deadline_s: float,
@@ -90,12 +80,13 @@ class Creation:
         price_plan: str,
         boot: bool,
         requested_by: str,
-    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None]]:
+    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None] | None]:
         """Place a VM and store its first command.
 
         Returns:
             The record, the operation that ends when all that was asked for is done, and the
-            work that goes on; its result is that operation's end.
+            work that goes on; its result is that operation's end. None at the end of this
+            gateway: the next one does the work.
 
         Raises:
             RefusedError: NO_CAPACITY, UNKNOWN_IMAGE or UNAVAILABLE; no VM was made.
@@ -135,13 +126,14 @@ class Creation:
         except (RefusedError, TransientError) as error:
             # Settling takes the record away again, however long the bus is away; where it is
             # there, the caller hears of the failure after that.
-            await asyncio.wait({self._settle_later(record)}, timeout=_UNDONE_WITHIN_S)
+            if undone := self._settle_later(record):
+                await asyncio.wait({undone}, timeout=_UNDONE_WITHIN_S)
             raise error if isinstance(error, RefusedError) else unavailable() from error
         return record, goal if boot else operation, self._settle_later(record)
 
     async def earlier(
         self, customer_id: str, *, boot: bool, requested_by: str
-    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None]] | None:
+    ) -> tuple[VmRecord, Operation, asyncio.Task[Operation | None] | None] | None:
         """Go on with what an earlier try of this very request has begun; see `begin`.
 
         Returns:
@@ -179,31 +171,8 @@ class Creation:
             self._fleet.note(record)
             work = self._settle_later(record, resumed=True)
         else:
-            work = self._group.create_task(_done(goal or first), name=f"creation-{vm_id}")
+            work = self._group.spawn(_done(goal or first), name=f"creation-{vm_id}")
         return record, goal or first, work
-
-    async def current(self, operation: Operation) -> Operation:
-        """What a create has come to, over all hosts that it was tried on.
-
-        Raises:
-            TransientError: The server cannot be reached.
-        """
-        if operation.operation_id != create_id(operation.vm_id, 0):
-            return operation
-        for attempt in range(1, MAX_ATTEMPTS):
-            if not _refused_for_room(operation):
-                return operation
-            successor = await self._operations.get(create_id(operation.vm_id, attempt))
-            if successor is None:
-                break
-            operation = successor
-        record = self._fleet.record(vm_key(operation.customer_id, operation.vm_id))
-        being_placed = record is not None and record.deleted_at is None
-        if being_placed and _refused_for_room(operation) and utc_now() < operation.deadline:
-            return msgspec.structs.replace(
-                operation, status=OperationStatus.PENDING, error=None, finished_at=None
-            )
-        return operation
 
     def resume(self) -> int:
         """Pick up creations that a gateway left; returns how many there may be."""
@@ -221,11 +190,15 @@ class Creation:
 
     def _settle_later(
         self, record: VmRecord, *, resumed: bool = False
-    ) -> asyncio.Task[Operation | None]:
+    ) -> asyncio.Task[Operation | None] | None:
         vm_id = record.vm_id
         if vm_id in self._under_way:
             return self._under_way[vm_id]
-        task = self._group.create_task(self._persist(record, resumed), name=f"creation-{vm_id}")
+        try:
+            task = self._group.spawn(self._persist(record, resumed), name=f"creation-{vm_id}")
+        except RefusedError:
+            _log.info("creation.left", vm_id=str(vm_id))
+            return None
         self._under_way[vm_id] = task
         task.add_done_callback(lambda _: self._under_way.pop(vm_id, None))
         return task
@@ -274,7 +247,7 @@ class Creation:
         operation: Operation | None = None
         for attempt in range(MAX_ATTEMPTS):
             found = await self._operations.get(create_id(record.vm_id, attempt))
-            if found is None and operation is not None and _refused_for_room(operation):
+            if found is None and operation is not None and refused_for_room(operation):
                 if utc_now() >= operation.deadline:
                     return operation
                 found = await self._place_again(record, operation, attempt, avoid)
@@ -288,7 +261,7 @@ class Creation:
                 or await self._answer(found)
                 or await self._overdue(found)
             )
-            if not _refused_for_room(operation):
+            if not refused_for_room(operation):
                 return operation
             avoid.add(operation.host_id)
         return operation
@@ -317,11 +290,11 @@ class Creation:
             return None
         moved = msgspec.structs.replace(entry.value, host_id=host.host_id, region=host.region)
         try:
-            await self._fleet.specs.update(key, moved, entry.revision)
+            revision = await self._fleet.specs.update(key, moved, entry.revision)
         except RevisionConflictError as error:
             self._placer.release(vm_id)
             raise TransientError("another gateway places this VM as well") from error
-        self._fleet.note(moved)
+        self._fleet.note(moved, revision)
         _log.info("vm.placed_again", vm_id=str(record.vm_id), host=host.host_id, attempt=attempt)
         command = self._create(moved, attempt, utc_now(), refused.deadline, refused.requested_by)
         try:
@@ -383,11 +356,3 @@ async def _done(operation: Operation) -> Operation:
 
 
 _LATE = timedelta(microseconds=1)
-
-
-def _refused_for_room(operation: Operation) -> bool:
-    return (
-        operation.status is OperationStatus.FAILED
-        and operation.error is not None
-        and operation.error.code is ErrorCode.NO_CAPACITY
-    )

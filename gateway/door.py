@@ -7,31 +7,47 @@ are the authentication here.
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated
-from uuid import UUID
+from collections.abc import Awaitable, Callable
+from typing import Any
 
-import msgspec
 import structlog
 from opentelemetry.trace import SpanKind
 
 from gateway import acts
 from gateway.acts import Act
-from gateway.auth import Principal, Scope
+from gateway.auth import CUSTOMER_SCOPES, Principal
+from gateway.background import Background
+from gateway.door_messages import (
+    ConsoleRequest,
+    CreateRequest,
+    ImagesRequest,
+    ListRequest,
+    OneSnapshotRequest,
+    OperationRequest,
+    OperationsRequest,
+    PatchRequest,
+    Reply,
+    Request,
+    RestoreVmRequest,
+    SnapshotsRequest,
+    SnapshotVmRequest,
+    VmRequest,
+)
 from gateway.errors import RefusedError, unavailable
 from gateway.idempotency import Keys, digest
+from gateway.images import ImageService
+from gateway.listing import VmQuery
+from gateway.operation_service import OperationService
 from gateway.problems import STATUS_OF
-from gateway.service import MAX_WAIT_S, VERBS, VmService
+from gateway.service import VERBS, VmService
+from gateway.snapshots import SnapshotService
 from runtime.bus import Bus, Message
 from runtime.errors import TransientError
 from runtime.telemetry import span
-from schemas.api import CreateVmRequest, VmAndOperation, VmView
 from schemas.codec import decoder, encode
-from schemas.consoles import MAX_CHUNK_BYTES, ChunkLimit, ConsoleChunk
 from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
-from schemas.idempotency import REPLAYED_HEADER, IdempotencyKey, KeptAnswer
-from schemas.ids import VmId
+from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
 from schemas.subjects import customer_of
-from schemas.units import Counter
 
 _log = structlog.get_logger("decisec.door")
 
@@ -39,47 +55,9 @@ QUEUE = "gateway"
 SUBJECT = "vm.req.*.*"
 _MAX_OPEN = 256
 
-Wait = Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)]
-
-
-class CreateRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.create`."""
-
-    vm: CreateVmRequest
-    wait_s: Wait = 0.0
-    idempotency_key: IdempotencyKey = ""
-
-
-class VmRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.<any other verb>`; `get` ignores all but `vm_id`."""
-
-    vm_id: VmId
-    wait_s: Wait = 0.0
-    grace_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
-    idempotency_key: IdempotencyKey = ""
-
-
-class ConsoleRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.console`. See `ConsoleQuery`."""
-
-    vm_id: VmId
-    offset: Counter | None = None
-    tail_bytes: Counter | None = None
-    limit_bytes: ChunkLimit = MAX_CHUNK_BYTES
-
-
-class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Exactly one of these is set."""
-
-    vm: VmView | None = None
-    result: VmAndOperation | None = None
-    console: ConsoleChunk | None = None
-    error: ErrorInfo | None = None
-
-
-_decode_create = decoder(CreateRequest)
-_decode_request = decoder(VmRequest)
-_decode_console = decoder(ConsoleRequest)
+_READ, _MUTATION = False, True
+Decode = Callable[[bytes], Any]
+Answer = Callable[[Principal, Any], Awaitable[Reply]]
 
 
 class Door:
@@ -89,15 +67,52 @@ class Door:
         bus: The connection.
         service: Does the work.
         keys: Where answers to requests with an idempotency key are kept.
-        group: Holds requests that are being worked on.
+        background: Holds requests that are being worked on.
+        operations: Knows how far commands have come.
+        snapshots: Does the work on snapshots.
+        images: Knows the images.
     """
 
-    def __init__(self, bus: Bus, service: VmService, keys: Keys, group: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        service: VmService,
+        keys: Keys,
+        background: Background,
+        *,
+        operations: OperationService,
+        snapshots: SnapshotService,
+        images: ImageService,
+    ) -> None:
         self._bus = bus
         self._service = service
         self._keys = keys
-        self._group = group
+        self._background = background
+        self._operations = operations
+        self._snapshots = snapshots
+        self._images = images
         self._open = 0
+        self._verbs: dict[str, tuple[Decode, Answer, bool]] = {
+            **{verb: (decoder(VmRequest), self._act(verb), _MUTATION) for verb in VERBS},
+            "create": (decoder(CreateRequest), self._create, _MUTATION),
+            "get": (decoder(VmRequest), self._get, _READ),
+            "list": (decoder(ListRequest), self._list, _READ),
+            "patch": (decoder(PatchRequest), self._patch, _MUTATION),
+            "console": (decoder(ConsoleRequest), self._console, _READ),
+            "operation": (decoder(OperationRequest), self._get_operation, _READ),
+            "operations": (decoder(OperationsRequest), self._list_operations, _READ),
+            "snapshot": (decoder(SnapshotVmRequest), self._snapshot, _MUTATION),
+            "restore": (decoder(RestoreVmRequest), self._restore, _MUTATION),
+            "snapshots": (decoder(SnapshotsRequest), self._list_snapshots, _READ),
+            "snapshot-get": (decoder(OneSnapshotRequest), self._get_snapshot, _READ),
+            "snapshot-delete": (decoder(OneSnapshotRequest), self._delete_snapshot, _MUTATION),
+            "images": (decoder(ImagesRequest), self._list_images, _READ),
+        }
+
+    @property
+    def verbs(self) -> frozenset[str]:
+        """What can be asked for."""
+        return frozenset(self._verbs)
 
     async def run(self) -> None:
         """Answer until cancelled."""
@@ -113,14 +128,18 @@ class Door:
             return None
         if self._open >= _MAX_OPEN:
             return encode(Reply(error=unavailable().info))
-        # A request may wait for its operation; the next one must not wait for it.
+        try:
+            self._background.require_open()
+            # A request may wait for its operation; the next one must not wait for it.
+            self._background.spawn(self._answer(message), name="bus-request")
+        except RefusedError as error:
+            return encode(Reply(error=error.info))
         self._open += 1
-        self._group.create_task(self._answer(message), name="bus-request")
         return None
 
     async def _answer(self, message: Message) -> None:
         verb = message.subject.rpartition(".")[2]
-        known = verb if verb in (*VERBS, "create", "get", "console") else "unknown"
+        known = verb if verb in self._verbs else "unknown"
         try:
             with span(f"process vm.req.*.{known}", kind=SpanKind.SERVER, parent=message.headers):
                 body, headers = await self._reply(message.subject, known, message.data)
@@ -162,43 +181,92 @@ class Door:
         return None
 
     async def _do(self, customer_id: str, verb: str, data: bytes) -> Reply | KeptAnswer:
-        who = Principal("bus", customer_id, frozenset(Scope))
-        if verb == "create":
-            create: CreateRequest = _decode_create(data)
-            given = await self._enter(
-                customer_id, verb, create.idempotency_key, data, create.wait_s
-            )
+        found = self._verbs.get(verb)
+        if found is None:
+            raise RefusedError(ErrorCode.BAD_REQUEST, f"There is no verb {verb!r}.")
+        decode, answer, mutates = found
+        asked: Request = decode(data)
+        if mutates:
+            given = await self._enter(customer_id, verb, asked.idempotency_key, data, asked.wait_s)
             if given is not None:
                 return given
-            made = await self._service.create(who, create.vm, create.wait_s)
-            return Reply(result=made.body)
-        if verb == "console":
-            part: ConsoleRequest = _decode_console(data)
-            chunk = await self._service.console(
+        return await answer(Principal("bus", customer_id, CUSTOMER_SCOPES), asked)
+
+    def _act(self, verb: str) -> Answer:
+        async def act(who: Principal, asked: VmRequest) -> Reply:
+            outcome = await self._service.act(
                 who,
-                part.vm_id,
-                offset=part.offset,
-                tail_bytes=part.tail_bytes,
-                limit_bytes=part.limit_bytes,
+                asked.vm_id,
+                verb,
+                grace_s=asked.grace_s if verb in ("shutdown", "reboot") else None,
+                wait_s=asked.wait_s,
             )
-            return Reply(console=chunk)
-        request: VmRequest = _decode_request(data)
-        vm_id: UUID = request.vm_id
-        if verb == "get":
-            return Reply(vm=self._service.get(who, vm_id))
-        if verb not in VERBS:
-            raise RefusedError(ErrorCode.BAD_REQUEST, f"There is no verb {verb!r}.")
-        given = await self._enter(customer_id, verb, request.idempotency_key, data, request.wait_s)
-        if given is not None:
-            return given
-        outcome = await self._service.act(
+            return Reply(result=outcome.body)
+
+        return act
+
+    async def _create(self, who: Principal, asked: CreateRequest) -> Reply:
+        return Reply(result=(await self._service.create(who, asked.vm, asked.wait_s)).body)
+
+    async def _get(self, who: Principal, asked: VmRequest) -> Reply:
+        return Reply(vm=self._service.get(who, asked.vm_id))
+
+    async def _console(self, who: Principal, asked: ConsoleRequest) -> Reply:
+        chunk = await self._service.console(
             who,
-            vm_id,
-            verb,
-            grace_s=request.grace_s if verb in ("shutdown", "reboot") else None,
-            wait_s=request.wait_s,
+            asked.vm_id,
+            offset=asked.offset,
+            tail_bytes=asked.tail_bytes,
+            limit_bytes=asked.limit_bytes,
         )
+        return Reply(console=chunk)
+
+    async def _list(self, who: Principal, asked: ListRequest) -> Reply:
+        query = VmQuery(
+            state=asked.state,
+            labels=asked.labels,
+            image=asked.image,
+            name=asked.name or None,
+            sort=asked.sort,
+        )
+        page = await self._service.page(who, query, cursor=asked.cursor, limit=asked.limit)
+        return Reply(vms=page)
+
+    async def _patch(self, who: Principal, asked: PatchRequest) -> Reply:
+        only_at = None if asked.generation is None else frozenset({asked.generation})
+        return Reply(vm=await self._service.patch(who, asked.vm_id, asked.patch, only_at))
+
+    async def _get_operation(self, who: Principal, asked: OperationRequest) -> Reply:
+        return Reply(operation=await self._operations.get(who, asked.operation_id))
+
+    async def _list_operations(self, who: Principal, asked: OperationsRequest) -> Reply:
+        page = self._operations.page(
+            who, vm_id=asked.vm_id, status=asked.status, cursor=asked.cursor, limit=asked.limit
+        )
+        return Reply(operations=page)
+
+    async def _snapshot(self, who: Principal, asked: SnapshotVmRequest) -> Reply:
+        outcome = await self._snapshots.take(who, asked.vm_id, asked.kind, asked.wait_s)
         return Reply(result=outcome.body)
+
+    async def _restore(self, who: Principal, asked: RestoreVmRequest) -> Reply:
+        outcome = await self._snapshots.restore(who, asked.vm_id, asked.snapshot_id, asked.wait_s)
+        return Reply(result=outcome.body)
+
+    async def _list_snapshots(self, who: Principal, asked: SnapshotsRequest) -> Reply:
+        page = self._snapshots.page(who, vm_id=asked.vm_id, cursor=asked.cursor, limit=asked.limit)
+        return Reply(snapshots=page)
+
+    async def _get_snapshot(self, who: Principal, asked: OneSnapshotRequest) -> Reply:
+        return Reply(snapshot=self._snapshots.get(who, asked.snapshot_id))
+
+    async def _delete_snapshot(self, who: Principal, asked: OneSnapshotRequest) -> Reply:
+        outcome = await self._snapshots.discard(who, asked.snapshot_id, asked.wait_s)
+        return Reply(result=outcome.body)
+
+    async def _list_images(self, who: Principal, asked: ImagesRequest) -> Reply:
+        del asked
+        return Reply(images=self._images.all(who))
 
 
 def _info(error: Exception) -> ErrorInfo:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_left, bisect_right, insort
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from datetime import datetime
 from uuid import UUID
 
 import msgspec
 import structlog
 
+from gateway.catalog import Catalog
 from gateway.inventory import Inventory
-from gateway.placement import need_of, total
+from gateway.placement import FRESH, need_of, total
+from gateway.snapshot_index import SnapshotIndex
 from runtime.buckets import Bucket, Entry, Mirror
 from runtime.bus import Bus
+from runtime.clock import utc_now
 from schemas.api import VmView
 from schemas.errors import InvalidIdError
 from schemas.hosts import Customer, HostInfo, Resources, decode_customer, decode_host_info
@@ -40,6 +44,7 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         spec=record.spec,
         host_id=record.host_id,
         created_at=record.created_at,
+        generation=record.generation,
     )
     if status is None:
         return seen
@@ -76,11 +81,15 @@ class Fleet:
         self.inventory = inventory or Inventory()
         self.specs = Bucket(bus, VM_SPECS, decode_vm_record)
         self.statuses = Bucket(bus, VM_STATUS, decode_vm_status)
+        self.catalog = Catalog()
+        self.snapshots = SnapshotIndex()
         self._on_deleted = on_deleted
         self._records: dict[str, VmRecord] = {}
-        self._ids: dict[str, list[UUID]] = {}
+        self._ahead: dict[str, int] = {}
         self._watchers: dict[str, set[asyncio.Event]] = {}
-        self._spec_mirror = Mirror(self.specs, self._take_record)
+        self._beats: dict[str, datetime] = {}
+        self._heard_s: dict[str, float] = {}
+        self._spec_mirror = Mirror(self.specs, self._hear_record)
         self._status_mirror = Mirror(self.statuses, self._take_status)
         self._host_mirror = Mirror(Bucket(bus, HOSTS, decode_host_info), self._take_host)
         self._customer_mirror = Mirror(Bucket(bus, CUSTOMERS, decode_customer))
@@ -133,27 +142,36 @@ class Fleet:
         found = view(record, self.status(key))
         return None if found.state is VmState.DELETED else found
 
-    def page(
-        self, customer_id: str, *, after: UUID | None, limit: int, state: VmState | None
-    ) -> tuple[tuple[VmView, ...], UUID | None]:
-        """Up to `limit` VMs in the order of their ids, and where the next page starts after."""
-        ids = self._ids.get(customer_id, [])
-        start = 0 if after is None else bisect_right(ids, after)
-        found: list[VmView] = []
-        for vm_id in ids[start:]:
-            vm = self.get(customer_id, vm_id)
-            if vm is None or (state is not None and vm.state is not state):
-                continue
-            if len(found) == limit:
-                return tuple(found), found[-1].vm_id
-            found.append(vm)
-        return tuple(found), None
+    def wanted(
+        self, customer_id: str, vm_id: str, wants: Callable[[VmRecord, VmState], bool]
+    ) -> VmView | None:
+        """One VM of a customer, by an id of the catalog, if it is wanted; a quick no if not."""
+        key = f"{customer_id}.{vm_id}"
+        record = self._records.get(key)
+        if record is None or record.deleted_at is not None:
+            return None
+        status = self.status(key)
+        if status is not None and status.host_id != record.host_id:
+            status = None
+        state = status.state if status is not None else VmState.PENDING
+        if state is VmState.DELETED or not wants(record, state):
+            return None
+        return view(record, status)
+
+    def placed(self, customer_id: str, vm_ids: Collection[UUID] | None = None) -> dict[UUID, str]:
+        """The hosts of a customer's VMs that are there: of these, or of all."""
+        found: dict[UUID, str] = {}
+        for vm_id in self.catalog.ids(customer_id) if vm_ids is None else map(str, vm_ids):
+            record = self._records.get(f"{customer_id}.{vm_id}")
+            if record is not None and record.deleted_at is None:
+                found[record.vm_id] = record.host_id
+        return found
 
     def used(self, customer_id: str) -> Resources:
         """What a customer's VMs take, whatever their state."""
         return total(
-            need_of(self._records[vm_key(customer_id, vm_id)].spec)
-            for vm_id in self._ids.get(customer_id, ())
+            need_of(self._records[f"{customer_id}.{vm_id}"].spec)
+            for vm_id in self.catalog.ids(customer_id)
         )
 
     def peers(self, customer_id: str, spec: VmSpec, but: UUID | None = None) -> Mapping[str, int]:
@@ -168,9 +186,9 @@ class Fleet:
         if (kind := spec.kind) is None:
             return found
         name, value = kind
-        for vm_id in self._ids.get(customer_id, ()):
-            record = self._records[vm_key(customer_id, vm_id)]
-            if vm_id != but and record.spec.labels.get(name) == value:
+        for vm_id in self.catalog.ids(customer_id):
+            record = self._records[f"{customer_id}.{vm_id}"]
+            if record.vm_id != but and record.spec.labels.get(name) == value:
                 found[record.host_id] += 1
         return found
 
@@ -212,13 +230,33 @@ class Fleet:
             if not watchers:
                 self._watchers.pop(key, None)
 
-    def note(self, record: VmRecord) -> None:
-        """Take a record that this gateway has just written, before the bus tells of it."""
-        self._take_record(vm_key(record.customer_id, record.vm_id), record)
+    def note(self, record: VmRecord, revision: int | None = None) -> None:
+        """Take a record that this gateway has just written, before the bus tells of it.
+
+        Args:
+            record: The record.
+            revision: Where it stands in the bucket: what was written before it and comes late is
+                ignored then. None for one whose key is new.
+        """
+        key = vm_key(record.customer_id, record.vm_id)
+        if revision is not None:
+            if self._spec_mirror.revision >= revision:
+                return  # told of already, or of a later one
+            self._ahead[key] = revision
+        self._take_record(key, record)
 
     def forget(self, key: str) -> None:
         """Take note that this gateway has just removed a record."""
+        self._ahead.pop(key, None)
         self._take_record(key, None)
+
+    def _hear_record(self, key: str, record: VmRecord | None) -> None:
+        ahead = self._ahead.get(key)
+        if ahead is not None:
+            if self._spec_mirror.taking < ahead:
+                return
+            del self._ahead[key]
+        self._take_record(key, record)
 
     def _take_record(self, key: str, record: VmRecord | None) -> None:
         known = self._records.get(key)
@@ -236,20 +274,54 @@ class Fleet:
             return
         self._records[key] = record
         if record.deleted_at is not None:
-            self._unlist(record)
+            if known is not None:
+                self._unlist(known)
         elif known is None:
-            insort(self._ids.setdefault(record.customer_id, []), record.vm_id)
+            self.catalog.add(record.customer_id, record.name, record.vm_id)
+        elif known.name != record.name:
+            self.catalog.rename(record.customer_id, known.name, record.name, record.vm_id)
         self.inventory.take_record(known, record, self.status(key))
 
     def _unlist(self, record: VmRecord) -> None:
-        ids = self._ids.get(record.customer_id, [])
-        at = bisect_left(ids, record.vm_id)
-        if at < len(ids) and ids[at] == record.vm_id:
-            del ids[at]
-            if not ids:
-                del self._ids[record.customer_id]
+        self.catalog.remove(record.customer_id, record.name, record.vm_id)
+
+    async def status_heard(self) -> None:
+        """Return once all statuses that stand on the server now are known here; in a second.
+
+        Raises:
+            TransientError: The server cannot be reached.
+        """
+        revision = await self.statuses.last_revision()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SHOWN_WITHIN_S):
+                await self._status_mirror.reached(revision)
+
+    def silent(self, now_s: float) -> frozenset[str]:
+        """Hosts whose heartbeat has not changed for too long, by this gateway's own clock.
+
+        Args:
+            now_s: Monotonic time.
+        """
+        limit_s = FRESH.total_seconds()
+        return frozenset(
+            host_id for host_id, heard_s in self._heard_s.items() if now_s - heard_s > limit_s
+        )
+
+    def _hear_host(self, host_id: str, host: HostInfo | None) -> None:
+        """Note when a heartbeat came: the time in it is the host's own, and may be wrong."""
+        before = self._beats.pop(host_id, None)
+        if host is None:
+            self._heard_s.pop(host_id, None)
+            return
+        self._beats[host_id] = host.heartbeat_at
+        if before == host.heartbeat_at:
+            return  # told again, after a reconnect
+        # The first one that is told may have stood there for long already.
+        age_s = 0.0 if before else max(0.0, (utc_now() - host.heartbeat_at).total_seconds())
+        self._heard_s[host_id] = time.monotonic() - age_s
 
     def _take_status(self, key: str, status: VmStatus | None) -> None:
+        self.snapshots.change(key, status)
         for event in self._watchers.get(key, ()):
             event.set()
         if status is not None:
@@ -261,4 +333,5 @@ class Fleet:
         if info is not None and info.host_id != key:
             _log.error("heartbeat.refused", host_id=key, claims=info.host_id)
             return
+        self._hear_host(key, info)
         self.inventory.take_host(key, info)

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from litestar import Litestar
 from litestar.datastructures import State
 
 from gateway import documents, routes
 from gateway.auth import Authenticator
+from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.events import EventService
 from gateway.idempotency import Keys
+from gateway.images import ImageService
+from gateway.metrics import MetricService
 from gateway.mutations import Mutations
+from gateway.operation_service import OperationService
 from gateway.service import VmService
+from gateway.snapshots import SnapshotService
 from gateway.telemetry import Observed
+from gateway.usage_windows import UsageWindowService
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What the routes call."""
+    """What the routes call. Each stands under its name in the app's state."""
 
+    background: Background
     vms: VmService
     keys: Keys
     events: EventService
+    metrics: MetricService
+    usage_windows: UsageWindowService
+    operations: OperationService
+    snapshots: SnapshotService
+    images: ImageService
 
 
 def build(services: Services, authenticator: Authenticator, *, max_body_bytes: int) -> Observed:
@@ -41,9 +53,8 @@ def build(services: Services, authenticator: Authenticator, *, max_body_bytes: i
         request_max_body_size=max_body_bytes,
         state=State(
             {
-                "service": services.vms,
                 "authenticator": authenticator,
-                "events": services.events,
+                **{one.name: getattr(services, one.name) for one in fields(services)},
             }
         ),
         openapi_config=documents.config(),

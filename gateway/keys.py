@@ -1,23 +1,45 @@
-"""Where the keys come from that tokens are checked with."""
+"""The keys that tokens are checked with, each pinned to its one algorithm."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from joserfc.jwk import Key, OctKey
+from joserfc.jws import JWSRegistry
 
-from gateway.settings import GatewaySettings
-from runtime.errors import SettingsError
+from gateway.compact import CompactToken
 
 MIN_HMAC_KEY_BYTES = 32
 """RFC 7518, section 3.2: a key of the size of the hash output or larger."""
 
 
 class UnknownKeyError(LookupError):
-    """The token names a key that this source does not have."""
+    """The token names a key that this source does not have, or not for that algorithm."""
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedKey:
+    """A key, and the one algorithm that it is for.
+
+    Attributes:
+        algorithm: Name of a JWS algorithm. What a token's header says of it changes nothing.
+    """
+
+    algorithm: str
+    key: Key
+
+    def verifies(self, token: CompactToken) -> bool:
+        """Whether the token is signed with this key."""
+        # Not by the library's own choice of an algorithm: it follows the header.
+        algorithm = JWSRegistry.algorithms[self.algorithm]
+        try:
+            return token.algorithm == self.algorithm and algorithm.verify(
+                token.signed, token.signature, self.key
+            )
+        except ValueError:
+            # A signature that is no number, or of no possible size.
+            return False
 
 
 class KeySource(ABC):
@@ -27,14 +49,26 @@ class KeySource(ABC):
     HMAC token through, whatever its header says.
     """
 
-    @property
     @abstractmethod
-    def algorithms(self) -> tuple[str, ...]:
-        """The JWS algorithms that tokens may use."""
+    async def run(self) -> None:
+        """Keep the keys up to date until cancelled, where there is something to keep."""
 
     @abstractmethod
-    async def key_for(self, header: Mapping[str, Any]) -> Key:
-        """The key for a token with this (not yet trusted) header.
+    async def synced(self) -> None:
+        """Return once there are keys."""
+
+    @property
+    @abstractmethod
+    def generation(self) -> int:
+        """Another number whenever a key may have gone: tokens verified before are checked again.
+
+        Raises:
+            TransientError: The keys cannot be relied on at the moment.
+        """
+
+    @abstractmethod
+    async def key_for(self, token: CompactToken) -> PinnedKey:
+        """The key for a token of which nothing is trusted yet.
 
         Raises:
             UnknownKeyError: There is none.
@@ -56,41 +90,22 @@ class StaticHmacKey(KeySource):
     def __init__(self, key: bytes, key_id: str = "dev") -> None:
         if len(key) < MIN_HMAC_KEY_BYTES:
             raise ValueError(f"an HS256 key needs at least {MIN_HMAC_KEY_BYTES} bytes")
-        self._key = OctKey.import_key(key)
+        self._key = PinnedKey("HS256", OctKey.import_key(key))
         self._key_id = key_id
 
-    @property
-    def algorithms(self) -> tuple[str, ...]:
-        """HS256 only."""
-        return ("HS256",)
+    async def run(self) -> None:
+        """There is nothing to do."""
 
-    async def key_for(self, header: Mapping[str, Any]) -> Key:
-        """The one key, unless the token names another."""
-        if header.get("kid", self._key_id) != self._key_id:
+    async def synced(self) -> None:
+        """Return at once."""
+
+    @property
+    def generation(self) -> int:
+        """Always the same."""
+        return 0
+
+    async def key_for(self, token: CompactToken) -> PinnedKey:
+        """The one key, unless the token names another, or another algorithm."""
+        if token.key_id not in (None, self._key_id) or token.algorithm != self._key.algorithm:
             raise UnknownKeyError("no such kid")
         return self._key
-
-
-def key_source(settings: GatewaySettings) -> KeySource:
-    """The source that the settings ask for.
-
-    Raises:
-        SettingsError: There is no key, or it cannot be read or is too short.
-    """
-    if bool(settings.jwt_key) == bool(settings.jwt_key_file):
-        raise SettingsError(
-            "set exactly one of DECISEC_GATEWAY_JWT_KEY and DECISEC_GATEWAY_JWT_KEY_FILE"
-        )
-    key, variable = settings.jwt_key.encode(), "DECISEC_GATEWAY_JWT_KEY"
-    if settings.jwt_key_file:
-        variable = "DECISEC_GATEWAY_JWT_KEY_FILE"
-        try:
-            key = Path(settings.jwt_key_file).read_bytes().strip()
-        except OSError as error:
-            raise SettingsError(
-                f"{variable}: {settings.jwt_key_file} cannot be read: {error.strerror}"
-            ) from error
-    try:
-        return StaticHmacKey(key, settings.jwt_key_id)
-    except ValueError as error:
-        raise SettingsError(f"{variable}: {error}") from error

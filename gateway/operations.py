@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 import msgspec
 import structlog
 
+from gateway.history import History
 from runtime.buckets import Bucket, RevisionConflictError
 from runtime.bus import Bus, Message
 from runtime.clock import utc_now
@@ -63,6 +65,7 @@ def view(operation: Operation, now: datetime, operation_id: UUID | None = None) 
         created_at=seen.created_at,
         deadline=seen.deadline,
         finished_at=seen.finished_at,
+        snapshot_id=seen.snapshot_id,
     )
 
 
@@ -76,6 +79,7 @@ class Operations:
 
     def __init__(self, bus: Bus, listener: Listener | None = None) -> None:
         self.bucket = Bucket(bus, OPERATIONS, decode_operation)
+        self.history = History()
         self._bus = bus
         self._listeners = [listener] if listener else []
         self._waiters: dict[UUID, set[asyncio.Future[Operation]]] = {}
@@ -95,6 +99,11 @@ class Operations:
         finally:
             if self._bus.connected:
                 await subscription.unsubscribe()
+
+    async def remember(self) -> None:
+        """Take what the bucket keeps of late into the history."""
+        await self.following()
+        await self.history.read(self.bucket)
 
     async def following(self) -> None:
         """Return once `run` has subscribed."""
@@ -126,8 +135,13 @@ class Operations:
         entry = await self.bucket.get(str(operation_id))
         return entry.value if entry else None
 
-    async def finished(self, operation_id: UUID, timeout_s: float) -> Operation | None:
-        """Wait for a result; None if there is none in time.
+    async def finished(
+        self,
+        operation_id: UUID,
+        timeout_s: float,
+        ending: asyncio.Future[None] | None = None,
+    ) -> Operation | None:
+        """Wait for a result; None if there is none in time, or `ending` is done first.
 
         Raises:
             PoisonError: The entry is malformed.
@@ -138,9 +152,16 @@ class Operations:
         try:
             async with asyncio.timeout(max(0.0, timeout_s)):
                 while True:
-                    await asyncio.wait({future}, timeout=_POLL_S)
+                    awaited: set[asyncio.Future[Any]] = {future}
+                    if ending is not None:
+                        awaited.add(ending)
+                    await asyncio.wait(
+                        awaited, timeout=_POLL_S, return_when=asyncio.FIRST_COMPLETED
+                    )
                     if future.done():
                         return future.result()
+                    if ending is not None and ending.done():
+                        return None
                     # Away for the moment: the next round asks again.
                     with suppress(TransientError):
                         operation = await self.get(operation_id)
@@ -175,12 +196,14 @@ class Operations:
                     future.set_result(operation)
         else:
             self._in_flight.setdefault(operation.vm_id, {})[operation.operation_id] = operation
+        self.history.take(operation)
         for listener in self._listeners:
             listener(operation)
 
     def note_unwritten(self, operation: Operation) -> None:
         """Take back a `create` that did not reach the server."""
         self._settle(operation)
+        self.history.forget(operation.operation_id)
 
     def _settle(self, operation: Operation) -> None:
         open_ones = self._in_flight.get(operation.vm_id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Set
 from datetime import datetime
 from uuid import UUID
@@ -20,6 +21,8 @@ from schemas.subjects import vm_key
 from schemas.vms import VmRecord, VmSpec
 
 _log = structlog.get_logger("decisec.placing")
+
+_LOOK_EVERY_S = 0.2
 
 _NOT_BEGUN = ErrorInfo(
     code=ErrorCode.NO_CAPACITY, message="The host did not begin in time; another one was tried."
@@ -60,6 +63,8 @@ class Placer:
         self._strategy = strategy
         self._strategies = strategies or {}
         self._begin_within_s = begin_within_s
+        self._silent_hosts: frozenset[str] = frozenset()
+        self._looked_s = float("-inf")
         operations.listen(fleet.inventory.take_operation)
 
     @property
@@ -94,18 +99,31 @@ class Placer:
         """
         inventory = self._fleet.inventory
         inventory.release(vm_id)
-        choice = inventory.choose(
+        choice = self.choose(customer_id, vm_id, spec, pool, now, avoid)
+        if choice.host is not None:
+            inventory.hold(vm_id, choice.host.host_id, spec, now)
+        return choice
+
+    def choose(
+        self,
+        customer_id: str,
+        vm_id: UUID,
+        spec: VmSpec,
+        pool: str,
+        now: datetime,
+        avoid: Set[str] = frozenset(),
+    ) -> Placement:
+        """Choose as `place` does, and hold nothing."""
+        return self._fleet.inventory.choose(
             spec,
             now,
             pool=pool,
             region=self._region,
             strategy=self.strategy(pool),
             avoid=avoid,
+            silent=self.silent(),
             peers=self._fleet.peers(customer_id, spec, vm_id),
         )
-        if choice.host is not None:
-            inventory.hold(vm_id, choice.host.host_id, spec, now)
-        return choice
 
     def release(self, vm_id: UUID) -> None:
         """Hold no room for a VM any more."""
@@ -145,6 +163,13 @@ class Placer:
                 if withdrawn is not None:
                     return withdrawn
         return None
+
+    def silent(self) -> frozenset[str]:
+        """Hosts that are not heard of, looked at a few times a second."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s > _LOOK_EVERY_S:
+            self._silent_hosts, self._looked_s = self._fleet.silent(now_s), now_s
+        return self._silent_hosts
 
     async def _withdraw(
         self, record: VmRecord, entry: Entry[Operation], avoid: Set[str]

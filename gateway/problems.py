@@ -29,6 +29,7 @@ STATUS_OF: Mapping[ErrorCode, HTTPStatus] = {
     ErrorCode.FORBIDDEN: HTTPStatus.FORBIDDEN,
     ErrorCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
     ErrorCode.CONFLICT: HTTPStatus.CONFLICT,
+    ErrorCode.PRECONDITION_FAILED: HTTPStatus.PRECONDITION_FAILED,
     ErrorCode.ILLEGAL_TRANSITION: HTTPStatus.CONFLICT,
     ErrorCode.PAYLOAD_TOO_LARGE: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     ErrorCode.UNSUPPORTED: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -60,7 +61,15 @@ _DETAIL_OF_STATUS: Mapping[int, str] = {
     405: "This path does not take this method.",
     413: "The body is larger than this service takes.",
 }
-_QUERY_NAMES: Mapping[str, str] = {"vm_state": "state", "vm_ids": "vm_id"}
+_QUERY_NAMES: Mapping[str, str] = {
+    "vm_state": "state",
+    "operation_status": "status",
+    "vm_ids": "vm_id",
+    "labels": "label",
+    "answer_format": "format",
+    "types": "type",
+    "metric_names": "metric",
+}
 """Query parameters that handlers know by another name."""
 
 

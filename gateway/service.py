@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from gateway import acts, consoles
+from gateway import acts, consoles, listing, patching
 from gateway.auth import Principal, Scope
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
 from gateway.errors import RefusedError, no_such_vm, unavailable
 from gateway.fleet import Fleet
 from gateway.fleet import view as vm_view
+from gateway.listing import VmQuery
 from gateway.operations import Operations, shown
 from gateway.operations import view as operation_view
 from gateway.placement import lacking, need_of, total
@@ -23,7 +25,13 @@ from gateway.transitions import check
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.errors import TransientError
-from schemas.api import CreateVmRequest, OperationView, VmAndOperation, VmList, VmView
+from schemas.api import (
+    CreateVmRequest,
+    VmAndOperation,
+    VmList,
+    VmPatch,
+    VmView,
+)
 from schemas.codec import encode
 from schemas.commands import COMMAND_OF
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk, ConsoleQuery
@@ -35,6 +43,9 @@ from schemas.vms import VmRecord, VmSpec, VmState
 
 VERBS = ("boot", "shutdown", "pause", "resume", "reboot", "delete")
 """What can be done to a VM that exists."""
+
+_NEED_A_STOPPED_VM = frozenset({"boot", "restore", "snapshot"})
+"""Verbs for which a VM that waits for its restart is what it is: stopped."""
 
 MAX_WAIT_S = 60.0
 
@@ -57,6 +68,15 @@ class VmService:
 
     Each method raises RefusedError for what it will not do, and TransientError when the bus
     cannot be reached. A foreign VM, a missing one and a deleted one are the same to it.
+
+    Args:
+        bus: The connection.
+        fleet: Records, statuses, hosts.
+        operations: Results.
+        desk: The way to the agents.
+        creation: Makes VMs.
+        settings: The operator's.
+        ending: Done once this gateway ends: nobody waits for an operation any longer then.
     """
 
     def __init__(
@@ -67,8 +87,10 @@ class VmService:
         desk: CommandDesk,
         creation: Creation,
         settings: GatewaySettings,
+        ending: asyncio.Future[None],
     ) -> None:
         self._bus = bus
+        self._ending = ending
         self._fleet = fleet
         self._operations = operations
         self._desk = desk
@@ -104,22 +126,29 @@ class VmService:
         )
         return await consoles.ask(self._bus, found, query)
 
-    def page(
-        self, principal: Principal, *, after: UUID | None, limit: int, state: VmState | None
+    async def page(
+        self, principal: Principal, query: VmQuery, *, cursor: str = "", limit: int = 100
     ) -> VmList:
-        """VMs in the order in which they were made."""
+        """A page of VMs; see `listing.page`. Only operators may ask for those of a host."""
         principal.require(Scope.VMS_READ)
-        vms, cursor = self._fleet.page(principal.customer_id, after=after, limit=limit, state=state)
-        return VmList(vms=vms, next_cursor=str(cursor) if cursor else "")
+        if query.host is not None:
+            principal.require(Scope.ADMIN)
+        return await listing.page(
+            self._fleet, principal.customer_id, query, cursor=cursor, limit=limit
+        )
 
-    async def operation(self, principal: Principal, operation_id: UUID) -> OperationView:
-        """One operation."""
-        principal.require(Scope.VMS_READ)
-        found = await self._operations.get(operation_id)
-        if found is None or found.customer_id != principal.customer_id:
-            raise RefusedError(ErrorCode.NOT_FOUND, "There is no such operation.")
-        current = await self._creation.current(found)
-        return operation_view(current, utc_now(), operation_id)
+    async def patch(
+        self,
+        principal: Principal,
+        vm_id: UUID,
+        wanted: VmPatch,
+        generations: frozenset[int] | None = None,
+    ) -> VmView:
+        """Change name or labels; see `patching.patch`."""
+        principal.require(Scope.VMS_WRITE)
+        self._active_customer(principal)
+        self._require_bus()
+        return await patching.patch(self._fleet, principal.customer_id, vm_id, wanted, generations)
 
     async def create(
         self, principal: Principal, request: CreateVmRequest, wait_s: float = 0.0
@@ -147,10 +176,17 @@ class VmService:
             )
         record, operation, work = begun
         result: Operation | None = None
-        if wait_s > 0:
-            done, _ = await asyncio.wait({work}, timeout=min(wait_s, MAX_WAIT_S))
-            result = work.result() if done else None
+        if wait_s > 0 and work is not None:
+            awaited: set[asyncio.Future[Any]] = {work, self._ending}
+            await asyncio.wait(
+                awaited, timeout=min(wait_s, MAX_WAIT_S), return_when=asyncio.FIRST_COMPLETED
+            )
+            result = work.result() if work.done() else None
         return await self._outcome(record, operation, result)
+
+    async def earlier(self) -> Operation | None:
+        """What an earlier try of this very request has begun by `act`, if it has."""
+        return await self._operations.get(acts.mint("command")) if acts.repeated() else None
 
     async def act(
         self,
@@ -159,31 +195,45 @@ class VmService:
         verb: str,
         *,
         grace_s: float | None = None,
+        fields: Mapping[str, Any] | None = None,
+        permit: Callable[[VmRecord], Awaitable[None]] | None = None,
         wait_s: float = 0.0,
     ) -> Outcome:
-        """Do one of `VERBS` to a VM."""
+        """Do one of `VERBS` to a VM, or what `SnapshotService` asks for.
+
+        Args:
+            principal: Who asks.
+            vm_id: Which VM.
+            verb: What to do.
+            grace_s: Time for the guest, where the verb has it.
+            fields: What the verb's command says besides.
+            permit: Looks at the record as it stands on the server, and may refuse.
+            wait_s: How long to wait for the end.
+        """
         principal.require(Scope.VMS_WRITE)
         self._active_customer(principal)
         self._require_bus()
+        extra: dict[str, Any] = dict(fields or {})
+        if grace_s is not None:
+            extra["grace_s"] = grace_s
         command_id = acts.mint("command")
-        if acts.repeated():
-            earlier = await self._operations.get(command_id)
-            if earlier is not None:
-                return await self._go_on(earlier, grace_s, wait_s)
+        if earlier := await self.earlier():
+            return await self._go_on(earlier, extra, wait_s)
         found = await self._fleet.fresh(principal.customer_id, vm_id)
         if found is None:
             raise no_such_vm()
         record, status = found[0].value, found[1]
+        if permit is not None:
+            await permit(record)
         now = utc_now()
         seen = vm_view(record, status)
         # A VM that is about to be restarted counts as running: it can be shut down for good.
         state = seen.state if seen.restart_at is None else VmState.RUNNING
         check(
             verb,
-            seen.state if verb == "boot" else state,
+            seen.state if verb in _NEED_A_STOPPED_VM else state,
             self._operations.verbs_in_flight(vm_id, now),
         )
-        extra: dict[str, Any] = {} if grace_s is None else {"grace_s": grace_s}
         command = COMMAND_OF[verb](
             command_id=command_id,
             customer_id=record.customer_id,
@@ -218,7 +268,9 @@ class VmService:
             raise TransientError("the usage reply is not for this customer")
         return reply.report
 
-    async def _go_on(self, operation: Operation, grace_s: float | None, wait_s: float) -> Outcome:
+    async def _go_on(
+        self, operation: Operation, extra: Mapping[str, Any], wait_s: float
+    ) -> Outcome:
         """Finish what an earlier try of the same request has begun."""
         key = vm_key(operation.customer_id, operation.vm_id)
         entry = await self._fleet.specs.get(key)
@@ -226,7 +278,6 @@ class VmService:
             raise no_such_vm()
         if not operation.finished:
             # It may not have been published; repeating a command that was changes nothing.
-            extra: dict[str, Any] = {} if grace_s is None else {"grace_s": grace_s}
             await self._desk.publish(
                 COMMAND_OF[operation.verb](
                     command_id=operation.operation_id,
@@ -246,7 +297,9 @@ class VmService:
         if wait_s > 0:
             left_s = (operation.deadline - utc_now()).total_seconds()
             result = await self._operations.finished(
-                operation.operation_id, max(0.0, min(wait_s, MAX_WAIT_S, left_s + 0.1))
+                operation.operation_id,
+                max(0.0, min(wait_s, MAX_WAIT_S, left_s + 0.1)),
+                self._ending,
             )
         return await self._outcome(record, operation, result)
 

@@ -8,6 +8,7 @@ import msgspec
 
 from runtime.settings import CommonSettings, Port
 from schemas.ids import RegionId
+from schemas.tokens import MAX_TOKEN_LIFETIME_S
 
 _POOLS = r"^([a-z0-9][a-z0-9-]{0,62}=(spread|pack)(,(?!$)|$))*$(?!\n)"
 
@@ -18,12 +19,22 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
     Attributes:
         api_host: Address of the HTTP API.
         api_port: Port of the same; 0 takes a free one and logs it.
+        jwks: Where the issuer's keys (RS256, ES256, EdDSA) are: an `https://` address (`http://` on
+            this machine only), or the path of a file.
+        jwks_refresh_s: How often they are read; for an unknown `kid` at once.
+        jwks_max_stale_s: So long they serve while they cannot be read; then requests are answered
+            with 503.
+        jwks_timeout_s: How long one reading may take.
+        jwks_ca_file: Certificates (PEM) that the issuer's may be signed by, instead of the usual.
+        revocations_max_stale_s: So long tokens are taken while the bus does not tell which ones
+            are revoked; then requests are answered with 503.
         jwt_key: HS256 key for development tokens, as text of at least 32 bytes.
         jwt_key_file: File that holds that key instead; white space around it is dropped.
         jwt_key_id: Accepted value of a token's `kid`; a token without one is accepted as well.
         jwt_issuer: Required `iss`.
         jwt_audience: Required `aud`.
         jwt_leeway_s: Clock difference that `exp` and `nbf` may have.
+        jwt_max_lifetime_s: Tokens that live longer, from `iat` to `exp`, are refused.
         customer_claim: Claim that names the customer.
         max_body_bytes: Larger request bodies are refused.
         command_deadline_s: An agent that has not begun a command by then leaves it.
@@ -43,13 +54,20 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
 
     api_host: str = "127.0.0.1"
     api_port: Port = 8080
+    jwks: str = ""
+    jwks_refresh_s: Annotated[float, msgspec.Meta(ge=1, le=86_400)] = 300.0
+    jwks_max_stale_s: Annotated[float, msgspec.Meta(gt=0, le=604_800)] = 3600.0
+    jwks_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
+    jwks_ca_file: str = ""
+    revocations_max_stale_s: Annotated[float, msgspec.Meta(ge=15, le=3600)] = 60.0
     jwt_key: str = ""
     jwt_key_file: str = ""
     jwt_key_id: str = "dev"
     jwt_issuer: Annotated[str, msgspec.Meta(min_length=1)] = "decisec-dev"
     jwt_audience: Annotated[str, msgspec.Meta(min_length=1)] = "decisec"
     jwt_leeway_s: Annotated[int, msgspec.Meta(ge=0, le=300)] = 5
-    customer_claim: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] = "customer"
+    jwt_max_lifetime_s: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKEN_LIFETIME_S)] = 604_800
+    customer_claim: Annotated[str, msgspec.Meta(min_length=1, max_length=255)] = "customer"
     max_body_bytes: Annotated[int, msgspec.Meta(ge=1024, le=16_777_216)] = 65_536
     command_deadline_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     publish_limit_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0

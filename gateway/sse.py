@@ -8,6 +8,7 @@ Whatever the client does, a stream holds one chunk and what the socket buffers, 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -24,8 +25,10 @@ _log = structlog.get_logger("decisec.streams")
 
 MEDIA_TYPE = "text/event-stream"
 HEARTBEAT = b":\n\n"
-ABORT = "decisec.abort"
-"""Key in an ASGI scope: cuts the connection whatever is still to be sent."""
+TRANSPORT = "decisec.transport"
+"""Key in an ASGI scope: the connection, as asyncio knows it."""
+_UNREAD_BYTES = 131_072
+"""What the kernel may hold for a client that does not read; by itself it would take megabytes."""
 _LAST_WORD_S = 1.0
 """How long the reason of an end may take to be sent."""
 _STUCK_S = 30.0
@@ -102,10 +105,14 @@ class _Sent(ASGIResponse):
         self._first = first
         self._chunks = chunks
         self._endings = endings
-        self._abort: Callable[[], None] | None = None
+        self._transport: asyncio.Transport | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self._abort = scope.get(ABORT)
+        self._transport = scope.get(TRANSPORT)
+        if self._transport is not None:
+            connection = self._transport.get_extra_info("socket")
+            if connection is not None:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD_BYTES)
         await super().__call__(scope, receive, send)
 
     async def send_body(self, send: Any, receive: Any) -> None:
@@ -120,8 +127,9 @@ class _Sent(ASGIResponse):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except TimeoutError:
             _log.info("stream.cut", code=told.code)
-            if self._abort is not None:
-                self._abort()
+            if self._transport is not None:
+                # Closing it would wait for the client to read.
+                self._transport.abort()
 
     async def _until_over(self, send: Any, receive: Any) -> StreamNotice | None:
         """Send until it is over; None if the client has gone."""
@@ -170,8 +178,7 @@ async def _left(receive: Any) -> None:
         pass
 
 
-def aborter(send: Any) -> Callable[[], None] | None:
-    """Cuts the connection that a server's `send` belongs to; None where that cannot be known."""
-    transport = getattr(getattr(send, "__self__", None), "transport", None)
-    found: Callable[[], None] | None = getattr(transport, "abort", None)
-    return found
+def transport_of(send: Any) -> asyncio.Transport | None:
+    """The connection that a server's `send` belongs to; None where that cannot be known."""
+    found = getattr(getattr(send, "__self__", None), "transport", None)
+    return found if isinstance(found, asyncio.Transport) else None

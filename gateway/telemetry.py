@@ -64,7 +64,7 @@ class Observed:
         }
         method = scope["method"] if scope["method"] in _METHODS else "OTHER"
         status = 500
-        scope[sse.ABORT] = sse.aborter(send)
+        scope[sse.TRANSPORT] = sse.transport_of(send)
         special = _DOCUMENTS if scope["path"].startswith(documents.PATH) else _API
 
         async def observed_send(message: Message) -> None:

@@ -67,8 +67,8 @@ class Tombstones:
         spec = entry.value.spec.without_secrets()
         buried = msgspec.structs.replace(entry.value, spec=spec, deleted_at=utc_now())
         try:
-            await fleet.specs.update(key, buried, entry.revision)
+            revision = await fleet.specs.update(key, buried, entry.revision)
         except RevisionConflictError as error:
             raise TransientError(f"the record of {key} changed meanwhile") from error
-        fleet.note(buried)
+        fleet.note(buried, revision)
         _log.info("vm.buried", key=key)

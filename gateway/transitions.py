@@ -12,12 +12,13 @@ TARGET_OF: Mapping[str, VmState] = {
     "create": VmState.CREATED,
     "boot": VmState.RUNNING,
     "resume": VmState.RUNNING,
+    "restore": VmState.RUNNING,
     "reboot": VmState.RUNNING,
     "pause": VmState.PAUSED,
     "shutdown": VmState.STOPPED,
     "delete": VmState.DELETED,
 }
-"""Where a VM stands after a verb has succeeded."""
+"""Where a VM stands after a verb has succeeded; others leave it where it is."""
 
 _SETTLES: Mapping[VmState, VmState] = {
     VmState.PENDING: VmState.CREATED,
@@ -34,15 +35,16 @@ def expected(state: VmState, verbs_in_flight: Sequence[str]) -> VmState:
     An agent works on one command of a VM at a time, in order, so a verb is judged against what
     the earlier ones lead to: a boot may follow a create that is still under way.
     """
-    if verbs_in_flight:
-        return TARGET_OF.get(verbs_in_flight[-1], state)
+    for verb in reversed(verbs_in_flight):
+        if verb in TARGET_OF:
+            return TARGET_OF[verb]
     return _SETTLES.get(state, state)
 
 
 def legal(verb: str, state: VmState) -> bool:
     """Whether a verb may follow a settled state."""
     match verb:
-        case "boot":
+        case "boot" | "restore":
             return VmState.BOOTING in TRANSITIONS[state]
         case "resume":
             return state is VmState.PAUSED
@@ -50,7 +52,9 @@ def legal(verb: str, state: VmState) -> bool:
             return VmState.PAUSED in TRANSITIONS[state]
         case "shutdown" | "reboot":
             return VmState.STOPPING in TRANSITIONS[state]
-        case "delete":
+        case "snapshot":
+            return state in (VmState.RUNNING, VmState.PAUSED)
+        case "delete" | "discard":
             # A running VM is stopped on its way; only one that is gone cannot be deleted.
             return state is not VmState.DELETED
         case _:

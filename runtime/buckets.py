@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -229,6 +231,7 @@ class Mirror(Generic[T]):
 
     Attributes:
         values: Key to value. Read only.
+        taking: While `on_change` is called: the revision that tells of the change.
     """
 
     def __init__(
@@ -243,7 +246,9 @@ class Mirror(Generic[T]):
         self._on_change = on_change
         self._on_removed = on_removed
         self._synced = asyncio.Event()
+        self.taking = 0
         self._revision = 0
+        self._confirmed_s = -math.inf
         self._moved = asyncio.Event()
 
     async def synced(self) -> None:
@@ -254,6 +259,18 @@ class Mirror(Generic[T]):
     def revision(self) -> int:
         """Everything up to here is there."""
         return self._revision
+
+    @property
+    def confirmed_s(self) -> float:
+        """When (`time.monotonic`) the bucket was last heard of; minus infinity before that.
+
+        Some 10 s ago at most while the server answers.
+        """
+        return self._confirmed_s
+
+    def forget(self, key: str) -> None:
+        """Drop a value that has expired: the server tells of no such end."""
+        self._drop(key)
 
     async def reached(self, revision: int) -> None:
         """Return once everything up to this revision is there."""
@@ -282,6 +299,7 @@ class Mirror(Generic[T]):
 
     async def _follow(self) -> None:
         store = await self._bucket.store()
+        asked_s = time.monotonic()
         wanted = await self._bucket.last_revision()
         try:
             watcher = await store.watch(">")
@@ -289,12 +307,18 @@ class Mirror(Generic[T]):
             raise TransientError(f"cannot watch {self._bucket.name}: {error}") from error
         try:
             await self._read(watcher, wanted)
+            self._confirmed_s = asked_s
+            self._synced.set()
             while True:
                 entry = await _next(watcher, _RESYNC_S)
                 if entry is not None:
                     self._take(entry)
-                elif await self._bucket.last_revision() > self._revision:
+                    self._confirmed_s = time.monotonic()
+                    continue
+                asked_s = time.monotonic()
+                if await self._bucket.last_revision() > self._revision:
                     return
+                self._confirmed_s = asked_s
         finally:
             await _stop_watching(watcher)
 
@@ -316,11 +340,12 @@ class Mirror(Generic[T]):
             seen.add(entry.key)
             reached = entry.revision or 0
             self._take(entry)
+        self.taking = max(reached, wanted)
         for key in self.values.keys() - seen:
             self._drop(key)
-        self._synced.set()
 
     def _take(self, entry: KeyValue.Entry) -> None:
+        self.taking = entry.revision or 0
         self._note(entry)
         self._revision = max(self._revision, entry.revision or 0)
         self._moved.set()

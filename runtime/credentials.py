@@ -107,6 +107,10 @@ def public_key_of(seed: str, where: str = "the seed") -> str:
         SettingsError: It is no such seed, or was damaged.
     """
     try:
+        # The library itself does not look at the checksum.
+        prefix, raw = nkeys.decode_seed(bytearray(seed.encode()))
+        if nkeys.encode_seed(bytes(raw), prefix).decode() != seed:
+            raise SettingsError(f"DECISEC_NATS_CREDENTIALS: {where} holds a damaged seed")
         pair = nkeys.from_seed(bytearray(seed.encode()))
         public_key = pair.public_key.decode()
         pair.wipe()

@@ -13,6 +13,7 @@ import nats.js.errors
 from nats.js.api import (
     DiscardPolicy,
     KeyValueConfig,
+    RePublish,
     RetentionPolicy,
     StorageType,
     StoreCompression,
@@ -37,6 +38,7 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     Attributes:
         partitions: The one subject `a.b.*` is stored as `a.b.<partition>.*`; 0 leaves it as it is.
+        republish: What is stored under the one subject is published here as well; empty for none.
     """
 
     name: str
@@ -50,6 +52,7 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     compression: bool = False
     replicas: Replicas = 1
     partitions: Annotated[int, msgspec.Meta(ge=0, le=MAX_PARTITIONS)] = 0
+    republish: str = ""
 
 
 class BucketDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,6 +93,7 @@ _COMPARED = (
     "description",
     "subjects",
     "subject_transform",
+    "republish",
     "retention",
     "discard",
     "max_age",
@@ -191,6 +195,7 @@ def _stream_config(s: StreamDeclaration) -> StreamConfig:
         description=s.description,
         subjects=list(s.subjects),
         subject_transform=_transform(s),
+        republish=RePublish(src=s.subjects[0], dest=s.republish) if s.republish else None,
         retention=RetentionPolicy(s.retention),
         discard=DiscardPolicy(s.discard),
         max_age=s.max_age_s,
@@ -281,6 +286,8 @@ def _show(value: object) -> str:
             return str(value.value)
         case SubjectTransform():
             return str(value.dest)
+        case RePublish():
+            return f"{value.src} to {value.dest}"
         case float() | int():
             return f"{value:.0f}"
         case _:

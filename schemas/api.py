@@ -19,10 +19,18 @@ from schemas.vms import (
     LabelValue,
     PlacementWishes,
     RestartPolicy,
+    SnapshotKind,
     Timestamp,
     VmSpec,
     VmState,
 )
+
+VmName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)|^$(?!\n)")]
+"""What a customer calls a VM; may be empty, and several VMs may have one name."""
+
+
+LabelPatch = Annotated[dict[LabelName, LabelValue | None], msgspec.Meta(max_length=64)]
+"""Labels to set, and with null those to remove."""
 
 
 class RateLimitsRequest(RateLimits, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -40,7 +48,7 @@ class CreateVmRequest(Discreet, frozen=True, kw_only=True, forbid_unknown_fields
     """Body of `POST /v1/vms`. See `VmSpec` for the fields."""
 
     image: ImageName
-    name: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)|^$(?!\n)")] = ""
+    name: VmName = ""
     vcpus: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
     memory_mib: Annotated[int, msgspec.Meta(ge=16, le=1_048_576)] = 128
     disk_mib: Annotated[int, msgspec.Meta(ge=0, le=1_048_576)] = 0
@@ -86,8 +94,34 @@ class ShutdownRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     grace_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
 
 
+class SnapshotRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Optional body of `POST /v1/vms/{vm_id}/snapshot`."""
+
+    kind: SnapshotKind = SnapshotKind.FULL
+
+
+class RestoreRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /v1/vms/{vm_id}/restore`."""
+
+    snapshot_id: VmId
+
+
+class VmPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `PATCH /v1/vms/{vm_id}`: a JSON merge patch (RFC 7396) of what was asked for.
+
+    What is not named stays as it is; `null` removes a label, all labels, or the name.
+    """
+
+    name: VmName | msgspec.UnsetType | None = msgspec.UNSET
+    labels: LabelPatch | msgspec.UnsetType | None = msgspec.UNSET
+
+
 class VmView(msgspec.Struct, frozen=True, kw_only=True):
-    """A VM as its owner sees it."""
+    """A VM as its owner sees it.
+
+    Attributes:
+        generation: Grows by one with each change of name or labels; over HTTP the `ETag`.
+    """
 
     vm_id: VmId
     customer_id: CustomerId
@@ -105,10 +139,15 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
     last_error: ErrorInfo | None = None
     failures: int = 0
     restart_at: Timestamp | None = None
+    generation: int = 1
 
 
 class VmList(msgspec.Struct, frozen=True, kw_only=True):
-    """Answer to `GET /v1/vms`; `next_cursor` is empty on the last page."""
+    """Answer to `GET /v1/vms`; `next_cursor` is empty on the last page.
+
+    A page can be shorter than asked for, even empty, and not the last: the search for what a
+    filter wants is cut into pieces.
+    """
 
     vms: tuple[VmView, ...]
     next_cursor: str = ""
@@ -126,6 +165,46 @@ class OperationView(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Timestamp
     deadline: Timestamp
     finished_at: Timestamp | None = None
+    snapshot_id: VmId | None = None
+
+
+class OperationList(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `GET /v1/operations`, newest first; `next_cursor` is empty on the last page."""
+
+    operations: tuple[OperationView, ...]
+    next_cursor: str = ""
+
+
+class SnapshotView(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot that is there to be restored. See `SnapshotInfo`."""
+
+    snapshot_id: VmId
+    vm_id: VmId
+    kind: SnapshotKind
+    image: ImageName
+    vcpus: int
+    memory_mib: int
+    disk_mib: int
+    created_at: Timestamp
+
+
+class SnapshotList(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `GET /v1/snapshots`, oldest first; `next_cursor` is empty on the last page."""
+
+    snapshots: tuple[SnapshotView, ...]
+    next_cursor: str = ""
+
+
+class ImageView(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that VMs can be made from."""
+
+    name: ImageName
+
+
+class ImageList(msgspec.Struct, frozen=True, kw_only=True):
+    """Answer to `GET /v1/images`, by name."""
+
+    images: tuple[ImageView, ...]
 
 
 class VmAndOperation(msgspec.Struct, frozen=True, kw_only=True):

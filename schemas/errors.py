@@ -33,6 +33,7 @@ class ErrorCode(StrEnum):
     FORBIDDEN = "forbidden"
     NOT_FOUND = "not_found"
     CONFLICT = "conflict"
+    PRECONDITION_FAILED = "precondition_failed"
     ILLEGAL_TRANSITION = "illegal_transition"
     PAYLOAD_TOO_LARGE = "payload_too_large"
     UNSUPPORTED = "unsupported"

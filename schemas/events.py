@@ -6,6 +6,7 @@ On `vm.evt.<customer>.<vm>.<type>` and `host.evt.<host>.<type>`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -128,17 +129,34 @@ class HostFound(_HostEvent, frozen=True, kw_only=True, tag="host_found"):
     """A host is lost no longer: usage answers wait for it again."""
 
 
-class MeteringAdjusted(_HostEvent, frozen=True, kw_only=True, tag="metering_adjusted"):
-    """A host that is declared lost has sent frames from before that after all; they count.
-
-    Usage answers did not wait for them, so some that were complete have changed.
+class AdjustmentCause(StrEnum):
+    """How rows came to count that usage answers did not wait for.
 
     Attributes:
-        lost_at: When it was declared lost.
+        LATE: A host that was declared lost has sent them after all.
+        RETRY: An operator has put them back; they had been refused.
+        REPLAY: An operator has sent them once more.
+    """
+
+    LATE = "late"
+    RETRY = "retry"
+    REPLAY = "replay"
+
+
+class MeteringAdjusted(_HostEvent, frozen=True, kw_only=True, tag="metering_adjusted"):
+    """Rows of a host count that usage answers did not wait for: complete ones have changed.
+
+    Attributes:
+        lost_at: When the host was declared lost. Of a retry or a replay, when it was told.
         first_tick: The oldest frame's time.
         last_tick: The newest one's.
         frames: How many there were. One that was delivered twice may be told of twice.
-        rows: Samples in them that were passed on.
+        rows: Samples in them that were passed on, or sent.
+        cause: A value of `AdjustmentCause`, or a word of a newer version.
+        replay_id: Of the retry or replay, as in the audit.
+        reason: Why it was made.
+        uncertain: Nobody knows whether any row is new: they may have been stored before, or be
+            refused again. Answers have changed only by those that are.
     """
 
     lost_at: Timestamp
@@ -146,6 +164,10 @@ class MeteringAdjusted(_HostEvent, frozen=True, kw_only=True, tag="metering_adju
     last_tick: Timestamp
     frames: Count
     rows: Count
+    cause: str = AdjustmentCause.LATE
+    replay_id: str = ""
+    reason: str = ""
+    uncertain: bool = False
 
 
 class HostDrained(_HostEvent, frozen=True, kw_only=True, tag="host_drained"):

@@ -173,6 +173,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         placed: Why a VM that is made got this host, in a word for operators.
+        snapshot_id: The snapshot that the command is about, if it is about one.
     """
 
     operation_id: CommandId
@@ -188,6 +189,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     deadline: Timestamp
     finished_at: Timestamp | None = None
     placed: PlacedWord = ""
+    snapshot_id: VmId | None = None
 
     @property
     def finished(self) -> bool:

@@ -50,8 +50,15 @@ class KeyRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def idempotency_entry(customer_id: str, key: str) -> str:
-    """Key in the bucket: `<customer>.<digest of the caller's key>`."""
-    return f"{token(customer_id)}.{blake2b(key.encode(), digest_size=16).hexdigest()}"
+    """Key in the bucket: `<customer>.<digest of the caller's key>`.
+
+    Args:
+        customer_id: Empty for an operator who acts for no customer.
+        key: The caller's.
+    """
+    # No customer can have this name.
+    owner = token(customer_id) if customer_id else "_operators"
+    return f"{owner}.{blake2b(key.encode(), digest_size=16).hexdigest()}"
 
 
 decode_key_record: Callable[[bytes], KeyRecord] = decoder(KeyRecord)

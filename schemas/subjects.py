@@ -40,6 +40,9 @@ COLLECTORS_ALIVE = "collector.alive.*"
 METRICS_PROGRESS = "metrics.progress."
 """What the subjects begin with on which collectors say how far hosts have come."""
 
+PLACE_EXPLAIN = "place.ask.explain"
+"""Core NATS, asked of a gateway by operators: where a VM would be placed."""
+
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""
 
@@ -72,6 +75,11 @@ def vm_events_of(customer_id: str) -> str:
 def vm_events_at(customer_id: str, vm_id: UUID, kind: str = "") -> str:
     """Filter for the events of one VM, or for those of one type."""
     return f"vm.evt.{token(customer_id)}.{vm_id}.{kind or '*'}"
+
+
+def vm_news_of(customer_id: str) -> str:
+    """Filter for the same once more, each when it is stored."""
+    return f"vm.news.{token(customer_id)}.>"
 
 
 def host_event(event: HostEvent) -> str:

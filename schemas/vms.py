@@ -213,6 +213,7 @@ class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         former_hosts: Where it was before, oldest first. Spans of incarnations do not overlap; what
             comes after the last one's is the present host's.
+        generation: Grows by one with each change that its owner makes to name or spec.
     """
 
     vm_id: VmId
@@ -226,6 +227,7 @@ class VmRecord(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Timestamp
     deleted_at: Timestamp | None = None
     former_hosts: Annotated[tuple[FormerHost, ...], msgspec.Meta(max_length=MAX_FORMER_HOSTS)] = ()
+    generation: Annotated[int, msgspec.Meta(ge=1)] = 1
 
     def __post_init__(self) -> None:
         told = 0
@@ -338,6 +340,26 @@ FAILURES = frozenset(ExitReason) - {ExitReason.REQUESTED, ExitReason.GUEST_SHUTD
 """Reasons after which `RestartPolicy.ON_FAILURE` starts a VM again."""
 
 
+class SnapshotInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A snapshot that is there to be restored, as its VM's status tells of it.
+
+    Attributes:
+        snapshot_id: Made by whoever asked for it, so ids sort in the order of asking.
+        kind: How it was taken; any one is whole.
+        image: Image of the VM that it is of; with `vcpus`, `memory_mib` and `disk_mib` the shape
+            that a VM must have to be restored from it, as far as it is told here.
+        created_at: The host's time at which it was begun.
+    """
+
+    snapshot_id: VmId
+    kind: SnapshotKind
+    image: ImageName
+    vcpus: Annotated[int, msgspec.Meta(ge=1)]
+    memory_mib: Annotated[int, msgspec.Meta(ge=1)]
+    disk_mib: Annotated[int, msgspec.Meta(ge=0)]
+    created_at: Timestamp
+
+
 class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Value of bucket `vm_status`, written by the VM's agent only.
 
@@ -347,6 +369,7 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
         final_counters: The last incarnation's counters, once its VMM has ended.
         failures: How often the VM has failed in a row.
         restart_at: When it is started again by itself, while it waits for that.
+        snapshots: Its snapshots, oldest first; gone with the VM.
     """
 
     vm_id: VmId
@@ -362,6 +385,7 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
     last_error: ErrorInfo | None = None
     failures: Annotated[int, msgspec.Meta(ge=0)] = 0
     restart_at: Timestamp | None = None
+    snapshots: tuple[SnapshotInfo, ...] = ()
     updated_at: Timestamp
 
 

@@ -125,6 +125,7 @@ def status_of(record: Record, host_id: str, at: datetime | None = None) -> VmSta
         last_error=record.last_error,
         failures=record.failures,
         restart_at=record.restart_at,
+        snapshots=() if record.state is VmState.DELETED else record.snapshots,
         updated_at=at or utc_now(),
     )
 

@@ -259,4 +259,5 @@ def _operation(command: Command, done: Done) -> Operation:
         deadline=command.deadline,
         finished_at=done.finished_at,
         placed=command.placed if isinstance(command, CreateVm) else "",
+        snapshot_id=getattr(command, "snapshot_id", None),
     )

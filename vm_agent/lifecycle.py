@@ -12,6 +12,7 @@ from collections.abc import Callable
 from datetime import datetime
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from runtime.clock import utc_now
@@ -257,7 +258,9 @@ class Lifecycle:
         if not vm.record.spec.disk_mib:
             return
         image = await self._host.images.prepare_new(self._host.driver.name, spec)
-        if with_disk(spec, image.rootfs_bytes) != vm.record.spec:
+        # Its owner may have changed the labels since; nothing here goes by them.
+        wanted = msgspec.structs.replace(spec, labels=vm.record.spec.labels)
+        if with_disk(wanted, image.rootfs_bytes) != vm.record.spec:
             raise RefusedError(
                 ErrorCode.CONFLICT, f"image {spec.image!r} was replaced meanwhile; make a new VM"
             )

@@ -17,7 +17,7 @@ from runtime.clock import utc_now
 from schemas.errors import ErrorCode
 from schemas.events import VmSnapshotted
 from schemas.hosts import Resources
-from schemas.vms import SnapshotKind, VmSpec, VmState
+from schemas.vms import SnapshotInfo, SnapshotKind, VmSpec, VmState
 from vm_agent.admission import Admission
 from vm_agent.disks import clone_file, replace_disk
 from vm_agent.drivers.abc import Ability, DiffSnapshots, Snapshots
@@ -57,11 +57,19 @@ class Snapshotting:
         self._store = store
 
     async def adopt(self) -> None:
-        """Count what is there, and remove what an agent that was killed has left half done."""
+        """Count what is there, and remove what an agent that was killed has left half done.
+
+        What VMs' statuses say of snapshots is made to agree with the disk.
+        """
         vms = frozenset(vm.vm_id for vm in self._fleet.vms if vm.record.state is not _DELETED)
         await asyncio.to_thread(self._store.sweep, vms)
+        present: dict[UUID, list[Manifest]] = {}
         for manifest in await asyncio.to_thread(self._store.all):
             self._admission.hold(manifest.snapshot_id, _needs(manifest))
+            present.setdefault(manifest.vm_id, []).append(manifest)
+        for vm in self._fleet.vms:
+            if vm.record.state is not _DELETED and _tell(vm, present.get(vm.vm_id, [])):
+                await self._fleet.commit(vm)
 
     async def take(self, vm: Vm, live: Live, snapshot_id: UUID, kind: SnapshotKind) -> None:
         """Take a snapshot under this id; nothing happens if there is one already.
@@ -72,6 +80,7 @@ class Snapshotting:
             OSError: The disk refuses.
         """
         if await asyncio.to_thread(self._store.find, snapshot_id) is not None:
+            _tell(vm, await asyncio.to_thread(self._store.of_vm, vm.vm_id))
             return
         manifest = await self._admit(vm, live, snapshot_id, kind)
         try:
@@ -85,6 +94,7 @@ class Snapshotting:
             self._admission.release(snapshot_id)
             raise
         vm.stage(snapshot_base=snapshot_id)
+        _tell(vm, await asyncio.to_thread(self._store.of_vm, vm.vm_id))
         vm.happened(VmSnapshotted, snapshot_id=snapshot_id, kind=manifest.kind)
 
     async def restore(self, vm: Vm, snapshot_id: UUID) -> None:
@@ -111,6 +121,7 @@ class Snapshotting:
             await self._fleet.commit(vm)
         await asyncio.to_thread(self._store.remove, vm.vm_id, snapshot_id)
         self._admission.release(snapshot_id)
+        _tell(vm, await asyncio.to_thread(self._store.of_vm, vm.vm_id))
 
     async def discard_all(self, vm: Vm) -> None:
         """Throw all of a VM's snapshots away."""
@@ -182,6 +193,27 @@ class Snapshotting:
                 f"the snapshot is of {found.driver}, new VMs here get {self._host.driver.name}",
             )
         check_fit(vm.record.spec, found)
+
+
+def _tell(vm: Vm, present: list[Manifest]) -> bool:
+    """Stage that the VM has these snapshots, and the report of it, unless that is known."""
+    told = tuple(
+        SnapshotInfo(
+            snapshot_id=manifest.snapshot_id,
+            kind=manifest.kind,
+            image=manifest.spec.image,
+            vcpus=manifest.spec.vcpus,
+            memory_mib=manifest.spec.memory_mib,
+            disk_mib=manifest.spec.disk_mib,
+            created_at=manifest.created_at,
+        )
+        for manifest in sorted(present, key=lambda one: one.created_at)
+    )
+    if told == vm.record.snapshots:
+        return False
+    vm.stage(snapshots=told)
+    vm.report_status()
+    return True
 
 
 _DELETED = VmState.DELETED

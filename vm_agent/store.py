@@ -21,7 +21,7 @@ from schemas.codec import decoder, encode
 from schemas.errors import ErrorInfo, MalformedMessageError
 from schemas.events import VmEvent
 from schemas.ids import CommandId, CustomerId, VmId
-from schemas.vms import Counters, ExitReason, Timestamp, VmSpec, VmState
+from schemas.vms import Counters, ExitReason, SnapshotInfo, Timestamp, VmSpec, VmState
 from vm_agent.drivers.abc import Nic, Vmm
 
 DONE_KEPT = 16
@@ -82,6 +82,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         vmm: The running VMM's handle; None when there is none.
         uid: User that the VM's VMMs run as, as long as the VM is here.
         nic: The running incarnation's interface; removed idempotently if found without VMM.
+        snapshots: What is told of the VM's snapshots, oldest first.
         snapshot_base: Snapshot that a diff snapshot of the running incarnation would be a diff to.
         failures: How often the VM has failed in a row.
         restart_at: When it is to be started again by itself.
@@ -107,6 +108,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     final_counters: Counters | None = None
     exit_reason: ExitReason | None = None
     last_error: ErrorInfo | None = None
+    snapshots: tuple[SnapshotInfo, ...] = ()
     snapshot_base: VmId | None = None
     failures: int = 0
     restart_at: Timestamp | None = None

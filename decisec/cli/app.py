@@ -11,20 +11,26 @@ import typer
 
 from decisec.cli import (
     backfill,
+    bus,
     dev,
     flood,
     gaps,
     hosts,
     images,
     logs,
+    offered_images,
+    place,
     rejected,
     replay,
     services,
+    snapshots,
     store,
     streams,
     tail,
+    tokens,
     usage,
     vm,
+    vm_changes,
 )
 from decisec.cli.exits import EPILOG, CommandError, Exit, Failure, failure_of
 from decisec.cli.output import Json, show_json, tell
@@ -38,10 +44,16 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 logs.register(vm.app)
+vm_changes.register(vm.app)
 app.add_typer(vm.app, name="vm")
+app.add_typer(snapshots.app, name="snapshot")
+offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
+app.add_typer(place.app, name="place")
+app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
+app.add_typer(bus.app, name="bus")
 app.add_typer(tail.app, name="tail")
 app.add_typer(rejected.app, name="rejected")
 app.add_typer(store.app, name="store")

@@ -95,6 +95,7 @@ async def bus(nats_url: str, state_dir: Path) -> AsyncIterator[Bus]:
 
     from decisec.dev.journal import journal
     from runtime.bus import Bus
+    from runtime.errors import FatalError
     from runtime.settings import CommonSettings
     from runtime.telemetry import redact
 
@@ -108,7 +109,11 @@ async def bus(nats_url: str, state_dir: Path) -> AsyncIterator[Bus]:
             "no_address",
         )
     settings = CommonSettings(
-        nats_url=url, nats_credentials=os.environ.get("DECISEC_NATS_CREDENTIALS", "")
+        nats_url=url,
+        nats_credentials=os.environ.get("DECISEC_NATS_CREDENTIALS", ""),
+        nats_ca=os.environ.get("DECISEC_NATS_CA", ""),
+        nats_certificate=os.environ.get("DECISEC_NATS_CERTIFICATE", ""),
+        nats_key=os.environ.get("DECISEC_NATS_KEY", ""),
     )
     async with AsyncExitStack() as exits:
         # What matters of the connection is raised; its log is not for this terminal.
@@ -116,6 +121,8 @@ async def bus(nats_url: str, state_dir: Path) -> AsyncIterator[Bus]:
         try:
             async with asyncio.timeout(_NATS_WITHIN_S):
                 connected = await exits.enter_async_context(Bus.connect(settings, name="cli"))
+        except FatalError as error:
+            raise CommandError(str(error), Exit.DENIED, "denied") from error
         except TimeoutError as error:
             raise CommandError(
                 f"NATS does not answer at {redact(url)} within {_NATS_WITHIN_S:g} s",

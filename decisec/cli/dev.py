@@ -1,4 +1,4 @@
-"""`decisec dev`, `decisec demo` and `decisec token`: the whole stack on this machine."""
+"""`decisec dev` and `decisec demo`: the whole stack on this machine."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands."""
     app.command(epilog=EPILOG)(dev)
     app.command(epilog=EPILOG)(demo)
-    app.command(epilog=EPILOG)(token)
 
 
 def dev(
@@ -129,30 +128,6 @@ def demo(
         seconds=seconds, driver=driver.value, state_dir=state_dir, report=report, as_json=as_json
     )
     return asyncio.run(run_demo(options))
-
-
-def token(
-    customer: Annotated[str, typer.Option(help="Whose token.")] = "demo",
-    state_dir: StateDirectory = DEFAULT_STATE,
-    as_json: Json = False,
-) -> None:
-    """Print a development token that the stack on a state directory accepts."""
-    from decisec.dev.state import StateDir
-    from decisec.dev.tokens import TTL_S, development_token
-
-    _check_customer(customer)
-    state = StateDir(state_dir)
-    if not state.key_file.exists():
-        raise CommandError(
-            f"no stack has run on {state_dir}: start `decisec dev` first",
-            Exit.NOT_FOUND,
-            "no_stack",
-        )
-    minted = development_token(state.key(), customer)
-    if as_json:
-        show_json({"token": minted, "customer": customer, "expires_in_s": TTL_S})
-    else:
-        sys.stdout.write(f"{minted}\n")
 
 
 def _check_customer(customer: str) -> None:

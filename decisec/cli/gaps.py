@@ -15,7 +15,7 @@ from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, say, show, show_json, show_line, show_text
 
 if TYPE_CHECKING:
-    from decisec.streams.gaps import Item, Ledger
+    from decisec.streams.gaps import Adjustment, Item, Ledger
     from decisec.streams.selection import Selection
 
 
@@ -30,7 +30,9 @@ def gaps(
     ] = False,
     adjustments: Annotated[
         bool,
-        typer.Option("--adjustments", help="Only late frames of hosts that were declared lost."),
+        typer.Option(
+            "--adjustments", help="Only what answers did not wait for: late, put back, replayed."
+        ),
     ] = False,
     host: HostOption = None,
     follow: Annotated[
@@ -43,9 +45,10 @@ def gaps(
 ) -> None:
     """Show holes in the frames of hosts, and hosts silent or lost, from the last 30 days.
 
-    A hole is closed once all its frames have come. What a host that was declared lost has sent late
-    is an adjustment: it counts, and changes usage answers that were complete. With --follow, --json
-    prints a line each.
+    A hole is closed once all its frames have come. What a host that was declared lost has sent
+    late, or an operator has put back after it was refused, is an adjustment: it counts, and changes
+    usage answers that were complete. Of a replay nobody knows whether any of it is new: what is
+    stored already changes nothing. With --follow, --json prints a line each.
     """
     if only_open and adjustments:
         raise CommandError("--open: not with --adjustments", Exit.USAGE, "usage")
@@ -116,13 +119,16 @@ async def _follow(
 def gaps_table(found: list[Item]) -> Any:
     """A row each."""
     from rich.table import Table
+    from rich.text import Text
+
+    from decisec.cli.stream_lines import plain
 
     table = Table()
     for heading in ("what", "host", "from", "to", "state"):
         table.add_column(heading, no_wrap=True)
     table.add_column("of", no_wrap=True)
     for one in found:
-        table.add_row(*row_of(one))
+        table.add_row(*(Text(plain(cell)) for cell in row_of(one)))
     return table
 
 
@@ -137,8 +143,8 @@ def row_of(one: Item) -> tuple[str, ...]:
             one.host,
             _when(one.first_tick),
             _when(one.last_tick),
-            "adjusted",
-            f"{one.rows} samples; lost since {_when(one.lost_at)}",
+            "may be adjusted" if one.uncertain else "adjusted",
+            f"{one.rows} samples; {_why(one)}",
         )
     if isinstance(one, Gap):
         return (
@@ -167,6 +173,16 @@ def row_of(one: Item) -> tuple[str, ...]:
         (one.level if one.open else "heard again") + lasted,
         "",
     )
+
+
+def _why(one: Adjustment) -> str:
+    """How rows came to count that nobody waited for."""
+    if one.lost_at is not None:
+        return f"lost since {_when(one.lost_at)}"
+    what = "refused before, put back by" if one.cause == "retry" else one.cause
+    if one.uncertain:
+        what += ", changes nothing that is stored already:"
+    return f"{what} {one.replay_id} ({one.reason})"
 
 
 def _when(at: datetime | None) -> str:

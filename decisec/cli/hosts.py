@@ -183,7 +183,11 @@ def lost(
     ] = "",
     force: Annotated[
         bool,
-        typer.Option("--force", help="Even if its agent is heard.", show_default=False),
+        typer.Option(
+            "--force",
+            help="Even if its agent is heard, or frames of it are not stored yet.",
+            show_default=False,
+        ),
     ] = False,
     as_json: Json = False,
     nats_url: NatsUrl = "",
@@ -214,6 +218,13 @@ def lost(
                     f"{host} is heard of: its frames will come; --force declares it lost anyway",
                     Exit.FAILED,
                     "host_heard",
+                )
+            if not force and (behind := await hosts.on_its_way(host)):
+                raise CommandError(
+                    f"frames of {host} are on their way to the store ({', '.join(behind)}), and "
+                    "answers would pass them: wait, or give --force",
+                    Exit.FAILED,
+                    "on_its_way",
                 )
             return [await hosts.declare_lost(host, reason=reason, requested_by=operator())]
 

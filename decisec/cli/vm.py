@@ -12,6 +12,7 @@ import typer
 from decisec.cli.connection import DEFAULT_STATE, ApiUrl, StateDirectory, Token, api_client
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, show, show_json
+from decisec.cli.wishes import ApartBy, ApartRequired, Arch, Driver, HostLabel, pairs, wishes
 
 if TYPE_CHECKING:
     from decisec.sdk import Client
@@ -34,16 +35,9 @@ Grace = Annotated[
 ]
 
 
-def _pairs(option: str, values: list[str]) -> dict[str, str]:
-    pairs = dict(value.partition("=")[::2] for value in values)
-    if len(pairs) != len(values) or not all("=" in value for value in values):
-        raise CommandError(f"{option}: give NAME=VALUE, each name once", Exit.USAGE, "usage")
-    return pairs
-
-
 def _numbers(option: str, values: list[str]) -> dict[str, int]:
     try:
-        return {name: int(value) for name, value in _pairs(option, values).items()}
+        return {name: int(value) for name, value in pairs(option, values).items()}
     except ValueError:
         raise CommandError(
             f"{option}: give NAME=NUMBER, a whole number", Exit.USAGE, "usage"
@@ -53,7 +47,7 @@ def _numbers(option: str, values: list[str]) -> dict[str, int]:
 def _metadata(values: list[str], file: Path | None) -> dict[str, str]:
     import msgspec
 
-    given = _pairs("--metadata", values)
+    given = pairs("--metadata", values)
     if file is None:
         return given
     try:
@@ -102,6 +96,11 @@ def create(
             " net_tx_bytes_per_s.",
         ),
     ] = None,
+    host_label: HostLabel = None,
+    driver: Driver = "",
+    arch: Arch = "",
+    apart_by: ApartBy = "",
+    apart_required: ApartRequired = False,
     boot: Annotated[bool, typer.Option("--boot", help="Boot it as well.")] = False,
     no_wait: NoWait = False,
     as_json: Json = False,
@@ -122,11 +121,12 @@ def create(
         "disk_mib": disk,
         "network": network,
         "restart": restart,
-        "kernel_args": _pairs("--arg", arg or []),
-        "labels": _pairs("--label", label or []),
+        "kernel_args": pairs("--arg", arg or []),
+        "labels": pairs("--label", label or []),
         "metadata": _metadata(metadata or [], metadata_file),
         "balloon_mib": balloon,
         "limits": _numbers("--limit", limit or []),
+        "placement": wishes(host_label, driver, arch, apart_by, required=apart_required),
         "boot": boot,
     }
     try:
@@ -134,12 +134,26 @@ def create(
     except msgspec.ValidationError as error:
         raise CommandError(f"this VM cannot be asked for: {error}", Exit.USAGE, "usage") from error
     with api_client(api_url, token, state_dir) as client:
-        _report(client.create_vm(request, wait_s=_wait_s(no_wait)), as_json)
+        report(client.create_vm(request, wait_s=wait_s(no_wait)), as_json)
 
 
 @app.command("ls", epilog=EPILOG)
 def list_vms(
     state: Annotated[str, typer.Option(help="Only VMs in this state.", show_default=False)] = "",
+    label: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=VALUE]", help="Only VMs with this label; may be given several times."
+        ),
+    ] = None,
+    image: Annotated[str, typer.Option(help="Only VMs of this image.", show_default=False)] = "",
+    name: Annotated[str, typer.Option(help="Only VMs of this name.", show_default=False)] = "",
+    host: Annotated[
+        str, typer.Option(help="Only VMs on this host; for operators.", show_default=False)
+    ] = "",
+    sort: Annotated[
+        str, typer.Option(help="created_at or name; with - before it the other way round.")
+    ] = "created_at",
     as_json: Json = False,
     api_url: ApiUrl = "",
     token: Token = "",
@@ -151,8 +165,21 @@ def list_vms(
     if state and state not in set(VmState):
         known = ", ".join(VmState)
         raise CommandError(f"--state: {state!r} is none of {known}", Exit.USAGE, "usage")
+    labels = {
+        key: value if equals else None
+        for key, equals, value in (text.partition("=") for text in label or [])
+    }
     with api_client(api_url, token, state_dir) as client:
-        found = list(client.list_vms(state=VmState(state) if state else None))
+        found = list(
+            client.list_vms(
+                state=VmState(state) if state else None,
+                labels=labels,
+                image=image,
+                name=name,
+                host=host,
+                sort=sort,
+            )
+        )
     if as_json:
         show_json({"vms": found})
     else:
@@ -186,7 +213,7 @@ def _verb(name: str, doc: str, act: Callable[[Client, UUID, float], VmAndOperati
         state_dir: StateDirectory = DEFAULT_STATE,
     ) -> None:
         with api_client(api_url, token, state_dir) as client:
-            _report(act(client, find(client, vm), _wait_s(no_wait)), as_json)
+            report(act(client, find(client, vm), wait_s(no_wait)), as_json)
 
     app.command(name, help=doc, epilog=EPILOG)(command)
 
@@ -204,7 +231,7 @@ def _stop_verb(
         state_dir: StateDirectory = DEFAULT_STATE,
     ) -> None:
         with api_client(api_url, token, state_dir) as client:
-            _report(act(client, find(client, vm), grace, _wait_s(no_wait)), as_json)
+            report(act(client, find(client, vm), grace, wait_s(no_wait)), as_json)
 
     app.command(name, help=doc, epilog=EPILOG)(command)
 
@@ -227,7 +254,8 @@ _verb("delete", "End a VM if it runs, and free all it holds.",
       lambda c, vm, wait_s: c.delete_vm(vm, wait_s=wait_s))  # fmt: skip
 
 
-def _wait_s(no_wait: bool) -> float:
+def wait_s(no_wait: bool) -> float:
+    """How long a command waits for the end of what it asks for."""
     return 0.0 if no_wait else WAIT_S
 
 
@@ -237,7 +265,7 @@ def find(client: Client, vm: str) -> UUID:
         return UUID(vm)
     except ValueError:
         pass
-    found = [view.vm_id for view in client.list_vms() if view.name == vm]
+    found = [view.vm_id for view in client.list_vms(name=vm)]
     match found:
         case [vm_id]:
             return vm_id
@@ -251,7 +279,8 @@ def find(client: Client, vm: str) -> UUID:
             )
 
 
-def _report(done: VmAndOperation, as_json: bool) -> None:
+def report(done: VmAndOperation, as_json: bool) -> None:
+    """Say what a mutation has come to."""
     from schemas.hosts import OperationStatus
 
     if as_json:
@@ -320,6 +349,8 @@ def _details(vm: VmView) -> Any:
         "host": vm.host_id,
         "driver": _driver(vm),
         "image": vm.spec.image,
+        "labels": ", ".join(f"{name}={value}" for name, value in sorted(vm.spec.labels.items()))
+        or "-",
         "vCPUs": str(vm.spec.vcpus),
         "memory": f"{vm.spec.memory_mib} MiB",
         "disk": f"{vm.spec.disk_mib} MiB",

@@ -14,17 +14,25 @@ import msgspec
 from decisec.sdk.errors import UnexpectedAnswerError, error_of
 from schemas.api import (
     CreateVmRequest,
+    ImageList,
+    OperationList,
     OperationView,
     Problem,
+    RestoreRequest,
     ShutdownRequest,
+    SnapshotList,
+    SnapshotRequest,
+    SnapshotView,
     VmAndOperation,
     VmList,
+    VmPatch,
     VmView,
 )
 from schemas.consoles import ConsoleChunk
+from schemas.hosts import OperationStatus
 from schemas.idempotency import IDEMPOTENCY_HEADER
 from schemas.usage import UsageReport
-from schemas.vms import VmState
+from schemas.vms import SnapshotKind, VmState
 
 MAX_WAIT_S = 60
 T = TypeVar("T")
@@ -100,14 +108,99 @@ def create_vm(request: CreateVmRequest, wait_s: float, key: str = "") -> Call[Vm
     return _mutation("POST", "/v1/vms", wait_s, msgspec.json.encode(request), key)
 
 
-def list_vms(state: VmState | None, page_size: int, cursor: str) -> Call[VmList]:
+@dataclass(frozen=True, slots=True)
+class VmFilter:
+    """Which VMs a list is to hold, and in which order.
+
+    Attributes:
+        labels: All of these; a value of None means that the label is there, whatever its value.
+        host: For operators only.
+        sort: `created_at` or `name`; with `-` before it the other way round.
+    """
+
+    state: VmState | None = None
+    labels: Mapping[str, str | None] = field(default_factory=dict)
+    image: str = ""
+    name: str = ""
+    host: str = ""
+    sort: str = ""
+
+
+def list_vms(wanted: VmFilter, page_size: int, cursor: str) -> Call[VmList]:
     """`GET /v1/vms`: one page."""
     params = [("limit", str(page_size))]
-    if cursor:
-        params.append(("cursor", cursor))
-    if state is not None:
-        params.append(("state", state.value))
+    for name, value in wanted.labels.items():
+        params.append(("label", name if value is None else f"{name}:{value}"))
+    params.extend(
+        _given(
+            cursor=cursor,
+            state=wanted.state.value if wanted.state is not None else "",
+            image=wanted.image,
+            name=wanted.name,
+            host=wanted.host,
+            sort=wanted.sort,
+        )
+    )
     return Call("GET", "/v1/vms", VmList, params=tuple(params))
+
+
+def patch_vm(vm_id: UUID | str, patch: VmPatch, generation: int | None) -> Call[VmView]:
+    """`PATCH /v1/vms/{vm_id}`."""
+    headers = {
+        IDEMPOTENCY_HEADER: uuid4().hex,
+        "Content-Type": "application/merge-patch+json",
+    }
+    if generation is not None:
+        headers["If-Match"] = f'"{generation}"'
+    body = msgspec.json.encode(patch)
+    return Call("PATCH", f"/v1/vms/{_uuid(vm_id)}", VmView, body=body, headers=headers)
+
+
+def snapshot_vm(vm_id: UUID | str, kind: SnapshotKind, wait_s: float) -> Call[VmAndOperation]:
+    """`POST /v1/vms/{vm_id}/snapshot`."""
+    body = msgspec.json.encode(SnapshotRequest(kind=kind))
+    return _mutation("POST", f"/v1/vms/{_uuid(vm_id)}/snapshot", wait_s, body)
+
+
+def restore_vm(vm_id: UUID | str, snapshot_id: UUID | str, wait_s: float) -> Call[VmAndOperation]:
+    """`POST /v1/vms/{vm_id}/restore`."""
+    body = msgspec.json.encode(RestoreRequest(snapshot_id=_uuid(snapshot_id)))
+    return _mutation("POST", f"/v1/vms/{_uuid(vm_id)}/restore", wait_s, body)
+
+
+def list_snapshots(vm_id: UUID | str | None, page_size: int, cursor: str) -> Call[SnapshotList]:
+    """`GET /v1/snapshots`: one page."""
+    given = _given(cursor=cursor, vm_id="" if vm_id is None else str(_uuid(vm_id)))
+    params = (("limit", str(page_size)), *given)
+    return Call("GET", "/v1/snapshots", SnapshotList, params=params)
+
+
+def get_snapshot(snapshot_id: UUID | str) -> Call[SnapshotView]:
+    """`GET /v1/snapshots/{snapshot_id}`."""
+    return Call("GET", f"/v1/snapshots/{_uuid(snapshot_id)}", SnapshotView)
+
+
+def delete_snapshot(snapshot_id: UUID | str, wait_s: float) -> Call[VmAndOperation]:
+    """`DELETE /v1/snapshots/{snapshot_id}`."""
+    return _mutation("DELETE", f"/v1/snapshots/{_uuid(snapshot_id)}", wait_s)
+
+
+def list_operations(
+    vm_id: UUID | str | None, status: OperationStatus | None, page_size: int, cursor: str
+) -> Call[OperationList]:
+    """`GET /v1/operations`: one page."""
+    given = _given(
+        cursor=cursor,
+        vm_id="" if vm_id is None else str(_uuid(vm_id)),
+        status=status.value if status is not None else "",
+    )
+    params = (("limit", str(page_size)), *given)
+    return Call("GET", "/v1/operations", OperationList, params=params)
+
+
+def list_images() -> Call[ImageList]:
+    """`GET /v1/images`."""
+    return Call("GET", "/v1/images", ImageList)
 
 
 def get_vm(vm_id: UUID | str) -> Call[VmView]:
@@ -179,6 +272,10 @@ def _mutation(
     if body:
         headers["Content-Type"] = "application/json"
     return Call(method, path, VmAndOperation, body=body, headers=headers, wait_s=float(wait))
+
+
+def _given(**params: str) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in params.items() if value]
 
 
 def _uuid(value: UUID | str) -> UUID:

@@ -53,6 +53,10 @@ class ConflictError(ApiError):
     """409."""
 
 
+class PreconditionFailedError(ApiError):
+    """412: the VM has changed since the generation that was given."""
+
+
 class IllegalTransitionError(ConflictError):
     """409: the VM's state does not allow it."""
 
@@ -119,6 +123,7 @@ _KINDS: Mapping[str, type[ApiError]] = {
     ErrorCode.FORBIDDEN: ForbiddenError,
     ErrorCode.NOT_FOUND: NotFoundError,
     ErrorCode.CONFLICT: ConflictError,
+    ErrorCode.PRECONDITION_FAILED: PreconditionFailedError,
     ErrorCode.ILLEGAL_TRANSITION: IllegalTransitionError,
     ErrorCode.PAYLOAD_TOO_LARGE: PayloadTooLargeError,
     ErrorCode.UNKNOWN_IMAGE: UnknownImageError,

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Self
 from uuid import UUID
 
 import httpx
+from msgspec import UNSET, UnsetType
 from tenacity import Retrying
 
 from decisec.sdk import calls
-from decisec.sdk.calls import Call, T, WhoAmI, decode
+from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
 from decisec.sdk.transport import FIRST_PAUSE_S, TIMEOUT_S, Target, build, next_pause_s, policy
-from schemas.api import CreateVmRequest, OperationView, VmAndOperation, VmView
+from schemas.api import (
+    CreateVmRequest,
+    OperationView,
+    SnapshotView,
+    VmAndOperation,
+    VmPatch,
+    VmView,
+)
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
 from schemas.hosts import OperationStatus
 from schemas.usage import UsageReport
-from schemas.vms import VmState
+from schemas.vms import SnapshotKind, VmState
 
 
 class Client:
@@ -80,11 +88,34 @@ class Client:
         """
         return self._send(calls.create_vm(request, wait_s, idempotency_key))
 
-    def list_vms(self, *, state: VmState | None = None, page_size: int = 100) -> Iterator[VmView]:
-        """All VMs in the order in which they were made, fetched page by page."""
+    def list_vms(
+        self,
+        *,
+        state: VmState | None = None,
+        labels: Mapping[str, str | None] | None = None,
+        image: str = "",
+        name: str = "",
+        host: str = "",
+        sort: str = "",
+        page_size: int = 100,
+    ) -> Iterator[VmView]:
+        """VMs that fit all that is given, fetched page by page.
+
+        Args:
+            state: Only VMs in this state.
+            labels: Only VMs with all of these; None for a label of any value.
+            image: Only VMs of this image.
+            name: Only VMs of this name.
+            host: Only VMs on this host; for operators.
+            sort: `created_at` (the default) or `name`, with `-` before it the other way round.
+            page_size: VMs that are fetched at once.
+        """
+        wanted = VmFilter(
+            state=state, labels=labels or {}, image=image, name=name, host=host, sort=sort
+        )
         cursor = ""
         while True:
-            page = self._send(calls.list_vms(state, page_size, cursor))
+            page = self._send(calls.list_vms(wanted, page_size, cursor))
             yield from page.vms
             cursor = page.next_cursor
             if not cursor:
@@ -154,6 +185,83 @@ class Client:
     def delete_vm(self, vm_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
         """End a VM if it runs, and free all it holds."""
         return self._send(calls.delete_vm(vm_id, wait_s))
+
+    def patch_vm(
+        self,
+        vm_id: UUID | str,
+        *,
+        name: str | UnsetType | None = UNSET,
+        labels: Mapping[str, str | None] | UnsetType | None = UNSET,
+        generation: int | None = None,
+    ) -> VmView:
+        """Change a VM's name or labels; what is not given stays as it is.
+
+        Args:
+            vm_id: Which VM.
+            name: The new one; None for none.
+            labels: Those to set, and with None those to remove; None for no label at all.
+            generation: Only if the VM still stands at this one; PreconditionFailedError if not.
+        """
+        given = labels if labels is UNSET or labels is None else dict(labels)
+        patch = VmPatch(name=name, labels=given)
+        return self._send(calls.patch_vm(vm_id, patch, generation))
+
+    def snapshot_vm(
+        self,
+        vm_id: UUID | str,
+        *,
+        kind: SnapshotKind = SnapshotKind.FULL,
+        wait_s: float = 0.0,
+    ) -> VmAndOperation:
+        """Keep memory and disk of a VM; `operation.snapshot_id` names what is kept."""
+        return self._send(calls.snapshot_vm(vm_id, kind, wait_s))
+
+    def restore_vm(
+        self, vm_id: UUID | str, snapshot_id: UUID | str, *, wait_s: float = 0.0
+    ) -> VmAndOperation:
+        """Start a VM that is stopped, or was never started, from a snapshot."""
+        return self._send(calls.restore_vm(vm_id, snapshot_id, wait_s))
+
+    def list_snapshots(
+        self, *, vm_id: UUID | str | None = None, page_size: int = 100
+    ) -> Iterator[SnapshotView]:
+        """Snapshots in the order in which they were asked for, of all VMs or of one."""
+        cursor = ""
+        while True:
+            page = self._send(calls.list_snapshots(vm_id, page_size, cursor))
+            yield from page.snapshots
+            cursor = page.next_cursor
+            if not cursor:
+                return
+
+    def get_snapshot(self, snapshot_id: UUID | str) -> SnapshotView:
+        """One snapshot."""
+        return self._send(calls.get_snapshot(snapshot_id))
+
+    def delete_snapshot(self, snapshot_id: UUID | str, *, wait_s: float = 0.0) -> VmAndOperation:
+        """Throw a snapshot away; VMs that were started from it go on."""
+        return self._send(calls.delete_snapshot(snapshot_id, wait_s))
+
+    def list_images(self) -> list[str]:
+        """Names of the images that VMs can be made from."""
+        found = self._send(calls.list_images())
+        return [image.name for image in found.images]
+
+    def list_operations(
+        self,
+        *,
+        vm_id: UUID | str | None = None,
+        status: OperationStatus | None = None,
+        page_size: int = 100,
+    ) -> Iterator[OperationView]:
+        """What was asked for of late, newest first."""
+        cursor = ""
+        while True:
+            page = self._send(calls.list_operations(vm_id, status, page_size, cursor))
+            yield from page.operations
+            cursor = page.next_cursor
+            if not cursor:
+                return
 
     def get_operation(self, operation_id: UUID | str) -> OperationView:
         """One operation."""

@@ -12,6 +12,7 @@ from decisec.streams.selection import Selection
 from runtime.bus import Bus
 from schemas.errors import MalformedMessageError
 from schemas.events import (
+    AdjustmentCause,
     GapClosed,
     GapOpened,
     HostEvent,
@@ -81,23 +82,32 @@ class Silence(msgspec.Struct, frozen=True, kw_only=True, tag="silence", tag_fiel
 
 
 class Adjustment(msgspec.Struct, frozen=True, kw_only=True, tag="adjustment", tag_field="kind"):
-    """A host that was declared lost has sent frames from before that; they count.
+    """Rows of a host count that usage answers did not wait for.
 
     Attributes:
-        lost_at: When it was declared lost.
-        at: When the frames had come.
+        lost_at: When the host was declared lost; None for what was put back or replayed.
+        at: When the frames had come, or were sent.
         first_tick: Of the oldest of them.
         last_tick: Of the newest.
         rows: Samples in them.
+        cause: `late` (from a host that was declared lost), `retry` (had been refused, and was put
+            back), `replay` (was sent once more), or a word of a newer version.
+        replay_id: Of the retry or replay, as in the audit.
+        reason: Why it was made.
+        uncertain: Whether any row is new is not known.
     """
 
     host: str
-    lost_at: datetime
+    lost_at: datetime | None
     at: datetime
     first_tick: datetime
     last_tick: datetime
     frames: int
     rows: int
+    cause: str = AdjustmentCause.LATE
+    replay_id: str = ""
+    reason: str = ""
+    uncertain: bool = False
 
     @property
     def begin(self) -> datetime:
@@ -252,12 +262,16 @@ class Ledger:
             return None
         self._adjustments[event.event_id] = one = Adjustment(
             host=event.host_id,
-            lost_at=event.lost_at,
+            lost_at=event.lost_at if event.cause == AdjustmentCause.LATE else None,
             at=event.at,
             first_tick=event.first_tick,
             last_tick=event.last_tick,
             frames=event.frames,
             rows=event.rows,
+            cause=event.cause,
+            replay_id=event.replay_id,
+            reason=event.reason,
+            uncertain=event.uncertain,
         )
         return one
 

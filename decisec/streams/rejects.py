@@ -10,6 +10,7 @@ from uuid import UUID
 import msgspec
 
 from decisec.streams.acts import audited
+from decisec.streams.adjusting import Telling
 from decisec.streams.decoding import Row, sample_rows
 from decisec.streams.reading import Record, Stretch, record_at, records, remove
 from decisec.streams.selection import Selection
@@ -17,12 +18,12 @@ from runtime.bus import Bus
 from runtime.errors import PoisonError
 from runtime.publisher import Publisher
 from schemas.errors import InvalidIdError, MalformedMessageError
+from schemas.events import AdjustmentCause
 from schemas.frames import (
     HEADER_DETAIL,
     HEADER_ORIGIN_SEQUENCE,
     HEADER_ORIGIN_STREAM,
     HEADER_REASON,
-    HEADER_REPLAY,
     EnrichedFrame,
     Frame,
     RejectReason,
@@ -31,6 +32,7 @@ from schemas.frames import (
     replay_of,
 )
 from schemas.ids import new_id, token
+from schemas.replays import Refused, retry_headers
 from schemas.subjects import METRICS_REJECTED, host_of_metrics, metrics_enriched, metrics_raw
 
 RETRY = "rejected-retry"
@@ -158,13 +160,16 @@ def grouped(found: Iterable[Reject]) -> list[Group]:
 async def retry(bus: Bus, sequences: Sequence[int], *, actor: str, reason: str) -> Treated:
     """Send rejects once more to where they came from; each leaves the rejects once it is sent.
 
-    What is refused again comes back as a new reject.
+    What is refused again comes back as a new reject. What is not is listed as an adjustment, with
+    the reason: by the collector, or, for what the store had refused, from here.
 
     Raises:
         TransientError: The server did not answer; what was done until then is audited.
     """
     publisher = Publisher(bus)
     act_id = new_id()
+    # Of what goes to the collector it tells by itself, and knows more.
+    telling = Telling(bus, AdjustmentCause.RETRY, act_id, reason)
 
     async def send(record: Record) -> str:
         """Why it cannot be; empty once it is sent."""
@@ -179,18 +184,25 @@ async def retry(bus: Bus, sequences: Sequence[int], *, actor: str, reason: str) 
         except InvalidIdError:
             return "it came from no valid host"
         refused_by_store = reject.reason == RejectReason.STORE_REFUSED
+        refused = Refused.REPLAYED if reject.replay else Refused.SENT
+        frame = frame_in(record)
+        if refused_by_store and frame is not None:
+            await telling.ahead([frame])
         try:
             await publisher.publish(
                 metrics_enriched(host) if refused_by_store else metrics_raw(host),
                 record.data,
                 msg_id=f"replay:{act_id}:{record.sequence}",
-                headers={HEADER_REPLAY: str(act_id)},
+                headers=retry_headers(str(act_id), reason, refused),
             )
         except PoisonError as error:
             return str(error)
         return ""
 
-    return await _treat(bus, sequences, RETRY, act_id, actor=actor, reason=reason, act=send)
+    try:
+        return await _treat(bus, sequences, RETRY, act_id, actor=actor, reason=reason, act=send)
+    finally:
+        await telling.rest()
 
 
 async def discard(bus: Bus, sequences: Sequence[int], *, actor: str, reason: str) -> Treated:

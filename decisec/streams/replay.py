@@ -13,6 +13,7 @@ from enum import Enum, auto
 from uuid import UUID
 
 from decisec.streams.acts import audited
+from decisec.streams.adjusting import Telling
 from decisec.streams.bounds import Bound
 from decisec.streams.checkpoint import Plan, Progress
 from decisec.streams.decoding import frame_of, message_row
@@ -23,6 +24,7 @@ from decisec.streams.targets import GOES_BACK, Item, Target
 from runtime.bus import Bus
 from runtime.clock import Clock, SystemClock
 from schemas.errors import MalformedMessageError
+from schemas.events import AdjustmentCause
 from schemas.frames import replay_of
 from schemas.ids import new_id
 from schemas.subjects import METRICS_RAW, METRICS_REJECTED
@@ -122,16 +124,20 @@ class Replay:
         self._told = told
         self._clock = clock or SystemClock()
         self._owners: Owners = {}
+        self._telling: Telling | None = None
         self._began_ns = 0
         self._began_at: datetime | None = None
 
-    async def run(self) -> Progress:
+    async def run(self, telling: Telling | None = None) -> Progress:
         """Do it. Cancelled, it leaves a progress from which another one can go on.
+
+        Args:
+            telling: Is told of all frames, before they are sent.
 
         Raises:
             TransientError: The bus is away for longer than half a minute.
         """
-        plan = self.plan
+        plan, self._telling = self.plan, telling
         if plan.source == METRICS_RAW and plan.selection.customers:
             self._owners = await owners_of(self._bus)
         stretch = plan.stretch._replace(first=max(plan.first, self.progress.cursor + 1))
@@ -203,6 +209,9 @@ class Replay:
 
     async def _give(self, portion: _Portion, cursor: int) -> None:
         if portion.items:
+            if self._telling is not None:
+                frames = [item.frame for item in portion.items if item.frame is not None]
+                await self._telling.ahead(frames)
             await self._target.take(portion.items)
         self._advance(cursor, portion)
 
@@ -225,6 +234,8 @@ class Replay:
 async def run_audited(bus: Bus, work: Replay, *, actor: str, resumed: bool = False) -> Progress:
     """Run a replay that sends something, with an entry in the audit before it and one after it.
 
+    Adjustments tell which hosts it has touched, from when to when.
+
     Raises:
         TransientError: The audit stream did not take the first entry, and nothing was sent; or the
             bus is away for longer than half a minute.
@@ -239,8 +250,12 @@ async def run_audited(bus: Bus, work: Replay, *, actor: str, resumed: bool = Fal
         reason=plan.reason,
         details={"replay_id": str(plan.replay_id), "resumed": str(resumed).lower()},
     ) as found:
+        telling = Telling(bus, AdjustmentCause.REPLAY, plan.replay_id, plan.reason)
         try:
-            await work.run()
+            try:
+                await work.run(telling)
+            finally:
+                await telling.rest()
         finally:
             found |= {
                 "cursor": str(progress.cursor),

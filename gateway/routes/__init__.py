@@ -5,7 +5,7 @@ from __future__ import annotations
 from litestar import Router
 from litestar.types import AfterRequestHookHandler, BeforeRequestHookHandler
 
-from gateway.routes import account, events, operations, usage, vms
+from gateway.routes import account, events, images, metrics, operations, snapshots, usage, vms
 from gateway.routes.common import authenticated
 
 
@@ -18,9 +18,12 @@ def router(before: BeforeRequestHookHandler, after: AfterRequestHookHandler) -> 
         after_request=after,
         route_handlers=[
             *vms.HANDLERS,
+            *snapshots.HANDLERS,
+            *images.HANDLERS,
             *operations.HANDLERS,
             *usage.HANDLERS,
             *events.HANDLERS,
+            *metrics.HANDLERS,
             *account.HANDLERS,
         ],
     )

@@ -11,15 +11,16 @@ from litestar import Request, Response
 from litestar.connection import ASGIConnection
 from litestar.exceptions import NotFoundException
 from litestar.handlers import BaseRouteHandler
-from litestar.params import FromPath, HeaderParameter
+from litestar.params import FromPath, HeaderParameter, QueryParameter
 
 from gateway import sse
 from gateway.auth import Authenticator, Principal
+from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.errors import RefusedError, no_such_vm
 from gateway.service import MAX_WAIT_S, Outcome, VmService
 from gateway.streams import token_ends
-from schemas.api import FieldProblem, VmAndOperation
+from schemas.api import FieldProblem, VmAndOperation, VmView
 from schemas.codec import encode
 from schemas.errors import ErrorCode, InvalidIdError
 from schemas.ids import parse_uuid
@@ -27,8 +28,24 @@ from schemas.vms import Timestamp
 
 _PRINCIPAL = "principal"
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=;|,|$)', re.IGNORECASE)
+_MAX_IF_MATCH_CHARS = 256
+_TAG = r'(?:W/)?"[\x21\x23-\x2b\x2d-\x7e]*"'
+_ENTITY_TAGS = re.compile(rf"\s*{_TAG}(?:\s*,\s*{_TAG})*\s*")
+_OUR_TAG = re.compile(r'"([1-9][0-9]{0,18})"')
 
 Id = FromPath[str]
+Cursor = Annotated[
+    str,
+    QueryParameter(
+        description="`next_cursor` of the page before; good with the same filters and sort only."
+    ),
+]
+IfMatch = Annotated[
+    str,
+    HeaderParameter(
+        name="If-Match", description="`ETag` of the VM as you know it: 412 if it has changed since."
+    ),
+]
 Prefer = Annotated[
     str, HeaderParameter(name="Prefer", description="`wait=N`: wait up to N seconds, at most 60.")
 ]
@@ -42,6 +59,8 @@ async def authenticated(
     if b"%" in raw or b"//" in raw or raw.endswith(b"/"):
         # The router would tidy these up; no path of this API needs them.
         raise NotFoundException
+    background: Background = connection.app.state.background
+    background.require_open()
     authenticator: Authenticator = connection.app.state.authenticator
     principal = await authenticator.principal(connection.headers.get("authorization"))
     connection.scope["state"][_PRINCIPAL] = principal
@@ -55,7 +74,7 @@ def who(request: Request[Any, Any, Any]) -> Principal:
 
 def service(request: StrictRequest) -> VmService:
     """The service that the app was built around."""
-    found: VmService = request.app.state.service
+    found: VmService = request.app.state.vms
     return found
 
 
@@ -127,12 +146,35 @@ def wait_s_of(prefer: str) -> float:
 
 def mutation(outcome: Outcome, wait_s: float, done_status: int) -> Response[VmAndOperation]:
     """The answer to a mutation: done, or under way."""
-    headers = {"Location": f"/v1/operations/{outcome.body.operation.operation_id}"}
+    headers = {
+        "Location": f"/v1/operations/{outcome.body.operation.operation_id}",
+        "ETag": etag(outcome.body.vm),
+    }
     if wait_s > 0:
         headers["Preference-Applied"] = f"wait={wait_s:.0f}"
     if outcome.finished and done_status == 201:
         headers["Location"] = f"/v1/vms/{outcome.body.vm.vm_id}"
     return answer(outcome.body, done_status if outcome.finished else 202, headers)
+
+
+def etag(vm: VmView) -> str:
+    """The tag of what can be changed by `PATCH`; what else is shown of a VM does not count."""
+    return f'"{vm.generation}"'
+
+
+def generations_of(if_match: str) -> frozenset[int] | None:
+    """What an `If-Match` header allows; None for anything.
+
+    Raises:
+        RefusedError: BAD_REQUEST. It is no such header.
+    """
+    if not if_match or if_match.strip() == "*":
+        return None
+    if len(if_match) > _MAX_IF_MATCH_CHARS or not _ENTITY_TAGS.fullmatch(if_match):
+        raise wrong("If-Match", 'must be `*` or entity tags, as in: "3"')
+    # Other tags than ours are well-formed and match nothing; weak ones never do (RFC 9110).
+    tags = (tag.strip() for tag in if_match.split(","))
+    return frozenset(int(found[1]) for tag in tags if (found := _OUR_TAG.fullmatch(tag)))
 
 
 def answer(

@@ -4,31 +4,57 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from litestar import Response, delete, get, post
+from litestar import Response, delete, get, patch, post
 from litestar.params import JSONBody, QueryParameter
 
-from gateway.bodies import BODY, StrictRequest
+from gateway.bodies import BODY, MEDIA, MERGE_PATCH, StrictRequest
 from gateway.documents import RawConsole
+from gateway.listing import Sort, VmQuery
+from gateway.routes import examples
 from gateway.routes.common import (
+    Cursor,
     Id,
+    IfMatch,
     Prefer,
     answer,
+    etag,
+    generations_of,
     mutation,
-    query_id,
     service,
     vm_of,
     wait_s_of,
     who,
     wrong,
 )
-from schemas.api import CreateVmRequest, ShutdownRequest, VmAndOperation, VmList, VmView
+from schemas.api import CreateVmRequest, ShutdownRequest, VmAndOperation, VmList, VmPatch, VmView
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
 from schemas.units import MAX_COUNTER
 from schemas.vms import VmState
 
 StopBody = JSONBody[ShutdownRequest | None]
 Limit = Annotated[int, QueryParameter(ge=1, le=1000, description="VMs on a page.")]
-Cursor = Annotated[str, QueryParameter(description="`next_cursor` of the page before.")]
+Labels = Annotated[
+    list[str] | None,
+    QueryParameter(
+        name="label",
+        max_items=32,
+        description="Only VMs with this label: `team` for any value, `team:web` for one. Given "
+        "several times, all of them.",
+    ),
+]
+Host = Annotated[
+    str,
+    QueryParameter(description="Only VMs on this host; needs the scope `admin`.", max_length=63),
+]
+Image = Annotated[str, QueryParameter(description="Only VMs of this image.", max_length=63)]
+Name = Annotated[str, QueryParameter(description="Only VMs of this name.", max_length=63)]
+SortBy = Annotated[
+    Sort,
+    QueryParameter(
+        description="By time of making or by name; `-` for the other way round. VMs of one name "
+        "come in the order of making."
+    ),
+]
 State = Annotated[
     VmState | None, QueryParameter(name="state", description="Only VMs in this state.")
 ]
@@ -55,22 +81,72 @@ async def create_vm(
     return mutation(outcome, wait_s, 201)
 
 
-@get("/vms", summary="List VMs")
+@get("/vms", summary="List VMs", operation_class=examples.vm_list)
 async def list_vms(
     request: StrictRequest,
     limit: Limit = 100,
     cursor: Cursor = "",
     vm_state: State = None,
+    labels: Labels = None,
+    host: Host = "",
+    image: Image = "",
+    name: Name = "",
+    sort: SortBy = Sort.CREATED,
 ) -> Response[VmList]:
-    """VMs in the order in which they were made."""
-    after = query_id("cursor", cursor) if cursor else None
-    return answer(service(request).page(who(request), after=after, limit=limit, state=vm_state))
+    """VMs that fit all the filters that are given, page by page.
+
+    A page can hold fewer VMs than `limit`, even none, and yet have a `next_cursor`: a search looks
+    at a bounded number of VMs at a time. The list has ended when `next_cursor` is empty. VMs that
+    come and go meanwhile move no others.
+    """
+    query = VmQuery(
+        state=vm_state,
+        labels=_labels(labels or []),
+        host=host or None,
+        image=image or None,
+        name=name or None,
+        sort=sort,
+    )
+    return answer(await service(request).page(who(request), query, cursor=cursor, limit=limit))
 
 
-@get("/vms/{vm_id:str}", summary="Look at a VM")
+def _labels(given: list[str]) -> dict[str, str | None]:
+    wanted: dict[str, str | None] = {}
+    for text in given:
+        name, colon, value = text.partition(":")
+        known = wanted.get(name)
+        if known is not None and colon and known != value:
+            raise wrong("label", f"no VM has two values of one label: {name[:64]}")
+        wanted[name] = value if colon else known
+    return wanted
+
+
+@get("/vms/{vm_id:str}", summary="Look at a VM", operation_class=examples.vm)
 async def get_vm(request: StrictRequest, vm_id: Id) -> Response[VmView]:
-    """One VM."""
-    return answer(service(request).get(who(request), vm_of(vm_id)))
+    """One VM; its `ETag` tells whether name or labels have changed."""
+    found = service(request).get(who(request), vm_of(vm_id))
+    return answer(found, headers={"ETag": etag(found)})
+
+
+@patch(
+    "/vms/{vm_id:str}",
+    opt={BODY: VmPatch, MEDIA: (MERGE_PATCH, "application/json")},
+    summary="Change a VM's name or labels",
+    operation_class=examples.patch,
+)
+async def patch_vm(
+    request: StrictRequest, vm_id: Id, data: JSONBody[VmPatch], if_match: IfMatch = ""
+) -> Response[VmView]:
+    """A JSON merge patch (RFC 7396): what is not named stays, `null` removes.
+
+    Done when it is answered, so `Prefer: wait` changes nothing. Of two patches at once neither
+    is lost. With `If-Match` it is done only if nobody else has changed the VM since: 412
+    `precondition_failed` otherwise.
+    """
+    changed = await service(request).patch(
+        who(request), vm_of(vm_id), data, generations_of(if_match)
+    )
+    return answer(changed, headers={"ETag": etag(changed)})
 
 
 @get(
@@ -184,6 +260,7 @@ HANDLERS = (
     create_vm,
     list_vms,
     get_vm,
+    patch_vm,
     get_console,
     delete_vm,
     boot_vm,

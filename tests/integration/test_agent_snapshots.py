@@ -74,6 +74,15 @@ async def done(client: Client, vm_id: UUID) -> int:
         await asyncio.sleep(1)
 
 
+async def told(client: Client, vm_id: UUID) -> list[UUID]:
+    """The snapshots that the VM's status tells of."""
+    status = await client.status(vm_id)
+    assert status is not None
+    shape = {(s.image, s.memory_mib, s.disk_mib, s.vcpus) for s in status.snapshots}
+    assert shape <= {(SPEC.image, SPEC.memory_mib, SPEC.disk_mib, SPEC.vcpus)}
+    return [snapshot.snapshot_id for snapshot in status.snapshots]
+
+
 async def test_a_vm_goes_on_under_another_id(host: tuple[AgentProcess, Client]) -> None:
     """With its memory and its disk; nobody pays for what the other one has used."""
     process, client = host
@@ -85,6 +94,8 @@ async def test_a_vm_goes_on_under_another_id(host: tuple[AgentProcess, Client]) 
     await client.do(PauseVm, vm_id)
     paused = await client.do(SnapshotVm, vm_id, snapshot_id=second, kind=SnapshotKind.DIFF)
     assert (paused.status, paused.state) == (OperationStatus.SUCCEEDED, VmState.PAUSED)
+    assert paused.snapshot_id == second
+    assert await told(client, vm_id) == [first, second]
     kinds = [e.kind for e in await client.events() if isinstance(e, VmSnapshotted)]
     assert kinds == [SnapshotKind.FULL, SnapshotKind.DIFF]
     assert (await client.do(ShutdownVm, vm_id, grace_s=0)).state is VmState.STOPPED
@@ -93,6 +104,7 @@ async def test_a_vm_goes_on_under_another_id(host: tuple[AgentProcess, Client]) 
     await process.kill()
     await process.start()
     left_mib = (await client.host(other_than=run_id)).free.disk_mib
+    assert await told(client, vm_id) == [first, second]
     assert left_mib == 2000 - SPEC.disk_mib - 2 * (SPEC.memory_mib + SPEC.disk_mib)
     copies = []
     for snapshot_id in (first, second):
@@ -138,8 +150,12 @@ async def test_what_cannot_be_is_refused(host: tuple[AgentProcess, Client]) -> N
     for _ in range(7):
         assert await code(SnapshotVm, vm_id, snapshot_id=new_id()) is None
     assert await code(SnapshotVm, vm_id, snapshot_id=new_id()) is ErrorCode.NO_CAPACITY
+    before = await told(client, vm_id)
+    assert (len(before), before[0]) == (8, snapshot_id)
     assert await code(DiscardSnapshot, vm_id, snapshot_id=snapshot_id) is None
+    assert await told(client, vm_id) == before[1:]
     assert await code(SnapshotVm, vm_id, snapshot_id=new_id()) is None
     assert await code(BootVm, bigger) is None
     assert await code(DeleteVm, vm_id) is None
+    assert await told(client, vm_id) == []
     assert os.listdir(process.data_dir / "snapshots") == []  # noqa: PTH208 - one level is meant

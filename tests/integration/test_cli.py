@@ -102,6 +102,50 @@ def test_lists_are_tables_for_people_and_documents_for_programs(shell: Shell, vm
     assert "running" in wrong.err
 
 
+def test_vms_are_labelled_renamed_and_found_again(shell: Shell, vm: str) -> None:
+    """Set, removed, cleared; lists by label, image and name, in any order."""
+    assert shell("vm", "label", vm).out == f"VM {vm} has no labels\n"
+    assert shell("vm", "label", "web", "team=a", "tier=1").out == "team=a\ntier=1\n"
+    changed = shell("vm", "label", "web", "team-", "stage=", "--json").json
+    assert changed == {"vm_id": vm, "labels": {"stage": "", "tier": "1"}}
+    assert "stage=, tier=1" in shell("vm", "get", "web").out
+    for options, found in (
+        (("--label", "tier"), [vm]),
+        (("--label", "tier=1", "--label", "stage="), [vm]),
+        (("--label", "tier=2"), []),
+        (("--image", "tiny", "--name", "web", "--sort", "-name"), [vm]),
+        (("--image", "none"), []),
+    ):
+        listed = shell("vm", "ls", *options, "--json").json["vms"]
+        assert [one["vm_id"] for one in listed] == found
+    assert shell("vm", "ls", "--sort", "size").code == Exit.USAGE
+    assert shell("vm", "ls", "--host", "h1").code == Exit.DENIED
+    for wrong in ("team", "A=1", "team=a b", "-"):
+        assert shell("vm", "label", "web", wrong).code == Exit.USAGE
+    assert shell("vm", "label", "web", "a=1", "a-").code == Exit.USAGE
+    assert shell("vm", "label", "web", "new=1", "--clear").out == "new=1\n"
+    assert shell("vm", "rename", "web", "www").out == f"VM {vm} is www\n"
+    assert shell("vm", "get", "web").code == Exit.NOT_FOUND
+    assert shell("vm", "get", "www", "--json").json["generation"] == 5
+    assert shell("vm", "rename", "www", "").out == f"VM {vm} is without a name\n"
+
+
+def test_snapshots_and_images_are_asked_for(shell: Shell, vm: str) -> None:
+    """A simulated VM cannot have a snapshot, and the words say so; images are the hosts'."""
+    refused = shell("vm", "snapshot", vm)
+    assert refused.code == Exit.USAGE
+    assert "cannot take snapshots" in refused.err
+    assert shell("vm", "snapshot", vm, "--kind", "half").code == Exit.USAGE
+    assert shell("snapshot", "ls", "--json").json == {"snapshots": []}
+    assert shell("snapshot", "ls", "--vm", "web").code == 0
+    assert shell("snapshot", "rm", vm).code == Exit.NOT_FOUND
+    assert shell("snapshot", "rm", "x").code == Exit.USAGE
+    assert shell("vm", "restore", vm, vm).code == Exit.NOT_FOUND
+    assert shell("vm", "restore", vm, "x").code == Exit.USAGE
+    assert "tiny\n" in shell("image", "offered").out
+    assert "tiny" in shell("image", "offered", "--json").json["images"]
+
+
 def test_without_waiting_the_operation_is_named(shell: Shell, vm: str) -> None:
     """`--no-wait` returns once the command is accepted."""
     accepted = shell("vm", "shutdown", vm, "--no-wait", "--json").json
@@ -233,6 +277,7 @@ def test_streams_are_as_declared(shell: Shell) -> None:
     [
         [], ["vm"], ["vm", "create"], ["streams", "diff"], ["usage"], ["top"], ["dev"], ["demo"],
         ["host"], ["host", "ls"], ["host", "get"], ["host", "drain"], ["host", "undrain"],
+        ["token"], ["token", "keygen"], ["token", "revoke"], ["token", "ls"],
     ],
     ids=" ".join,
 )  # fmt: skip

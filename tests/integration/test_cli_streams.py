@@ -151,6 +151,31 @@ async def test_what_came_late_of_lost_hosts_is_listed(operator: Operator) -> Non
     assert (refused.code, refused.problem["code"]) == (Exit.USAGE, "usage")
 
 
+async def test_what_was_put_back_and_replayed_is_listed_with_the_reason(
+    operator: Operator,
+) -> None:
+    """Of a replay it is said that it may have changed nothing; a reason is no markup."""
+    common: dict[str, Any] = {
+        "at": NOW, "host_id": "h1", "lost_at": NOW, "first_tick": NOW, "last_tick": NOW,
+        "frames": 3, "rows": 6, "replay_id": "r1",
+    }  # fmt: skip
+    retried = MeteringAdjusted(
+        event_id=new_id(), cause="retry", reason="it [bold]came[/]", **common
+    )
+    replayed = MeteringAdjusted(
+        event_id=new_id(), cause="replay", reason="to be sure", uncertain=True, **common
+    )
+    await tell(operator.bus, retried, replayed)
+    found = (await operator("gaps", "--adjustments", "--json")).json["gaps"]
+    assert [(g["cause"], g["uncertain"], g["lost_at"], g["reason"]) for g in found] == [
+        ("retry", False, None, "it [bold]came[/]"), ("replay", True, None, "to be sure"),
+    ]  # fmt: skip
+    shown = (await operator("gaps", "--adjustments")).out
+    assert "put back by r1 (it [bold]came[/])" in shown
+    assert "may be adjusted" in shown
+    assert "changes nothing that is stored already: r1 (to be sure)" in shown
+
+
 async def test_a_lost_host_is_listed_until_it_is_found(operator: Operator) -> None:
     """Among what is open, and with who declared it."""
     lost = HostLost(
@@ -184,6 +209,18 @@ async def test_losing_and_finding_a_host_is_audited(operator: Operator) -> None:
     ]
     assert len({e.details["lost_at"] for e in entries}) == 1
     assert all(e.actor and e.customer_id == "operator" for e in entries)
+
+
+async def test_a_host_of_which_frames_are_on_their_way_is_not_declared_lost(
+    operator: Operator,
+) -> None:
+    """Answers would pass what a batcher that is behind has not stored; --force declares it."""
+    await operator.bus.js.pull_subscribe("", durable="batcher", stream="METRICS_ENRICHED")
+    await operator.bus.js.publish(metrics_enriched("h1"), b"a frame")
+    refused = await operator("host", "lost", "h1", "--reason", "burnt", "--json")
+    assert (refused.code, refused.problem["code"]) == (Exit.FAILED, "on_its_way")
+    assert (await operator("host", "lost", "h2", "--reason", "burnt")).code == 0
+    assert (await operator("host", "lost", "h1", "--reason", "burnt", "--force")).code == 0
 
 
 @pytest.mark.parametrize("as_json", [False, True])

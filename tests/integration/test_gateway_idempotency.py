@@ -16,8 +16,8 @@ import pytest
 
 from decisec.devkit.tokens import mint
 from decisec.sdk import AsyncClient, IdempotencyKeyReusedError
+from gateway.attempts import boot_id, create_id
 from gateway.commands import operation_of
-from gateway.creation import boot_id, create_id
 from gateway.derived_ids import derived
 from gateway.idempotency import digest
 from runtime.buckets import Bucket

@@ -210,7 +210,7 @@ async def test_everything_that_goes_wrong_is_a_problem(shared: Stack) -> None:
             ("GET", "/v1", 404),
             ("GET", "/v2/vms", 404),
             ("PUT", "/v1/vms", 405),
-            ("PATCH", f"/v1/vms/{new_id()}", 405),
+            ("PUT", f"/v1/vms/{new_id()}", 405),
             ("GET", f"/v1/vms/{new_id()}/boot", 405),
             ("GET", f"/v1/vms/{new_id()}/explode", 404),
         ):

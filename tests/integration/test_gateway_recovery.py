@@ -15,7 +15,7 @@ from uuid import UUID
 
 import httpx
 
-from gateway.creation import create_id
+from gateway.attempts import create_id
 from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import utc_now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from schemas.frames import (
     encode_frame,
 )
 from schemas.ids import new_id
+from schemas.replays import HEADER_REPLAY_REASON, HEADER_RETRY, retry_of
 from schemas.subjects import (
     METRICS_ENRICHED,
     METRICS_RAW,
@@ -31,10 +33,12 @@ from schemas.subjects import (
     host_of_metrics,
     metrics_rejected,
 )
+from tests.support.collector import all_collected
 from tests.support.frames import Row, frame
 from tests.support.nats import bus_with_streams
 from tests.support.replays import (
     Fleet,
+    adjustments,
     audit_entries,
     billed,
     put_records,
@@ -83,7 +87,10 @@ async def test_a_reject_goes_back_where_it_came_from(bus: Bus) -> None:
         (message,) = await read_stream(bus, stream)
         assert message.data == data
         assert message.headers[HEADER_REPLAY] == str(done.act_id)
-        assert [h for h in message.headers if h.startswith("Decisec-")] == [HEADER_REPLAY]
+        assert {h for h in message.headers if h.startswith("Decisec-")} == {
+            HEADER_REPLAY, HEADER_RETRY, HEADER_REPLAY_REASON,
+        }  # fmt: skip
+        assert retry_of(message.headers) == (str(done.act_id), "records are there now", False)
         assert host_of_metrics(message.subject) == ("h1" if stream == METRICS_RAW else "h2")
     assert [r.reason for r in await listed(bus)] == ["not_msgpack"]
     begun, ended = await audit_entries(bus)
@@ -96,6 +103,22 @@ async def test_a_reject_goes_back_where_it_came_from(bus: Bus) -> None:
     assert ended.details["done"] == "1-2"
     assert ended.details["kinds"] == "1 store_refused h2, 1 unknown_vm h1"
     assert {e.reason for e in (begun, ended)} == {"records are there now"}
+    # Of what went to the collector, it tells.
+    (told,) = await adjustments(bus)
+    assert (told.host_id, told.cause, told.replay_id) == ("h2", "retry", str(done.act_id))
+    assert (told.frames, told.rows, told.uncertain) == (1, 1, True)
+
+
+async def test_a_reject_of_a_replay_goes_back_as_one(bus: Bus) -> None:
+    """Its rows may have been stored when its host sent it."""
+    raw = encode_frame(frame([Row(VM)], run_id=new_id(), host="h1"))
+    await Publisher(bus).publish(
+        metrics_rejected(RejectReason.UNKNOWN_VM, "h1"), raw, msg_id="again",
+        headers={HEADER_REASON: RejectReason.UNKNOWN_VM, HEADER_REPLAY: str(new_id())},
+    )  # fmt: skip
+    done = await retry(bus, [1], actor="ann", reason="jetzt: 100 % für h1")
+    (message,) = await read_stream(bus, METRICS_RAW)
+    assert retry_of(message.headers) == (str(done.act_id), "jetzt: 100 % für h1", True)
 
 
 async def test_what_cannot_be_sent_again_stays(bus: Bus) -> None:
@@ -174,3 +197,29 @@ async def test_rows_that_were_refused_are_billed_after_a_retry(tmp_path: Path) -
         assert await count_messages(bus, METRICS_REJECTED) == 0
         again = [m for m in await read_stream(bus, METRICS_RAW) if HEADER_REPLAY in m.headers]
         assert {decode_frame(m.data).vm_ids for m in again} == {late.vm_id.bytes}
+        told = await adjustments(bus)
+        assert {(e.host_id, e.cause, e.reason, e.replay_id, e.uncertain) for e in told} == {
+            ("h1", "retry", "its record came late", str(done.act_id), False)
+        }
+        assert (sum(e.frames for e in told), sum(e.rows for e in told)) == (20, 20)
+        ticks = [f.tick_ms / 1000 for f in fleet.by_host["h1"]]
+        assert min(e.first_tick.timestamp() for e in told) == ticks[0]
+        assert max(e.last_tick.timestamp() for e in told) == ticks[-1]
+
+
+async def test_what_is_refused_again_is_no_adjustment(tmp_path: Path) -> None:
+    """It changes nothing; it is a reject as before."""
+    fleet = Fleet(5)
+    async with metering_stack(tmp_path / "stack") as stack, stack.bus() as bus:
+        await put_records(bus, fleet.records[1:])
+        async with stored_frames(bus) as stored:
+            await send(bus, fleet.frames())
+            await stored.reach(10)
+        sequences = [r.sequence for r in await listed(bus)]
+        assert len(sequences) == 5
+        await retry(bus, sequences, actor="ann", reason="perhaps now")
+        async with asyncio.timeout(30):
+            while [r.sequence for r in await listed(bus)] != list(range(6, 11)):
+                await asyncio.sleep(0.05)
+        await all_collected(bus)
+        assert await adjustments(bus) == []

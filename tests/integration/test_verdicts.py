@@ -111,6 +111,29 @@ async def test_a_host_that_shows_itself_is_not_declared_lost(
         assert await one.standing("sending") is not None
 
 
+@pytest.mark.parametrize(
+    ("stream", "durable"),
+    [(subjects.METRICS_ENRICHED, "batcher"), (subjects.METRICS_RAW, "collector-0")],
+)
+async def test_a_host_is_not_lost_before_what_it_had_is_stored(
+    served: tuple[NatsServer, Bus], stream: str, durable: str
+) -> None:
+    """Answers would pass rows that wait in a stream, for a batcher that is behind."""
+    _, bus = served
+    work = await bus.js.pull_subscribe("", durable=durable, stream=stream)
+    await send_frame(bus, "h1")
+    for host in ("h1", "h2"):
+        await bus.js.publish(subjects.metrics_enriched(host), b"a frame")
+    async with judge(bus) as one:
+        one.expect(VM)
+        await one.turns(3 * AFTER_S)
+        assert await one.standing("h1") is None
+        (first,) = await work.fetch(1, timeout=10)
+        await first.ack_sync()
+        await one.turns(STEP_S)
+        assert await one.standing("h1") is not None
+
+
 async def test_a_silence_that_was_the_collector_s_own_does_not_count(
     served: tuple[NatsServer, Bus],
 ) -> None:

@@ -14,6 +14,7 @@ from schemas.frames import (
     decode_frame,
     encode_frame,
 )
+from schemas.replays import Retry
 from schemas.subjects import METRICS_RAW, metrics_raw, vm_key
 from schemas.units import NS_PER_MS, NS_PER_S
 from schemas.vms import VmRecord
@@ -43,12 +44,13 @@ class Feed:
         at_ms: int = 0,
         redelivered: bool = False,
         replay: str = "",
+        retry: Retry | None = None,
     ) -> Outcome:
         """Process one; `at_ms` is the collector's time after the first tick."""
         self.sequence += 1
         data = encode_frame(sent) if isinstance(sent, Frame) else sent
         return self.pipeline.process(
-            Intake(subject, data, METRICS_RAW, self.sequence, redelivered, replay),
+            Intake(subject, data, METRICS_RAW, self.sequence, redelivered, replay, retry=retry),
             Now((BASE_MS + at_ms) * NS_PER_MS, NS_PER_S + at_ms * NS_PER_MS),
         )
 

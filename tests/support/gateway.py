@@ -19,7 +19,7 @@ from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.consumer import Consumer, Delivery
 from runtime.health import Health
-from schemas.commands import Command, decode_command
+from schemas.commands import Command, DeleteVm, DiscardSnapshot, SnapshotVm, decode_command
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.hosts import HostInfo, OperationStatus, Resources, decode_host_info, decode_operation
 from schemas.ids import new_id
@@ -32,7 +32,7 @@ from schemas.subjects import (
     vm_commands_of,
     vm_key,
 )
-from schemas.vms import VmState, VmStatus, decode_vm_record, decode_vm_status
+from schemas.vms import SnapshotInfo, VmState, VmStatus, decode_vm_record, decode_vm_status
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.ports import free_port
 from tests.support.service_process import ServiceProcess, python_module, settings_env
@@ -48,6 +48,7 @@ _AFTER = {
     "create": VmState.CREATED,
     "boot": VmState.RUNNING,
     "resume": VmState.RUNNING,
+    "restore": VmState.RUNNING,
     "reboot": VmState.RUNNING,
     "pause": VmState.PAUSED,
     "shutdown": VmState.STOPPED,
@@ -126,12 +127,13 @@ class ScriptedAgent:
         error = self.script(command)
         if utc_now() > command.deadline:
             error = ErrorInfo(code=ErrorCode.DEADLINE_EXCEEDED, message="too late")
+        state = None
         if error is None:
-            await self.tell(command, _AFTER[command.verb])
+            state = await self.tell(command, _AFTER.get(command.verb))
         done = msgspec.structs.replace(
             entry.value,
             status=OperationStatus.FAILED if error else OperationStatus.SUCCEEDED,
-            state=None if error else _AFTER[command.verb],
+            state=state,
             error=error,
             finished_at=utc_now(),
         )
@@ -139,12 +141,15 @@ class ScriptedAgent:
         self.seen.append(command)
         await delivery.ack()
 
-    async def tell(self, command: Command, state: VmState) -> None:
-        """Write a VM's status."""
+    async def tell(self, command: Command, state: VmState | None) -> VmState:
+        """Write a VM's status; it stays in its state without a new one."""
         key = vm_key(command.customer_id, command.vm_id)
         before = await self.statuses.get(key)
+        if state is None:
+            assert before is not None
+            state = before.value.state
         incarnation = before.value.incarnation if before else 0
-        grown = command.verb in ("boot", "reboot")
+        grown = command.verb in ("boot", "reboot", "restore")
         await self.statuses.put(
             key,
             VmStatus(
@@ -155,9 +160,31 @@ class ScriptedAgent:
                 incarnation=incarnation + (1 if grown else 0),
                 driver="simulator",
                 simulated=True,
+                snapshots=_snapshots(command, before.value.snapshots if before else ()),
                 updated_at=utc_now(),
             ),
         )
+        return state
+
+
+def _snapshots(command: Command, before: tuple[SnapshotInfo, ...]) -> tuple[SnapshotInfo, ...]:
+    match command:
+        case SnapshotVm():
+            taken = SnapshotInfo(
+                snapshot_id=command.snapshot_id,
+                kind=command.kind,
+                image="tiny",
+                vcpus=1,
+                memory_mib=128,
+                disk_mib=0,
+                created_at=utc_now(),
+            )
+            return (*before, taken)
+        case DiscardSnapshot():
+            return tuple(info for info in before if info.snapshot_id != command.snapshot_id)
+        case DeleteVm():
+            return ()
+    return before
 
 
 class GatewayProcess(ServiceProcess):
@@ -232,7 +259,9 @@ async def running_gateway(
 ) -> AsyncIterator[tuple[GatewaySettings, Health, str]]:
     """A gateway with a connection of its own."""
     settings = GatewaySettings(
-        nats_url=server.url, api_port=0, jwt_key=KEY.decode(), **{"publish_limit_s": 2.0, **options}
+        nats_url=server.url,
+        api_port=0,
+        **{"jwt_key": KEY.decode(), "publish_limit_s": 2.0, **options},
     )
     health = Health()
     async with (

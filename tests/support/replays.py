@@ -17,9 +17,18 @@ from runtime.publisher import Publisher
 from runtime.reading import read_stream
 from schemas.audit import AuditEntry, decode_audit_entry
 from schemas.codec import decoder, encode
+from schemas.events import MeteringAdjusted, decode_host_event
 from schemas.frames import Frame, FramesStored, encode_frame
 from schemas.ids import new_id
-from schemas.subjects import AUDIT, METRICS_STORED, VM_SPECS, metrics_raw, usage_query, vm_key
+from schemas.subjects import (
+    AUDIT,
+    HOST_EVENTS,
+    METRICS_STORED,
+    VM_SPECS,
+    metrics_raw,
+    usage_query,
+    vm_key,
+)
 from schemas.usage import UsageQuery, decode_usage_reply
 from schemas.vms import METERS, VmRecord, decode_vm_record
 from tests.support.frames import busy_frames, record
@@ -131,6 +140,12 @@ async def billed(bus: Bus, customers: Sequence[str] = Fleet.customers) -> Bills:
         for row in report.vms:
             found[row.vm_id] = {name: getattr(row, name) for name in (*METERS, "samples")}
     return found
+
+
+async def adjustments(bus: Bus) -> list[MeteringAdjusted]:
+    """All that are told."""
+    events = [decode_host_event(message.data) for message in await read_stream(bus, HOST_EVENTS)]
+    return [event for event in events if isinstance(event, MeteringAdjusted)]
 
 
 async def audit_entries(bus: Bus) -> list[AuditEntry]:

@@ -147,7 +147,7 @@ async def killable_stack(
     stack = KillableStack(
         root, driver=driver, guest=guest, firecracker=firecracker, settings=settings
     )
-    async with _running(stack, START_ORDER, guest):
+    async with running(stack, START_ORDER, guest):
         yield stack
 
 
@@ -164,12 +164,12 @@ async def metering_stack(
     """
     settings = {"batcher": {f"DECISEC_BATCHER_{k.upper()}": v for k, v in batcher.items()}}
     stack = KillableStack(root, driver="simulator", guest=root, settings=settings)
-    async with _running(stack, start, None):
+    async with running(stack, start, None):
         yield stack
 
 
 @asynccontextmanager
-async def _running(
+async def running(
     stack: KillableStack, names: tuple[str, ...], guest: Path | None
 ) -> AsyncIterator[None]:
     async with AsyncExitStack() as exits:

@@ -30,6 +30,7 @@ def claims(**changes: Any) -> dict[str, Any]:
         "sub": "tester",
         "customer": "acme",
         "scope": "vms:read vms:write usage:read",
+        "iat": now_s,
         "exp": now_s + 600,
         **changes,
     }
@@ -70,7 +71,29 @@ def bad_tokens() -> dict[str, str]:
         "customer with a wildcard": forge(hs256, claims(customer="acme.>")),
         "customer with a newline": forge(hs256, claims(customer="acme\n")),
         "customer a list": forge(hs256, claims(customer=["acme"])),
-        "scope a list": forge(hs256, claims(scope=["vms:read"])),
+        "scope a number": forge(hs256, claims(scope=7)),
+        "scope a list of numbers": forge(hs256, claims(scp=[7])),
+        "no customer, and no admin": forge(hs256, claims(customer=None, scope="adminn vms:read")),
+        "empty customer of an admin": forge(hs256, claims(customer="", scope="admin")),
+        "jti a number": forge(hs256, claims(jti=7)),
+        "iat missing": forge(hs256, claims(iat=None)),
+        "iat a word": forge(hs256, claims(iat="now")),
+        "nbf a word": forge(hs256, claims(nbf="now")),
+        "exp true": forge(hs256, claims(exp=True)),
+        "exp infinite": forge(hs256, claims(exp=float("inf"))),
+        "exp too far": forge(hs256, claims(exp=2**60)),
+        "lives for a year": forge(hs256, claims(exp=now_s + 31_536_000)),
+        "audience a list without ours": forge(hs256, claims(aud=["a", "b"])),
+        "audience in a list of lists": forge(hs256, claims(aud=[["decisec"]])),
+        "issuer a list": forge(hs256, claims(iss=["decisec-dev"])),
+        "claim twice": forge(hs256, _twice(claims(), "customer", "globex")),
+        "claim twice, inside": forge(hs256, _twice(claims(), "x", {}, raw=b'{"a":1,"a":2}')),
+        "header member twice": forge(b'{"alg":"none","alg":"HS256"}', claims()),
+        "typ of another kind": forge({"alg": "HS256", "typ": "logout+jwt"}, claims()),
+        "typ a list": forge({"alg": "HS256", "typ": ["JWT"]}, claims()),
+        "payload not encoded": forge({**hs256, "b64": False}, claims()),
+        "padded": f"{head}=.{body}.{signature}",
+        "bits beyond the last byte": good[:-1] + chr(ord(good[-1]) + 1),
         "subject a number": forge(hs256, claims(sub=7)),
         "subject too long": forge(hs256, claims(sub="s" * 300)),
         "forged": forge(hs256, claims(), key=OTHER_KEY),
@@ -105,6 +128,14 @@ def bad_tokens() -> dict[str, str]:
         "dots": "..",
         "huge": good + "A" * 20_000,
     }
+
+
+def _twice(payload: dict[str, Any], name: str, value: Any, raw: bytes | None = None) -> bytes:
+    """The payload with one more member, whatever its name."""
+    member = json.dumps({name: value}).encode() if raw is None else b'{"%s":%s}' % (
+        name.encode(), raw,
+    )  # fmt: skip
+    return json.dumps(payload).encode()[:-1] + b"," + member[1:]
 
 
 def _encode(data: bytes) -> bytes:

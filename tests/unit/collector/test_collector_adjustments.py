@@ -7,9 +7,10 @@ from typing import Any
 
 from collector.adjustments import Adjustments
 from collector.losses import FRESH_MS, Losses
-from collector.messages import Now, Outcome
+from collector.messages import Now, Outcome, PutBack
 from runtime.consumer import Delivery
 from schemas.hosts import HostLoss
+from schemas.replays import Retry
 from schemas.units import NS_PER_MS
 
 LOST_MS = 1_760_000_000_000
@@ -87,6 +88,31 @@ def test_a_moment_s_frames_of_a_host_are_one_event() -> None:
     assert event.last_tick == LOST - timedelta(milliseconds=100)
     assert sorted(d.sequence for d in few.deliveries) == [5, 6, 7]
     assert late.due(10 * HOLD_NS) == late.rest() == []
+
+
+def put_back(sequence: int, tick_ms: int, retry: Retry) -> tuple[Delivery, Outcome]:
+    delivery, _ = frame(sequence, "h1", tick_ms)
+    return delivery, Outcome(samples=2, put_back=PutBack("h1", tick_ms, retry))
+
+
+def test_what_is_put_back_is_told_with_why_apart_from_what_is_late() -> None:
+    """Each act by itself, of any host; not what is so fresh that nobody has passed it."""
+    late = Adjustments(lost("h1"), hold_ns=HOLD_NS, most=100)
+    first, second = Retry("r1", "its record came late", False), Retry("r2", "again", True)
+    hour = now(after_ms=3_600_000)
+    late.hold(*frame(1, "h1", LOST_MS - 100), hour)
+    for sequence, retry in ((2, first), (3, first), (4, second)):
+        assert late.hold(*put_back(sequence, LOST_MS + 1000 * sequence, retry), hour)
+    assert not late.hold(*put_back(5, LOST_MS + 3_600_000 - FRESH_MS, first), hour)
+    at = LOST + timedelta(hours=1)
+    told = [one.event(at) for one in late.rest()]
+    assert [(e.cause, e.replay_id, e.reason, e.uncertain, e.frames, e.rows) for e in told] == [
+        ("late", "", "", False, 1, 3),
+        ("retry", "r1", "its record came late", False, 2, 4),
+        ("retry", "r2", "again", True, 1, 2),
+    ]
+    assert [e.lost_at for e in told] == [LOST, at, at]
+    assert len({e.event_id for e in told}) == 3
 
 
 def test_the_same_frames_are_the_same_event() -> None:

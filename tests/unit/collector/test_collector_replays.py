@@ -8,6 +8,7 @@ from collector.messages import Intake, Now
 from schemas.events import GapClosed, GapOpened, HostHeard, HostSilent, decode_host_event
 from schemas.frames import HEADER_REASON, HEADER_REPLAY, RejectReason, encode_frame, replay_of
 from schemas.ids import new_id
+from schemas.replays import Retry
 from schemas.subjects import METRICS_RAW, metrics_raw
 from schemas.units import NS_PER_S
 from tests.support.feed import Feed, enriched_of, uptime
@@ -44,6 +45,23 @@ def test_a_delivery_of_a_replayed_frame_has_the_same_id_each_time() -> None:
     assert first.enriched is not None
     assert again.enriched is not None
     assert first.enriched.msg_id == again.enriched.msg_id
+
+
+def test_a_frame_that_is_put_back_says_so_if_it_passes() -> None:
+    """What a replay brings, and what is refused again, puts nothing back."""
+    feed = Feed(record(VM))
+    retry = Retry(REPLAY, "its record came late", False)
+    whole = frame([Row(VM, uptime(5)), Row(OTHER, uptime(5))], run_id=RUN)
+    assert feed(whole, replay=REPLAY, retry=retry).wait
+    passed = feed(whole, at_ms=60_000, replay=REPLAY, retry=retry)
+    assert passed.put_back == (HOST, BASE_MS, retry)
+    assert (passed.samples, passed.passed_on) == (1, None)
+    assert passed.enriched is not None
+    assert passed.enriched.headers == {HEADER_REPLAY: REPLAY}
+    refused = feed(b"rubbish", at_ms=60_000, replay=REPLAY, retry=retry)
+    assert refused.put_back is None
+    replayed = feed(whole, at_ms=60_000, replay=REPLAY)
+    assert replayed.put_back is None
 
 
 def test_a_replay_neither_revives_a_host_nor_opens_a_gap() -> None:

@@ -12,16 +12,18 @@ from hypothesis import strategies as st
 
 from gateway.auth import Authenticator, Scope
 from gateway.errors import RefusedError
-from gateway.keys import StaticHmacKey, key_source
+from gateway.key_sources import key_source
+from gateway.keys import StaticHmacKey
 from gateway.settings import GatewaySettings
 from runtime.errors import SettingsError
 from schemas.errors import ErrorCode
+from tests.support.revocations import Revoked
 from tests.support.tokens import KEY, bad_tokens, bearer, claims, forge
 
 
 def authenticator(**options: Any) -> Authenticator:
     settings = GatewaySettings(jwt_key=KEY.decode(), **options)
-    return Authenticator(key_source(settings), settings)
+    return Authenticator(key_source(settings), Revoked(), settings)
 
 
 async def test_a_good_token_gives_a_principal() -> None:
@@ -104,4 +106,4 @@ def test_exactly_one_source_of_the_key_is_needed(tmp_path: Path) -> None:
         key_source(GatewaySettings(jwt_key_file=str(tmp_path / "missing.key")))
     file = tmp_path / "dev.key"
     file.write_bytes(KEY + b"\n")
-    assert key_source(GatewaySettings(jwt_key_file=str(file))).algorithms == ("HS256",)
+    assert isinstance(key_source(GatewaySettings(jwt_key_file=str(file))), StaticHmacKey)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.attempts import boot_id, create_id
 from gateway.bodies import decode, field_problem
-from gateway.creation import boot_id, create_id
 from gateway.errors import RefusedError
 from gateway.problems import STATUS_OF
 from gateway.transitions import TARGET_OF, check, expected, legal

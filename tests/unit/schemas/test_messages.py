@@ -147,6 +147,13 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
         ),
     ),
     (
+        events.decode_host_event,
+        _host_event(
+            events.MeteringAdjusted, lost_at=NOW, first_tick=NOW, last_tick=NOW, frames=3, rows=9,
+            cause=events.AdjustmentCause.RETRY, replay_id="r1", reason="late", uncertain=True,
+        ),
+    ),
+    (
         vms.decode_vm_record,
         vms.VmRecord(
             vm_id=new_id(), customer_id="acme", host_id="h1", spec=SPEC, created_at=NOW
@@ -164,6 +171,12 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
         vms.VmStatus(
             vm_id=new_id(), customer_id="acme", host_id="h1", state=vms.VmState.RUNNING,
             incarnation=3, final_counters=COUNTERS, updated_at=NOW,
+            snapshots=(
+                vms.SnapshotInfo(
+                    snapshot_id=new_id(), kind=vms.SnapshotKind.DIFF, image="tiny", vcpus=1,
+                    memory_mib=64, disk_mib=0, created_at=NOW,
+                ),
+            ),
         ),
     ),
     (
@@ -329,3 +342,19 @@ def test_every_state_can_end_and_deleted_is_the_end() -> None:
                 reached.add(state)
                 queue.append(state)
         assert vms.VmState.DELETED in reached
+
+
+def test_an_adjustment_of_an_earlier_version_is_one_of_late_frames() -> None:
+    """It says nothing of its cause."""
+    told = (
+        b'{"type":"metering_adjusted","event_id":"01a226b7-34b5-7184-8ad1-248c2b4df60a",'
+        b'"at":"2026-01-01T00:00:00Z","host_id":"h1","lost_at":"2026-01-01T00:00:00Z",'
+        b'"first_tick":"2026-01-01T00:00:00Z","last_tick":"2026-01-01T00:00:00Z",'
+        b'"frames":1,"rows":2}'
+    )
+    event = events.decode_host_event(told)
+    assert isinstance(event, events.MeteringAdjusted)
+    assert (event.cause, event.replay_id, event.uncertain) == ("late", "", False)
+    # An earlier reader wants what it knows to be there.
+    again = encode(msgspec.structs.replace(event, cause="replay", replay_id="r1"))
+    assert msgspec.json.decode(again)["lost_at"] == "2026-01-01T00:00:00Z"

@@ -91,6 +91,35 @@ def test_what_came_late_is_listed_once_and_is_nothing_open() -> None:
     )  # fmt: skip
 
 
+def test_an_adjustment_says_how_it_came_to_be_and_what_is_not_known() -> None:
+    """What was refused before is new; of a replay nobody can say."""
+    ledger = Ledger()
+    common: dict[str, Any] = {
+        "lost_at": NOW,
+        "first_tick": NOW,
+        "last_tick": NOW,
+        "frames": 4,
+        "rows": 12,
+    }
+    kinds: tuple[dict[str, Any], ...] = (
+        {"cause": "retry", "replay_id": "r1", "reason": "its record [came] late"},
+        {"cause": "replay", "replay_id": "r2", "reason": "to be sure", "uncertain": True},
+        {"cause": "tomorrow", "replay_id": "r3", "reason": "x"},
+    )
+    for second, more in enumerate(kinds):
+        ledger.take(event(MeteringAdjusted, second, **common, **more))
+    assert [row_of(one)[4:] for one in ledger.all()] == [
+        ("adjusted", "12 samples; refused before, put back by r1 (its record [came] late)"),
+        (
+            "may be adjusted",
+            "12 samples; replay, changes nothing that is stored already: r2 (to be sure)",
+        ),
+        ("adjusted", "12 samples; tomorrow r3 (x)"),
+    ]
+    assert {one.lost_at for one in ledger.all() if isinstance(one, Adjustment)} == {None}
+    assert gaps_table(ledger.all()).row_count == 3
+
+
 def test_a_host_is_lost_until_it_is_found() -> None:
     """Said again it is one; an operator's word takes the place of a collector's."""
     ledger = Ledger()

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from runtime.clock import utc_now
 from schemas.commands import CreateVm, DeleteVm
@@ -78,11 +79,17 @@ async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     await made.run.die()
 
 
-async def test_a_create_that_was_half_done_is_finished(stage: Stage) -> None:
-    """By its redelivery: the disk is whole, nothing else is left, the space is counted."""
+@pytest.mark.parametrize("labels", [{}, {"team": "web"}])
+async def test_a_create_that_was_half_done_is_finished(
+    stage: Stage, labels: dict[str, str]
+) -> None:
+    """By its redelivery: the disk is whole, nothing else is left, the space is counted.
+
+    Its owner may have changed the labels meanwhile, and the next gateway sends the new ones.
+    """
     stage.half_done(disk_mib=3)
     await stage.run.start()
-    done = await stage.deliver(stage.create)
+    done = await stage.deliver(replace(stage.create, spec=VmSpec(image="tiny", labels=labels)))
     assert (done.state, done.error) == (VmState.CREATED, None)
     assert stage.disk.read_bytes() == stage.rootfs.read_bytes()
     assert list(stage.disk.parent.iterdir()) == [stage.disk]

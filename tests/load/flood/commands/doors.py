@@ -13,7 +13,7 @@ import httpx
 import nats.errors
 
 from decisec.sdk import ApiError, AsyncClient, NotFoundError, UnexpectedAnswerError
-from gateway.door import CreateRequest, Reply, VmRequest
+from gateway.door_messages import CreateRequest, Reply, VmRequest
 from runtime.bus import Bus
 from runtime.errors import TransientError
 from schemas.api import CreateVmRequest, VmAndOperation, VmView

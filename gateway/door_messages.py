@@ -1,0 +1,161 @@
+"""What is asked and answered on the bus, on `vm.req.<customer>.<verb>`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from gateway.listing import Sort
+from gateway.service import MAX_WAIT_S
+from schemas.api import (
+    CreateVmRequest,
+    ImageList,
+    OperationList,
+    OperationView,
+    SnapshotList,
+    SnapshotView,
+    VmAndOperation,
+    VmList,
+    VmName,
+    VmPatch,
+    VmView,
+)
+from schemas.consoles import MAX_CHUNK_BYTES, ChunkLimit, ConsoleChunk
+from schemas.errors import ErrorInfo
+from schemas.hosts import OperationStatus
+from schemas.idempotency import IdempotencyKey
+from schemas.ids import CommandId, ImageName, VmId
+from schemas.units import Counter
+from schemas.vms import SnapshotKind, VmState
+
+Wait = Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)]
+PageLimit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What every request may carry.
+
+    Attributes:
+        wait_s: How long a mutation waits for its end.
+        idempotency_key: The same mutation with the same key is done once; reads ignore it.
+    """
+
+    wait_s: Wait = 0.0
+    idempotency_key: IdempotencyKey = ""
+
+
+class CreateRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.create`."""
+
+    vm: CreateVmRequest
+
+
+class VmRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.<any other verb>`; `get` ignores all but `vm_id`."""
+
+    vm_id: VmId
+    grace_s: Annotated[float, msgspec.Meta(ge=0, le=300)] = 10.0
+
+
+class ConsoleRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.console`. See `ConsoleQuery`."""
+
+    vm_id: VmId
+    offset: Counter | None = None
+    tail_bytes: Counter | None = None
+    limit_bytes: ChunkLimit = MAX_CHUNK_BYTES
+
+
+class ListRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.list`. See `VmQuery`.
+
+    Attributes:
+        labels: Names, and values or null for any value.
+        cursor: `next_cursor` of the page before.
+    """
+
+    state: VmState | None = None
+    labels: Annotated[dict[str, str | None], msgspec.Meta(max_length=32)] = msgspec.field(
+        default_factory=dict
+    )
+    image: ImageName | None = None
+    name: VmName | None = None
+    sort: Sort = Sort.CREATED
+    cursor: str = ""
+    limit: PageLimit = 100
+
+
+class PatchRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.patch`.
+
+    Attributes:
+        patch: A JSON merge patch.
+        generation: Only if the VM still stands at this one.
+    """
+
+    vm_id: VmId
+    patch: VmPatch
+    generation: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class OperationRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.operation`."""
+
+    operation_id: CommandId
+
+
+class OperationsRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.operations`."""
+
+    vm_id: VmId | None = None
+    status: OperationStatus | None = None
+    cursor: str = ""
+    limit: PageLimit = 100
+
+
+class SnapshotVmRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.snapshot`."""
+
+    vm_id: VmId
+    kind: SnapshotKind = SnapshotKind.FULL
+
+
+class RestoreVmRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.restore`."""
+
+    vm_id: VmId
+    snapshot_id: VmId
+
+
+class SnapshotsRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.snapshots`."""
+
+    vm_id: VmId | None = None
+    cursor: str = ""
+    limit: PageLimit = 100
+
+
+class OneSnapshotRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.snapshot-get` and `.snapshot-delete`; `wait_s` is for the latter."""
+
+    snapshot_id: VmId
+
+
+class ImagesRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.images`: an empty object."""
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Exactly one of these is set."""
+
+    vm: VmView | None = None
+    result: VmAndOperation | None = None
+    console: ConsoleChunk | None = None
+    vms: VmList | None = None
+    operation: OperationView | None = None
+    operations: OperationList | None = None
+    snapshot: SnapshotView | None = None
+    snapshots: SnapshotList | None = None
+    images: ImageList | None = None
+    error: ErrorInfo | None = None
