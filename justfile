@@ -55,7 +55,7 @@ types: setup
 arch: setup
     .venv/bin/lint-imports
 
-# Measure what the tests never time: all, or agent, batcher, boot, codecs, collector, metering, scaleout
+# Measure what the tests never time: all, or agent, batcher, boot, codecs, collector, gateway, metering, scaleout
 [group('check')]
 bench what="all" *args: setup
     @case "{{ what }}" in \
@@ -63,13 +63,14 @@ bench what="all" *args: setup
         {{ python }} -m tests.load.bench_collector; \
         {{ python }} -m tests.load.bench_batcher; \
         {{ python }} -m tests.load.bench_codecs; \
+        {{ python }} -m tests.load.bench_gateway; \
         {{ python }} -m tests.load.bench_scaleout --json; \
         {{ python }} -m tests.load.bench_boot --json; \
         {{ python }} -m tests.load.bench_agent --json ;; \
-      agent|batcher|boot|codecs|collector|metering|scaleout) \
+      agent|batcher|boot|codecs|collector|gateway|metering|scaleout) \
         {{ python }} -m tests.load.bench_{{ what }} {{ args }} ;; \
       *) \
-        echo "no benchmark {{ what }}: take all, agent, batcher, boot, codecs, collector, metering or scaleout" >&2; \
+        echo "no benchmark {{ what }}: take all, agent, batcher, boot, codecs, collector, gateway, metering or scaleout" >&2; \
         exit 2 ;; \
     esac
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import structlog
 
+from gateway.addresses import Addresses
+from gateway.admission import Admission
 from gateway.attempts import Attempts
 from gateway.auth import Authenticator
 from gateway.background import Background
@@ -22,6 +24,7 @@ from gateway.idempotency import Keys
 from gateway.images import ImageService
 from gateway.inventory import Inventory
 from gateway.key_sources import key_source
+from gateway.limits import Limits
 from gateway.live_hub import LiveHub
 from gateway.metrics import MetricService
 from gateway.operation_service import OperationService
@@ -29,6 +32,8 @@ from gateway.operations import Operations
 from gateway.place_door import PlaceDoor
 from gateway.placement import Strategy
 from gateway.placing import Placer, strategies_of
+from gateway.quota_records import SnapshotRecords, VmRecords
+from gateway.quotas import Quotas
 from gateway.revocations import Revocations
 from gateway.service import VmService
 from gateway.settings import GatewaySettings
@@ -38,6 +43,8 @@ from gateway.tombstones import Tombstones
 from gateway.usage_windows import UsageWindowService
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
+from runtime.http_guard import ConnectionLimits
+from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.service import Service
 
@@ -51,6 +58,7 @@ _HTTP_GRACE_S = 5.0
 async def main(service: Service[GatewaySettings]) -> None:
     """Serve until told to stop."""
     async with gateway(service.settings, service.bus, service.health, service.stop):
+        spare_the_collector()
         await service.stop.wait()
 
 
@@ -86,25 +94,43 @@ async def gateway(
             )
             background = Background(group)
             attempts = Attempts(fleet, operations)
+            quotas = Quotas(
+                bus, fleet.customer, (VmRecords(fleet), SnapshotRecords(fleet)), background
+            )
+            limits = Limits(bus, settings, fleet.customer)
+            admission = Admission(settings)
+            addresses = Addresses(settings.trusted_proxies)
             creation = Creation(
                 fleet,
                 operations,
                 desk,
                 background,
                 placer=placer,
+                quotas=quotas,
                 deadline_s=settings.command_deadline_s,
             )
-            service = VmService(bus, fleet, operations, desk, creation, settings, background.ending)
+            service = VmService(
+                bus, fleet, operations, desk, creation, quotas, settings, background.ending
+            )
             group.create_task(authenticator.run(), name="authenticator")
             group.create_task(fleet.run(), name="fleet")
             group.create_task(operations.run(), name="operations")
             group.create_task(operations.remember(), name="history")
+            group.create_task(quotas.run(), name="quotas")
+            group.create_task(limits.sharing.run(), name="limits")
             group.create_task(tombstones.run(fleet), name="tombstones")
-            if not await _ready(fleet, operations, authenticator, stop):
+            if not await _ready(
+                stop,
+                fleet.synced,
+                operations.following,
+                authenticator.synced,
+                quotas.synced,
+                limits.sharing.joined,
+            ):
                 yield port
                 return
             resumed = creation.resume()
-            snapshots = SnapshotService(fleet, service)
+            snapshots = SnapshotService(fleet, service, operations, quotas)
             images = ImageService(fleet, settings.region)
             keys = Keys(bus)
             group.create_task(keys.run(), name="idempotency-keys")
@@ -116,6 +142,8 @@ async def gateway(
                 service,
                 keys,
                 background,
+                limits,
+                admission,
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
@@ -135,8 +163,15 @@ async def gateway(
                 metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
                 usage_windows=UsageWindowService(bus, settings),
             )
-            app = build(services, authenticator, max_body_bytes=settings.max_body_bytes)
-            async with serve_asgi(app, sock, _HTTP_GRACE_S):
+            app = build(
+                services,
+                authenticator,
+                limits,
+                admission,
+                addresses,
+                max_body_bytes=settings.max_body_bytes,
+            )
+            async with serve_asgi(app, sock, _HTTP_GRACE_S, _connections(settings, addresses)):
                 health.ready(HEALTH_PART)
                 _log.info("api.opened", host=settings.api_host, port=port, resumed=resumed)
                 try:
@@ -155,15 +190,27 @@ def _authenticator(settings: GatewaySettings, bus: Bus, health: Health) -> Authe
     return Authenticator(key_source(settings, tell), revocations, settings)
 
 
-async def _ready(
-    fleet: Fleet, operations: Operations, authenticator: Authenticator, stop: asyncio.Event
-) -> bool:
+def _connections(settings: GatewaySettings, addresses: Addresses) -> ConnectionLimits:
+    def name(peer: str) -> str:
+        # A proxy has the connections of all its callers.
+        return "" if addresses.trusts(peer) else addresses.of(peer)
+
+    return ConnectionLimits(
+        connections=settings.max_connections,
+        per_address=settings.max_connections_per_address,
+        head_s=settings.head_timeout_s,
+        body_s=settings.body_timeout_s,
+        head_bytes=settings.max_head_bytes,
+        address_of=name,
+    )
+
+
+async def _ready(stop: asyncio.Event, *parts: Callable[[], Awaitable[None]]) -> bool:
     """Whether all is read; False if the stop came first."""
 
     async def read() -> None:
-        await fleet.synced()
-        await operations.following()
-        await authenticator.synced()
+        for part in parts:
+            await part()
 
     async with asyncio.TaskGroup() as group:
         reading = group.create_task(read(), name="buckets-read")

@@ -20,8 +20,11 @@ from gateway.commands import CommandDesk, operation_of
 from gateway.errors import RefusedError, unavailable
 from gateway.fleet import Fleet
 from gateway.inventory import NOTHING_MADE
+from gateway.ledger import amounts_of
 from gateway.operations import Operations, failed, shown
+from gateway.placement import need_of
 from gateway.placing import Placer
+from gateway.quotas import Quotas
 from runtime.buckets import RevisionConflictError
 from runtime.clock import utc_now
 from runtime.errors import PoisonError, TransientError
@@ -49,6 +52,7 @@ class Creation:
         desk: The way to the agents.
         group: Holds the work that goes on after the caller has its answer.
         placer: Chooses hosts.
+        quotas: Has the last word before anything is written.
         deadline_s: Time for the whole creation.
     """
 
@@ -60,6 +64,7 @@ class Creation:
         group: Background,
         *,
         placer: Placer,
+        quotas: Quotas,
         deadline_s: float,
     ) -> None:
         self._fleet = fleet
@@ -67,6 +72,7 @@ class Creation:
         self._desk = desk
         self._group = group
         self._placer = placer
+        self._quotas = quotas
         self._deadline_s = deadline_s
         self._under_way: dict[UUID, asyncio.Task[Operation | None]] = {}
 
@@ -89,14 +95,21 @@ class Creation:
             gateway: the next one does the work.
 
         Raises:
-            RefusedError: NO_CAPACITY, UNKNOWN_IMAGE or UNAVAILABLE; no VM was made.
+            RefusedError: NO_CAPACITY, UNKNOWN_IMAGE, FORBIDDEN for the quota, or UNAVAILABLE; no
+                VM was made.
         """
         now = utc_now()
         vm_id = acts.mint("vm")
+        choice = self._placer.choose(customer_id, vm_id, spec, pool, now)
+        if choice.host is None:
+            raise _refusal(choice.error)
+        await self._quotas.reserve(customer_id, str(vm_id), amounts_of(need_of(spec)))
+        # Chosen anew: nothing is awaited from here until the record counts, so that no other
+        # request is given the same room, or a host that the VM is to have for itself.
         choice = self._placer.place(customer_id, vm_id, spec, pool, now)
         if (host := choice.host) is None:
-            error = choice.error
-            raise RefusedError(error.code, error.message, retry_after_s=5.0)
+            self._quotas.release(customer_id, str(vm_id))
+            raise _refusal(choice.error)
         record = VmRecord(
             vm_id=vm_id,
             customer_id=customer_id,
@@ -109,7 +122,6 @@ class Creation:
             created_at=now,
         )
         key = vm_key(customer_id, vm_id)
-        # At once, so that the quota counts it before anything is awaited.
         self._fleet.note(record)
         deadline = now + timedelta(seconds=self._deadline_s)
         try:
@@ -317,6 +329,7 @@ class Creation:
         except RevisionConflictError as conflict:
             raise TransientError("this create was taken up again") from conflict
         self._fleet.forget(key)
+        self._quotas.release(record.customer_id, str(record.vm_id))
         _log.info("vm.not_created", vm_id=str(record.vm_id), code=error.code.value)
 
     def _create(
@@ -349,6 +362,10 @@ class Creation:
             deadline=deadline,
             requested_by=by,
         )
+
+
+def _refusal(error: ErrorInfo) -> RefusedError:
+    return RefusedError(error.code, error.message, retry_after_s=5.0)
 
 
 async def _done(operation: Operation) -> Operation:

@@ -88,7 +88,15 @@ class RawConsole(Operation):
 
 def config() -> OpenAPIConfig:
     """What the document says besides the routes, and how the page shows it."""
-    bearer: dict[str, Any] = {"type": "http", "scheme": "bearer", "bearer_format": "JWT"}
+    bearer: dict[str, Any] = {
+        "type": "http",
+        "scheme": "bearer",
+        "bearer_format": "JWT",
+        "description": (
+            "A token of the issuer that this gateway is set to, with the customer and the scopes: "
+            "`vms:read`, `vms:write`, `usage:read`; `admin` for operators."
+        ),
+    }
     page = SwaggerRenderPlugin(
         path="/",
         js_url=f"{_ASSETS}/swagger-ui-bundle.js",
@@ -101,6 +109,7 @@ def config() -> OpenAPIConfig:
         version="1",
         description="MicroVMs on many hosts, metered each 100 ms. Errors are RFC 9457 problems.",
         path=PATH,
+        use_handler_docstrings=True,
         render_plugins=[page],
         components=Components(security_schemes={"bearer": SecurityScheme(**bearer)}),
         security=[{"bearer": []}],

@@ -15,6 +15,7 @@ from opentelemetry.trace import SpanKind
 
 from gateway import acts
 from gateway.acts import Act
+from gateway.admission import Admission, lane_of
 from gateway.auth import CUSTOMER_SCOPES, Principal
 from gateway.background import Background
 from gateway.door_messages import (
@@ -26,6 +27,7 @@ from gateway.door_messages import (
     OperationRequest,
     OperationsRequest,
     PatchRequest,
+    QuotasRequest,
     Reply,
     Request,
     RestoreVmRequest,
@@ -36,6 +38,7 @@ from gateway.door_messages import (
 from gateway.errors import RefusedError, unavailable
 from gateway.idempotency import Keys, digest
 from gateway.images import ImageService
+from gateway.limits import Limits, class_of_verb
 from gateway.listing import VmQuery
 from gateway.operation_service import OperationService
 from gateway.problems import STATUS_OF
@@ -53,7 +56,7 @@ _log = structlog.get_logger("decisec.door")
 
 QUEUE = "gateway"
 SUBJECT = "vm.req.*.*"
-_MAX_OPEN = 256
+_MAX_OPEN = 4096
 
 _READ, _MUTATION = False, True
 Decode = Callable[[bytes], Any]
@@ -68,6 +71,8 @@ class Door:
         service: Does the work.
         keys: Where answers to requests with an idempotency key are kept.
         background: Holds requests that are being worked on.
+        limits: Rates, the same as over HTTP.
+        admission: Places, the same as over HTTP.
         operations: Knows how far commands have come.
         snapshots: Does the work on snapshots.
         images: Knows the images.
@@ -79,6 +84,8 @@ class Door:
         service: VmService,
         keys: Keys,
         background: Background,
+        limits: Limits,
+        admission: Admission,
         *,
         operations: OperationService,
         snapshots: SnapshotService,
@@ -88,6 +95,8 @@ class Door:
         self._service = service
         self._keys = keys
         self._background = background
+        self._limits = limits
+        self._admission = admission
         self._operations = operations
         self._snapshots = snapshots
         self._images = images
@@ -106,6 +115,7 @@ class Door:
             "snapshots": (decoder(SnapshotsRequest), self._list_snapshots, _READ),
             "snapshot-get": (decoder(OneSnapshotRequest), self._get_snapshot, _READ),
             "snapshot-delete": (decoder(OneSnapshotRequest), self._delete_snapshot, _MUTATION),
+            "quotas": (decoder(QuotasRequest), self._quotas, _READ),
             "images": (decoder(ImagesRequest), self._list_images, _READ),
         }
 
@@ -181,6 +191,17 @@ class Door:
         return None
 
     async def _do(self, customer_id: str, verb: str, data: bytes) -> Reply | KeptAnswer:
+        found = self._verbs.get(verb)
+        kind = class_of_verb(verb, mutates=found is None or found[2])
+        self._limits.admit(customer_id, kind)
+        waits = b'"wait_s"' in data
+        place = await self._admission.enter(customer_id, lane_of(kind, waits=waits))
+        try:
+            return await self._serve(customer_id, verb, data)
+        finally:
+            place.leave()
+
+    async def _serve(self, customer_id: str, verb: str, data: bytes) -> Reply | KeptAnswer:
         found = self._verbs.get(verb)
         if found is None:
             raise RefusedError(ErrorCode.BAD_REQUEST, f"There is no verb {verb!r}.")
@@ -263,6 +284,10 @@ class Door:
     async def _delete_snapshot(self, who: Principal, asked: OneSnapshotRequest) -> Reply:
         outcome = await self._snapshots.discard(who, asked.snapshot_id, asked.wait_s)
         return Reply(result=outcome.body)
+
+    async def _quotas(self, who: Principal, asked: QuotasRequest) -> Reply:
+        del asked
+        return Reply(quotas=self._service.quotas(who))
 
     async def _list_images(self, who: Principal, asked: ImagesRequest) -> Reply:
         del asked

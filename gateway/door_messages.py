@@ -26,6 +26,7 @@ from schemas.errors import ErrorInfo
 from schemas.hosts import OperationStatus
 from schemas.idempotency import IdempotencyKey
 from schemas.ids import CommandId, ImageName, VmId
+from schemas.quotas import QuotaView
 from schemas.units import Counter
 from schemas.vms import SnapshotKind, VmState
 
@@ -146,6 +147,10 @@ class ImagesRequest(Request, frozen=True, kw_only=True):
     """On `vm.req.<customer>.images`: an empty object."""
 
 
+class QuotasRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.quotas`: an empty object."""
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Exactly one of these is set."""
 
@@ -158,4 +163,5 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     snapshot: SnapshotView | None = None
     snapshots: SnapshotList | None = None
     images: ImageList | None = None
+    quotas: QuotaView | None = None
     error: ErrorInfo | None = None

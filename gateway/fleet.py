@@ -117,6 +117,16 @@ class Fleet:
         """Heartbeats by host."""
         return self.inventory.hosts
 
+    @property
+    def told(self) -> Mirror[VmRecord]:
+        """The records as the bus has told them, without what this gateway has noted itself."""
+        return self._spec_mirror
+
+    @property
+    def told_statuses(self) -> Mirror[VmStatus]:
+        """The statuses as the bus has told them."""
+        return self._status_mirror
+
     def customer(self, customer_id: str) -> Customer | None:
         """The operator's entry, if there is one."""
         return self._customer_mirror.values.get(customer_id)

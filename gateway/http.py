@@ -8,12 +8,16 @@ from litestar import Litestar
 from litestar.datastructures import State
 
 from gateway import documents, routes
+from gateway.addresses import Addresses
+from gateway.admission import Admission
 from gateway.auth import Authenticator
 from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.events import EventService
+from gateway.frontage import Frontage
 from gateway.idempotency import Keys
 from gateway.images import ImageService
+from gateway.limits import Limits
 from gateway.metrics import MetricService
 from gateway.mutations import Mutations
 from gateway.operation_service import OperationService
@@ -38,7 +42,15 @@ class Services:
     images: ImageService
 
 
-def build(services: Services, authenticator: Authenticator, *, max_body_bytes: int) -> Observed:
+def build(
+    services: Services,
+    authenticator: Authenticator,
+    limits: Limits,
+    admission: Admission,
+    addresses: Addresses,
+    *,
+    max_body_bytes: int,
+) -> Observed:
     """The app, with telemetry around it."""
     mutations = Mutations(services.keys)
     app = Litestar(
@@ -60,4 +72,6 @@ def build(services: Services, authenticator: Authenticator, *, max_body_bytes: i
         openapi_config=documents.config(),
         plugins=[documents.Base64()],
     )
-    return Observed(app)
+    frontage = Frontage(app, limits, admission, addresses)
+    app.state.desk = frontage.desk
+    return Observed(frontage)

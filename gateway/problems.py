@@ -75,7 +75,12 @@ _QUERY_NAMES: Mapping[str, str] = {
 
 def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """The response to whatever a request has raised."""
-    refused = _refused(error, request)
+    status, headers, body = described(_refused(error, request), request.scope["path"])
+    return Response(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
+
+
+def described(refused: RefusedError, path: str) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of a refusal."""
     status = int(refused.status or STATUS_OF[refused.code])
     context = trace.get_current_span().get_span_context()
     problem = Problem(
@@ -84,14 +89,14 @@ def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
         status=status,
         code=refused.code.value,
         detail=refused.message,
-        instance=request.scope["path"][:512],
+        instance=path[:512],
         trace_id=f"{context.trace_id:032x}" if context.is_valid else "",
         errors=refused.fields,
     )
     headers = dict(refused.headers)
     if refused.retry_after_s is not None or status == HTTPStatus.SERVICE_UNAVAILABLE:
         headers["Retry-After"] = str(math.ceil(refused.retry_after_s or RETRY_AFTER_S))
-    return Response(encode(problem), status_code=status, headers=headers, media_type=MEDIA_TYPE)
+    return status, headers, encode(problem)
 
 
 def _refused(error: Exception, request: Request[Any, Any, Any]) -> RefusedError:

@@ -20,6 +20,7 @@ from gateway.listing import VmQuery
 from gateway.operations import Operations, shown
 from gateway.operations import view as operation_view
 from gateway.placement import lacking, need_of, total
+from gateway.quotas import Quotas
 from gateway.settings import GatewaySettings
 from gateway.transitions import check
 from runtime.bus import Bus
@@ -37,6 +38,7 @@ from schemas.commands import COMMAND_OF
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk, ConsoleQuery
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.hosts import Customer, CustomerStatus, Operation, OperationStatus
+from schemas.quotas import QuotaView
 from schemas.subjects import usage_query, vm_key
 from schemas.usage import UsageQuery, UsageReport, decode_usage_reply
 from schemas.vms import VmRecord, VmSpec, VmState
@@ -86,6 +88,7 @@ class VmService:
         operations: Operations,
         desk: CommandDesk,
         creation: Creation,
+        quotas: Quotas,
         settings: GatewaySettings,
         ending: asyncio.Future[None],
     ) -> None:
@@ -95,6 +98,7 @@ class VmService:
         self._operations = operations
         self._desk = desk
         self._creation = creation
+        self._quotas = quotas
         self._settings = settings
 
     def get(self, principal: Principal, vm_id: UUID) -> VmView:
@@ -136,6 +140,11 @@ class VmService:
         return await listing.page(
             self._fleet, principal.customer_id, query, cursor=cursor, limit=limit
         )
+
+    def quotas(self, principal: Principal) -> QuotaView:
+        """What the customer may have, and what is used of it."""
+        principal.require(Scope.VMS_READ)
+        return self._quotas.view(self._customer(principal))
 
     async def patch(
         self,
@@ -331,17 +340,21 @@ class VmService:
         return vm_view(entry.value if entry else record, status.value if status else None)
 
     def _active_customer(self, principal: Principal) -> Customer:
-        # Tokens are trusted for identity: a customer without an entry gets the defaults.
-        customer = self._fleet.customer(principal.customer_id) or Customer(
-            customer_id=principal.customer_id, created_at=utc_now()
-        )
+        customer = self._customer(principal)
         if customer.status is CustomerStatus.SUSPENDED:
             raise RefusedError(
                 ErrorCode.FORBIDDEN, "This customer is suspended; VMs cannot be changed."
             )
         return customer
 
+    def _customer(self, principal: Principal) -> Customer:
+        # Tokens are trusted for identity: a customer without an entry gets the defaults.
+        return self._fleet.customer(principal.customer_id) or Customer(
+            customer_id=principal.customer_id, created_at=utc_now()
+        )
+
     def _check_quota(self, customer: Customer, spec: VmSpec) -> None:
+        # Cheap, from memory; the ledger has the last word.
         wanted = total((self._fleet.used(customer.customer_id), need_of(spec)))
         if over := lacking(wanted, customer.quota):
             parts = ", ".join(

@@ -8,9 +8,11 @@ import msgspec
 
 from runtime.settings import CommonSettings, Port
 from schemas.ids import RegionId
+from schemas.limits import Burst, PerSecond
 from schemas.tokens import MAX_TOKEN_LIFETIME_S
 
 _POOLS = r"^([a-z0-9][a-z0-9-]{0,62}=(spread|pack)(,(?!$)|$))*$(?!\n)"
+Places = Annotated[int, msgspec.Meta(ge=2, le=65_536)]
 
 
 class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,6 +48,24 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
         placement_pools: The same for single pools: `gold=pack,dev=spread`.
         begin_within_s: A host that has not begun to make a VM after this loses it to another one
             that fits.
+        reads_per_s: Reads that a customer may make in a second; 0 for no limit.
+        reads_burst: Reads that a customer may make at once.
+        mutations_per_s: The same of mutations.
+        mutations_burst: The same of mutations.
+        expensive_per_s: The same of requests that other services work for: usage, consoles.
+        expensive_burst: The same of these.
+        address_per_s: Requests without a good token that may come from an address; 0 for no limit.
+        address_burst: Such requests at once.
+        trusted_proxies: Networks whose `X-Forwarded-For` is believed, comma separated.
+        max_connections: Connections at once; fewer where the process may not open so many files.
+        max_connections_per_address: Connections at once from an address that is no trusted proxy.
+        max_head_bytes: Larger request lines and headers, taken together, are refused.
+        head_timeout_s: How long these may take to come in.
+        body_timeout_s: How long a body may take to come in.
+        max_in_flight: Reads, and mutations, that are worked on at once.
+        max_expensive: Expensive requests that are worked on at once.
+        max_waiting: Mutations that wait for their operation at once.
+        queue_deadline_s: How long a request may wait for its turn.
         streams: Open event and metric streams (SSE) on this gateway at most.
         streams_per_customer: Of one customer.
         stream_heartbeat_s: A stream that has nothing to tell sends a comment this often.
@@ -76,6 +96,24 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
     placement: Literal["spread", "pack"] = "spread"
     placement_pools: Annotated[str, msgspec.Meta(pattern=_POOLS)] = ""
     begin_within_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 5.0
+    reads_per_s: PerSecond = 200.0
+    reads_burst: Burst = 1000
+    mutations_per_s: PerSecond = 50.0
+    mutations_burst: Burst = 500
+    expensive_per_s: PerSecond = 20.0
+    expensive_burst: Burst = 100
+    address_per_s: PerSecond = 10.0
+    address_burst: Burst = 200
+    trusted_proxies: str = ""
+    max_connections: Places = 4096
+    max_connections_per_address: Places = 512
+    max_head_bytes: Annotated[int, msgspec.Meta(ge=10_240, le=1_048_576)] = 32_768
+    head_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 10.0
+    body_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=600)] = 30.0
+    max_in_flight: Places = 256
+    max_expensive: Places = 64
+    max_waiting: Places = 2048
+    queue_deadline_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 0.25
     streams: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 2000
     streams_per_customer: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     stream_heartbeat_s: Annotated[float, msgspec.Meta(gt=0, le=300)] = 10.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from uuid import UUID
 
 from gateway import acts
@@ -9,12 +10,20 @@ from gateway.auth import Principal, Scope
 from gateway.cursors import Position, digest, seal, unseal
 from gateway.errors import RefusedError, no_such_vm
 from gateway.fleet import Fleet
+from gateway.operations import Operations
+from gateway.quotas import Quotas
 from gateway.service import Outcome, VmService
 from gateway.snapshot_index import Kept
 from schemas.api import SnapshotList, SnapshotView
 from schemas.errors import ErrorCode
+from schemas.hosts import Operation, OperationStatus
+from schemas.quotas import Amounts
 from schemas.subjects import vm_key
 from schemas.vms import SnapshotKind, VmRecord
+
+_ONE = Amounts(snapshots=1)
+_TAKEN_WITHIN = timedelta(minutes=10)
+"""So long a snapshot counts of which nothing is heard; a large memory takes its time."""
 
 
 class SnapshotService:
@@ -25,11 +34,17 @@ class SnapshotService:
     Args:
         fleet: Knows which snapshots there are.
         vms: Does what is to be done to VMs.
+        operations: Tells which snapshots were not taken, or are gone.
+        quotas: Says whether there may be one more.
     """
 
-    def __init__(self, fleet: Fleet, vms: VmService) -> None:
+    def __init__(
+        self, fleet: Fleet, vms: VmService, operations: Operations, quotas: Quotas
+    ) -> None:
         self._fleet = fleet
         self._vms = vms
+        self._quotas = quotas
+        operations.listen(self._note_end)
 
     def page(
         self, principal: Principal, *, vm_id: UUID | None, cursor: str, limit: int
@@ -70,9 +85,26 @@ class SnapshotService:
         kind: SnapshotKind = SnapshotKind.FULL,
         wait_s: float = 0.0,
     ) -> Outcome:
-        """Take a snapshot of a VM that runs or is paused; the operation names it."""
-        fields = {"snapshot_id": acts.mint("snapshot"), "kind": kind}
-        return await self._vms.act(principal, vm_id, "snapshot", fields=fields, wait_s=wait_s)
+        """Take a snapshot of a VM that runs or is paused; the operation names it.
+
+        Raises:
+            RefusedError: FORBIDDEN, there would be more than the customer may have.
+        """
+        customer_id, snapshot_id = principal.customer_id, acts.mint("snapshot")
+
+        async def within_quota(_: VmRecord) -> None:
+            await self._quotas.reserve(customer_id, str(snapshot_id), _ONE, _TAKEN_WITHIN)
+
+        fields = {"snapshot_id": snapshot_id, "kind": kind}
+        try:
+            return await self._vms.act(
+                principal, vm_id, "snapshot", fields=fields, permit=within_quota, wait_s=wait_s
+            )
+        except RefusedError as error:
+            # One that is unavailable may have been asked for all the same.
+            if error.code is not ErrorCode.UNAVAILABLE:
+                self._quotas.release(customer_id, str(snapshot_id))
+            raise
 
     async def restore(
         self, principal: Principal, vm_id: UUID, snapshot_id: UUID, wait_s: float = 0.0
@@ -109,6 +141,15 @@ class SnapshotService:
             vm_id = earlier.vm_id
         fields = {"snapshot_id": snapshot_id}
         return await self._vms.act(principal, vm_id, "discard", fields=fields, wait_s=wait_s)
+
+    def _note_end(self, operation: Operation) -> None:
+        if operation.snapshot_id is None or not operation.finished:
+            return
+        succeeded = operation.status is OperationStatus.SUCCEEDED
+        if (operation.verb == "snapshot" and not succeeded) or (
+            operation.verb == "discard" and succeeded
+        ):
+            self._quotas.release(operation.customer_id, str(operation.snapshot_id))
 
     async def _find(self, customer_id: str, snapshot_id: UUID) -> Kept:
         kept = self._known(customer_id, snapshot_id)

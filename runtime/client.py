@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from typing import Any
 
 import nats.errors
@@ -99,6 +100,17 @@ class ServiceClient(Client):
             for waiting in self._asked.get(found[2].lower(), ()):
                 if not waiting.done():
                     waiting.set_result(None)
+
+    async def _process_connect_init(self) -> None:
+        try:
+            await super()._process_connect_init()
+        except (ssl.SSLError, TimeoutError, ConnectionError):
+            # After a handshake that failed its writer never hears that the connection is gone, and
+            # whoever closes it and waits for that waits for ever.
+            if self._transport is not None:
+                self._transport.close()  # type: ignore[no-untyped-call]
+                self._transport = None
+            raise
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         if self._encrypted and initial_connection and not info.get("tls_required"):

@@ -195,7 +195,7 @@ class Follower:
             "expires": int(_EXPIRES_S * 1e9),
             "idle_heartbeat": int(_HEARTBEAT_S * 1e9),
         }
-        subject = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
+        subject = f"{self._bus.api}.CONSUMER.MSG.NEXT.{self._stream}.{self._name}"
         try:
             await self._bus.client.publish(subject, json.dumps(request).encode(), reply=self._inbox)
         except (nats.errors.Error, OSError) as error:

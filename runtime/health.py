@@ -13,9 +13,12 @@ import structlog
 import uvicorn
 
 from runtime.errors import FatalError
+from runtime.http_guard import ConnectionLimits, guarded
 from runtime.telemetry import prometheus_text
 
 _log = structlog.get_logger("decisec.health")
+
+_DEFAULT_LIMITS = ConnectionLimits()
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
@@ -70,14 +73,24 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 @asynccontextmanager
-async def serve_asgi(app: Any, sock: socket.socket, grace_s: float = 5.0) -> AsyncIterator[None]:
+async def serve_asgi(
+    app: Any,
+    sock: socket.socket,
+    grace_s: float = 5.0,
+    limits: ConnectionLimits = _DEFAULT_LIMITS,
+) -> AsyncIterator[None]:
     """Serve an ASGI app on a bound socket for the length of the block, then shut down in order."""
     config = uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         lifespan="auto",
+        http=guarded(limits),
+        h11_max_incomplete_event_size=limits.head_bytes,
+        ws="none",
         server_header=False,
+        # Or whoever connects from this machine is believed to be whom it says.
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, int(grace_s)),
     )
     server = QuietServer(config)

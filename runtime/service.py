@@ -91,6 +91,8 @@ async def _run(name: str, settings: S, main: Main[S]) -> int:
     except* FatalError as group:
         for error in _leaves(group):
             _log.error("service.failed", error=str(error))
+            if isinstance(error, SettingsError):
+                code = EXIT_CONFIG
     except* Exception:  # noqa: BLE001 - the last line of defence: log whole, exit non-zero
         _log.exception("service.crashed")
     return code

@@ -21,6 +21,7 @@ from schemas.ids import (
     RunId,
     VmId,
 )
+from schemas.limits import ApiRates
 from schemas.vms import Arch, LabelName, LabelValue, PlacedWord, Timestamp, VmState
 
 MAX_REASON = 200
@@ -146,13 +147,21 @@ class CustomerStatus(StrEnum):
 
 
 class Customer(msgspec.Struct, frozen=True, kw_only=True):
-    """Value of bucket `customers`, written by the operator."""
+    """Value of bucket `customers`, written by the operator.
+
+    Attributes:
+        quota: What all VMs may take together; `slots` is their number.
+        max_snapshots: How many snapshots may be kept.
+        rates: How fast the API may be used, where not as fast as everybody.
+    """
 
     customer_id: CustomerId
     status: CustomerStatus = CustomerStatus.ACTIVE
     pool: PoolId = "default"
     price_plan: PricePlanId = "default"
     quota: Resources = Resources(vcpus=64, memory_mib=131_072, disk_mib=1_048_576, slots=100)
+    max_snapshots: Amount = 100
+    rates: ApiRates = ApiRates()
     created_at: Timestamp
 
 

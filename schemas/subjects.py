@@ -31,6 +31,7 @@ HOST_ORDERS = "host_orders"
 LOST_HOSTS = "lost_hosts"
 CORRECTIONS = "corrections"
 OPERATIONS = "operations"
+QUOTAS = "quotas"
 SECRETS = "secrets"
 IDEMPOTENCY_KEYS = "idempotency_keys"
 
@@ -42,6 +43,12 @@ METRICS_PROGRESS = "metrics.progress."
 
 PLACE_EXPLAIN = "place.ask.explain"
 """Core NATS, asked of a gateway by operators: where a VM would be placed."""
+
+LIMITS_SPENT = "gateway.limits.spent"
+"""Core NATS, not kept: gateways tell each other what they have admitted."""
+
+LIMITS_LEVELS = "gateway.limits.levels"
+"""Core NATS: a gateway that starts asks the others how the buckets stand."""
 
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""

@@ -27,7 +27,7 @@ from decisec.bus.server import process_of, reload, try_out
 from runtime.clock import utc_now
 from runtime.credentials import API_PREFIX, inbox_prefix, public_key_of
 from runtime.errors import FatalError
-from runtime.streams import declared
+from runtime.streams import Replicas, declared
 from schemas.errors import InvalidIdError
 from schemas.ids import token
 
@@ -41,7 +41,8 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         listen: `host:port` for clients.
         monitor: The same for what the server tells of itself; of this machine only.
         store_dir: Where the streams are.
-        max_storage_bytes: What they may take together.
+        max_storage_bytes: What they may take together, on this server.
+        replicas: Copies of each stream; the account's limit counts all of them.
         certificate: PEM file; relative ones are below the folder.
         key: PEM file.
         authority: PEM file of the CA.
@@ -53,6 +54,7 @@ class BusSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     monitor: _Text = "127.0.0.1:8222"
     store_dir: _Text
     max_storage_bytes: Annotated[int, msgspec.Meta(gt=0)]
+    replicas: Replicas = 1
     certificate: _Text = "tls/server.pem"
     key: _Text = "tls/server.key"
     authority: _Text = "tls/ca.pem"
@@ -216,7 +218,8 @@ class BusFolder:
         unknown = {one.role for one in registry.good} - set(self.roles.names)
         if unknown:
             raise FatalError(f"credentials.json has roles that are none: {', '.join(unknown)}")
-        found = accounts(self.roles, registry.good, declared(), settings.max_storage_bytes)
+        max_bytes = settings.max_storage_bytes * settings.replicas
+        found = accounts(self.roles, registry.good, declared(), max_bytes)
         new = {
             self.root / "accounts.conf": rendered(found).encode(),
             self.config: self._server_config(settings).encode(),

@@ -13,11 +13,13 @@ from decisec.cli import (
     backfill,
     bus,
     dev,
+    events,
     flood,
     gaps,
     hosts,
     images,
     logs,
+    metrics,
     offered_images,
     place,
     rejected,
@@ -62,6 +64,8 @@ dev.register(app)
 services.register(app)
 flood.register(app)
 usage.register(app)
+events.register(app)
+metrics.register(app)
 replay.register(app)
 gaps.register(app)
 

@@ -69,8 +69,12 @@ def init(
         typer.Option(help="Where its streams are.", show_default="jetstream in the folder"),
     ] = None,
     max_storage_gib: Annotated[
-        int, typer.Option(min=1, help="What all streams may take together.")
+        int, typer.Option(min=1, help="What all streams may take together, on this server.")
     ] = 32,
+    replicas: Annotated[
+        int,
+        typer.Option(min=1, max=5, help="Copies of each stream, in a cluster of servers."),
+    ] = 1,
     client_certificates: Annotated[
         bool,
         typer.Option(
@@ -92,6 +96,7 @@ def init(
             monitor=monitor,
             store_dir=str((store_dir or bus.root / "jetstream").absolute()),
             max_storage_bytes=max_storage_gib * _GIB,
+            replicas=replicas,
             client_certificates=client_certificates,
         ),
         tls_host or ["localhost", "127.0.0.1"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from uuid import UUID
 
 import typer
 
+from decisec.cli import usage_windows
 from decisec.cli.connection import (
     DEFAULT_STATE,
     ApiUrl,
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from decisec.sdk import Client
     from schemas.usage import UsageReport
 
+_DATE = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
 _REFRESH_S = 0.5
 _NAMES_EVERY_MS = 2000
 _ONCE_S = 1.3
@@ -47,14 +50,41 @@ def usage(
         str, typer.Option(help="Before this time (ISO 8601).", show_default="tomorrow 00:00 UTC")
     ] = "",
     vm: Annotated[list[str] | None, typer.Option(metavar="UUID", help="Only these VMs.")] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GROUP",
+            help="A row for each: minute, hour or day, and vm or label:NAME; may be given twice.",
+        ),
+    ] = None,
+    tz: Annotated[
+        str,
+        typer.Option(
+            metavar="ZONE",
+            help="Whose hours and days, e.g. Europe/Berlin; --start and --end may be dates then.",
+            show_default=False,
+        ),
+    ] = "",
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print rows as CSV.")] = False,
     as_json: Json = False,
     api_url: ApiUrl = "",
     token: Token = "",
     state_dir: StateDirectory = DEFAULT_STATE,
 ) -> None:
     """Report what your VMs used in a window of time."""
-    window = (instant("--start", start), instant("--end", end))
+    if as_csv and as_json:
+        raise CommandError("--csv: not with --json", Exit.USAGE, "usage")
     wanted = [_vm_id(text) for text in vm or []]
+    if by or tz or as_csv:
+        found = usage_windows.groups(by or [])
+        dates = (_date_or_instant("--start", start, tz), _date_or_instant("--end", end, tz))
+        with api_client(api_url, token, state_dir) as client:
+            names = {} if as_json or as_csv else _names(client)
+            usage_windows.report(
+                client, dates, wanted, found, tz or "UTC", names, as_json=as_json, as_csv=as_csv
+            )
+        return
+    window = (instant("--start", start), instant("--end", end))
     with api_client(api_url, token, state_dir) as client:
         report = client.usage(start=window[0], end=window[1], vm_ids=wanted)
         names = {} if as_json else _names(client)
@@ -81,6 +111,13 @@ def instant(option: str, text: str) -> datetime | None:
             "usage",
         ) from error
     return instant if instant.tzinfo else instant.replace(tzinfo=UTC)
+
+
+def _date_or_instant(option: str, text: str, tz: str) -> datetime | str | None:
+    """A date as it is, which the API takes in the zone that is asked for; else a time."""
+    if tz and _DATE.fullmatch(text):
+        return text
+    return instant(option, text)
 
 
 def _vm_id(text: str) -> UUID:

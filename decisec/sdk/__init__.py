@@ -24,6 +24,7 @@ from decisec.sdk.errors import (
     UnexpectedAnswerError,
     UnknownImageError,
 )
+from decisec.sdk.feeds import EventsLostError, FollowedEvent
 from decisec.sdk.synchronous import Client
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "ConfigurationError",
     "ConflictError",
     "DeadlineExceededError",
+    "EventsLostError",
+    "FollowedEvent",
     "ForbiddenError",
     "HypervisorFailedError",
     "IdempotencyKeyReusedError",

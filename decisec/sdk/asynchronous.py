@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from tenacity import AsyncRetrying
 
 from decisec.sdk import calls
+from decisec.sdk.async_figures import AsyncFigures
 from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
@@ -33,7 +34,7 @@ from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
 
 
-class AsyncClient:
+class AsyncClient(AsyncFigures):
     """Talks to the API from asyncio. `Client` has the same methods.
 
     Every method raises ApiError (a subclass tells which) when the API refuses, and

@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import httpx
 import msgspec
 
-from decisec.sdk.errors import UnexpectedAnswerError, error_of
+from decisec.sdk.errors import ApiError, UnexpectedAnswerError, error_of
 from schemas.api import (
     CreateVmRequest,
     ImageList,
@@ -80,11 +80,16 @@ def decode(call: Call[T], response: httpx.Response) -> T:
             return msgspec.json.decode(response.content, type=call.answer)
         except msgspec.DecodeError as error:
             raise _unexpected(response, str(error)) from error
+    raise refusal(response)
+
+
+def refusal(response: httpx.Response) -> ApiError:
+    """What an answer that is no success says."""
     try:
         problem = msgspec.json.decode(response.content, type=Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise _unexpected(response, "no problem+json") from error
-    raise error_of(problem, response.status_code, _retry_after_s(response))
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return _unexpected(response, "no problem+json")
+    return error_of(problem, response.status_code, _retry_after_s(response))
 
 
 def _retry_after_s(response: httpx.Response) -> float | None:
@@ -153,36 +158,36 @@ def patch_vm(vm_id: UUID | str, patch: VmPatch, generation: int | None) -> Call[
     if generation is not None:
         headers["If-Match"] = f'"{generation}"'
     body = msgspec.json.encode(patch)
-    return Call("PATCH", f"/v1/vms/{_uuid(vm_id)}", VmView, body=body, headers=headers)
+    return Call("PATCH", f"/v1/vms/{uuid_of(vm_id)}", VmView, body=body, headers=headers)
 
 
 def snapshot_vm(vm_id: UUID | str, kind: SnapshotKind, wait_s: float) -> Call[VmAndOperation]:
     """`POST /v1/vms/{vm_id}/snapshot`."""
     body = msgspec.json.encode(SnapshotRequest(kind=kind))
-    return _mutation("POST", f"/v1/vms/{_uuid(vm_id)}/snapshot", wait_s, body)
+    return _mutation("POST", f"/v1/vms/{uuid_of(vm_id)}/snapshot", wait_s, body)
 
 
 def restore_vm(vm_id: UUID | str, snapshot_id: UUID | str, wait_s: float) -> Call[VmAndOperation]:
     """`POST /v1/vms/{vm_id}/restore`."""
-    body = msgspec.json.encode(RestoreRequest(snapshot_id=_uuid(snapshot_id)))
-    return _mutation("POST", f"/v1/vms/{_uuid(vm_id)}/restore", wait_s, body)
+    body = msgspec.json.encode(RestoreRequest(snapshot_id=uuid_of(snapshot_id)))
+    return _mutation("POST", f"/v1/vms/{uuid_of(vm_id)}/restore", wait_s, body)
 
 
 def list_snapshots(vm_id: UUID | str | None, page_size: int, cursor: str) -> Call[SnapshotList]:
     """`GET /v1/snapshots`: one page."""
-    given = _given(cursor=cursor, vm_id="" if vm_id is None else str(_uuid(vm_id)))
+    given = _given(cursor=cursor, vm_id="" if vm_id is None else str(uuid_of(vm_id)))
     params = (("limit", str(page_size)), *given)
     return Call("GET", "/v1/snapshots", SnapshotList, params=params)
 
 
 def get_snapshot(snapshot_id: UUID | str) -> Call[SnapshotView]:
     """`GET /v1/snapshots/{snapshot_id}`."""
-    return Call("GET", f"/v1/snapshots/{_uuid(snapshot_id)}", SnapshotView)
+    return Call("GET", f"/v1/snapshots/{uuid_of(snapshot_id)}", SnapshotView)
 
 
 def delete_snapshot(snapshot_id: UUID | str, wait_s: float) -> Call[VmAndOperation]:
     """`DELETE /v1/snapshots/{snapshot_id}`."""
-    return _mutation("DELETE", f"/v1/snapshots/{_uuid(snapshot_id)}", wait_s)
+    return _mutation("DELETE", f"/v1/snapshots/{uuid_of(snapshot_id)}", wait_s)
 
 
 def list_operations(
@@ -191,7 +196,7 @@ def list_operations(
     """`GET /v1/operations`: one page."""
     given = _given(
         cursor=cursor,
-        vm_id="" if vm_id is None else str(_uuid(vm_id)),
+        vm_id="" if vm_id is None else str(uuid_of(vm_id)),
         status=status.value if status is not None else "",
     )
     params = (("limit", str(page_size)), *given)
@@ -205,7 +210,7 @@ def list_images() -> Call[ImageList]:
 
 def get_vm(vm_id: UUID | str) -> Call[VmView]:
     """`GET /v1/vms/{vm_id}`."""
-    return Call("GET", f"/v1/vms/{_uuid(vm_id)}", VmView)
+    return Call("GET", f"/v1/vms/{uuid_of(vm_id)}", VmView)
 
 
 def vm_console(
@@ -217,28 +222,28 @@ def vm_console(
         params.append(("offset", str(offset)))
     if tail_bytes is not None:
         params.append(("tail_bytes", str(tail_bytes)))
-    return Call("GET", f"/v1/vms/{_uuid(vm_id)}/console", ConsoleChunk, params=tuple(params))
+    return Call("GET", f"/v1/vms/{uuid_of(vm_id)}/console", ConsoleChunk, params=tuple(params))
 
 
 def verb(vm_id: UUID | str, name: str, wait_s: float) -> Call[VmAndOperation]:
     """`POST /v1/vms/{vm_id}/{verb}`."""
-    return _mutation("POST", f"/v1/vms/{_uuid(vm_id)}/{name}", wait_s)
+    return _mutation("POST", f"/v1/vms/{uuid_of(vm_id)}/{name}", wait_s)
 
 
 def stop_verb(vm_id: UUID | str, name: str, grace_s: float, wait_s: float) -> Call[VmAndOperation]:
     """`POST /v1/vms/{vm_id}/shutdown` or `/reboot`."""
     body = msgspec.json.encode(ShutdownRequest(grace_s=grace_s))
-    return _mutation("POST", f"/v1/vms/{_uuid(vm_id)}/{name}", wait_s, body)
+    return _mutation("POST", f"/v1/vms/{uuid_of(vm_id)}/{name}", wait_s, body)
 
 
 def delete_vm(vm_id: UUID | str, wait_s: float) -> Call[VmAndOperation]:
     """`DELETE /v1/vms/{vm_id}`."""
-    return _mutation("DELETE", f"/v1/vms/{_uuid(vm_id)}", wait_s)
+    return _mutation("DELETE", f"/v1/vms/{uuid_of(vm_id)}", wait_s)
 
 
 def get_operation(operation_id: UUID | str) -> Call[OperationView]:
     """`GET /v1/operations/{operation_id}`."""
-    return Call("GET", f"/v1/operations/{_uuid(operation_id)}", OperationView)
+    return Call("GET", f"/v1/operations/{uuid_of(operation_id)}", OperationView)
 
 
 def usage(
@@ -248,10 +253,8 @@ def usage(
     params: list[tuple[str, str]] = []
     for name, value in (("start", start), ("end", end)):
         if value is not None:
-            if value.tzinfo is None:
-                raise ValueError(f"{name} needs a time zone")
-            params.append((name, value.isoformat()))
-    params.extend(("vm_id", str(_uuid(vm_id))) for vm_id in vm_ids)
+            params.append((name, moment(name, value)))
+    params.extend(("vm_id", str(uuid_of(vm_id))) for vm_id in vm_ids)
     return Call("GET", "/v1/usage", UsageReport, params=tuple(params))
 
 
@@ -278,6 +281,22 @@ def _given(**params: str) -> list[tuple[str, str]]:
     return [(name, value) for name, value in params.items() if value]
 
 
-def _uuid(value: UUID | str) -> UUID:
+def moment(name: str, value: datetime) -> str:
+    """A time as the API takes it.
+
+    Raises:
+        ValueError: It has no zone.
+    """
+    if value.tzinfo is None:
+        raise ValueError(f"{name} needs a time zone")
+    return value.isoformat()
+
+
+def uuid_of(value: UUID | str) -> UUID:
+    """The id of something.
+
+    Raises:
+        ValueError: It is none.
+    """
     # A path is only ever made of a parsed UUID, so no id can lead anywhere else.
     return value if isinstance(value, UUID) else UUID(value)

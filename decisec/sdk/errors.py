@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from schemas.api import OperationView, Problem
 from schemas.errors import ErrorCode
+from schemas.event_lists import StreamNotice
 
 
 class ConfigurationError(ValueError):
@@ -140,3 +141,22 @@ _KINDS: Mapping[str, type[ApiError]] = {
 def error_of(problem: Problem, status: int, retry_after_s: float | None = None) -> ApiError:
     """The error class that stands for a problem's code; plain ApiError for codes of later APIs."""
     return _KINDS.get(problem.code, ApiError)(problem, status, retry_after_s)
+
+
+_ENDS: Mapping[str, tuple[type[ApiError], int]] = {
+    "unauthenticated": (UnauthenticatedError, 401),
+    "not_found": (NotFoundError, 404),
+}
+
+
+def ended(notice: StreamNotice) -> ApiError:
+    """Why a stream has ended for good, as the error that a request would have got."""
+    kind, status = _ENDS.get(notice.code, (ApiError, 0))
+    problem = Problem(
+        type=f"urn:decisec:problem:{notice.code}",
+        title="The stream has ended",
+        status=status,
+        code=notice.code,
+        detail=notice.message,
+    )
+    return kind(problem, status)

@@ -23,11 +23,13 @@ class SseParser:
     """Bytes in, events out.
 
     Attributes:
-        place: The last id that was told, whether an event came with it or not.
+        place: Behind the last event, or the last id that came without one. That of an event which
+            is not yet whole does not count.
     """
 
     def __init__(self, place: str = "") -> None:
         self.place = place
+        self._told = place
         self._rest = bytearray()
         self._kind = ""
         self._data: list[bytes] = []
@@ -52,6 +54,7 @@ class SseParser:
 
     def _line(self, line: bytes) -> SseEvent | None:
         if not line:
+            self.place = self._told
             kind, data = self._kind or "message", self._data
             self._kind, self._data = "", []
             return SseEvent(kind, b"\n".join(data), self.place) if data else None
@@ -63,5 +66,5 @@ class SseParser:
             case b"data":
                 self._data.append(value)
             case b"id" if b"\0" not in value:
-                self.place = value.decode("utf-8", "replace")
+                self._told = value.decode("utf-8", "replace")
         return None

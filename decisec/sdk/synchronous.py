@@ -17,6 +17,7 @@ from decisec.sdk import calls
 from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
+from decisec.sdk.figures import Figures
 from decisec.sdk.transport import FIRST_PAUSE_S, TIMEOUT_S, Target, build, next_pause_s, policy
 from schemas.api import (
     CreateVmRequest,
@@ -32,7 +33,7 @@ from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
 
 
-class Client:
+class Client(Figures):
     """Talks to the API and blocks. `AsyncClient` has the same methods.
 
     Every method raises ApiError (a subclass tells which) when the API refuses, and

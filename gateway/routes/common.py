@@ -18,6 +18,7 @@ from gateway.auth import Authenticator, Principal
 from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.errors import RefusedError, no_such_vm
+from gateway.frontage import PRINCIPAL, Desk
 from gateway.service import MAX_WAIT_S, Outcome, VmService
 from gateway.streams import token_ends
 from schemas.api import FieldProblem, VmAndOperation, VmView
@@ -26,7 +27,6 @@ from schemas.errors import ErrorCode, InvalidIdError
 from schemas.ids import parse_uuid
 from schemas.vms import Timestamp
 
-_PRINCIPAL = "principal"
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=;|,|$)', re.IGNORECASE)
 _MAX_IF_MATCH_CHARS = 256
 _TAG = r'(?:W/)?"[\x21\x23-\x2b\x2d-\x7e]*"'
@@ -63,12 +63,14 @@ async def authenticated(
     background.require_open()
     authenticator: Authenticator = connection.app.state.authenticator
     principal = await authenticator.principal(connection.headers.get("authorization"))
-    connection.scope["state"][_PRINCIPAL] = principal
+    connection.scope["state"][PRINCIPAL] = principal
+    desk: Desk = connection.app.state.desk
+    await desk.admit(connection.scope, principal.customer_id, connection.headers.get("prefer", ""))
 
 
 def who(request: Request[Any, Any, Any]) -> Principal:
     """Whom the guard has let in."""
-    principal: Principal = request.scope["state"][_PRINCIPAL]
+    principal: Principal = request.scope["state"][PRINCIPAL]
     return principal
 
 

@@ -276,6 +276,7 @@ def test_streams_are_as_declared(shell: Shell) -> None:
     "arguments",
     [
         [], ["vm"], ["vm", "create"], ["streams", "diff"], ["usage"], ["top"], ["dev"], ["demo"],
+        ["events"], ["metrics"],
         ["host"], ["host", "ls"], ["host", "get"], ["host", "drain"], ["host", "undrain"],
         ["token"], ["token", "keygen"], ["token", "revoke"], ["token", "ls"],
     ],

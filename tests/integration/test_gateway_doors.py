@@ -73,6 +73,7 @@ async def test_the_documents_need_no_token_and_name_all_routes(shared: Stack) ->
         "/v1/metrics/series",
         "/v1/usage",
         "/v1/whoami",
+        "/v1/quotas",
     }
     create = document["components"]["schemas"]["CreateVmRequest"]
     assert create["properties"]["vcpus"]["maximum"] == 32

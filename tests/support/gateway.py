@@ -261,7 +261,13 @@ async def running_gateway(
     settings = GatewaySettings(
         nats_url=server.url,
         api_port=0,
-        **{"jwt_key": KEY.decode(), "publish_limit_s": 2.0, **options},
+        # All tests of a module come from one address, with many bad tokens.
+        **{
+            "jwt_key": KEY.decode(),
+            "publish_limit_s": 2.0,
+            "address_per_s": 0.0,
+            **options,
+        },
     )
     health = Health()
     async with (

@@ -18,6 +18,7 @@ from runtime.bus import Bus
 from schemas.errors import InvalidIdError
 from schemas.hosts import Customer, HostInfo, Resources, decode_customer, decode_host_info
 from schemas.ids import token
+from schemas.limits import ApiRates, Rate
 from schemas.subjects import CUSTOMERS, HOSTS
 from tests.load.flood.commands.doors import BusDoor, Door, HttpDoor
 from tests.load.flood.commands.endings import AskedOfTheApi, listening
@@ -79,13 +80,18 @@ async def own_stack(plan: StormPlan, root: Path, **gateway: str) -> AsyncIterato
         yield stack
 
 
+_UNLIMITED = ApiRates(reads=Rate(per_s=0), mutations=Rate(per_s=0), expensive=Rate(per_s=0))
+
+
 async def _admit(bus: Bus, room: int, plan: StormPlan) -> None:
     bucket = Bucket(bus, CUSTOMERS, decode_customer)
     quota = Resources(
         vcpus=room, memory_mib=room * plan.memory_mib, disk_mib=room * 1024, slots=room
     )
     for customer in OWN_CUSTOMERS:
-        entry = Customer(customer_id=customer, quota=quota, created_at=datetime.now(UTC))
+        entry = Customer(
+            customer_id=customer, quota=quota, rates=_UNLIMITED, created_at=datetime.now(UTC)
+        )
         await bucket.put(customer, entry)
 
 

@@ -1,0 +1,80 @@
+"""Examples in the OpenAPI document: there, and valid messages of their kind."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from gateway.addresses import Addresses
+from gateway.admission import Admission
+from gateway.http import Services, build
+from gateway.limits import Limits
+from gateway.settings import GatewaySettings
+from schemas.api import (
+    ImageList,
+    OperationList,
+    OperationView,
+    RestoreRequest,
+    SnapshotList,
+    SnapshotRequest,
+    SnapshotView,
+    VmAndOperation,
+    VmList,
+    VmPatch,
+    VmView,
+)
+
+MERGE, JSON = "application/merge-patch+json", "application/json"
+
+
+@pytest.fixture
+async def paths() -> Any:
+    """The paths of the document of an app that nothing is behind."""
+    nothing: Any = None
+    services = Services(**{one.name: nothing for one in fields(Services)})
+    settings = GatewaySettings(address_per_s=0.0)
+    limits = Limits(nothing, settings, lambda _: None)
+    app: Any = build(
+        services, nothing, limits, Admission(settings), Addresses(), max_body_bytes=1024
+    )
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://gateway.test") as api:
+        return (await api.get("/openapi.json")).json()["paths"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "answer", "bodies"),
+    [
+        ("get", "/v1/vms", "200", VmList, {}),
+        ("get", "/v1/vms/{vm_id}", "200", VmView, {}),
+        ("patch", "/v1/vms/{vm_id}", "200", VmView, {MERGE: VmPatch, JSON: VmPatch}),
+        ("post", "/v1/vms/{vm_id}/snapshot", "202", VmAndOperation, {JSON: SnapshotRequest}),
+        ("post", "/v1/vms/{vm_id}/restore", "202", VmAndOperation, {JSON: RestoreRequest}),
+        ("get", "/v1/snapshots", "200", SnapshotList, {}),
+        ("get", "/v1/snapshots/{snapshot_id}", "200", SnapshotView, {}),
+        ("delete", "/v1/snapshots/{snapshot_id}", "202", VmAndOperation, {}),
+        ("get", "/v1/images", "200", ImageList, {}),
+        ("get", "/v1/operations", "200", OperationList, {}),
+        ("get", "/v1/operations/{operation_id}", "200", OperationView, {}),
+    ],
+)
+async def test_routes_show_what_they_take_and_give(
+    paths: Any, method: str, path: str, status: str, answer: type, bodies: dict[str, type]
+) -> None:
+    """Each example is one that the API itself would understand."""
+    route = paths[path][method]
+    assert route["summary"]
+    assert route["description"]
+    shown = route["responses"][status]["content"][JSON]
+    msgspec.convert(shown["example"], answer)
+    assert "schema" in shown
+    content = route.get("requestBody", {}).get("content", {})
+    assert set(content) == set(bodies)
+    for media, kind in bodies.items():
+        msgspec.convert(content[media]["example"], kind)
+    for parameter in route.get("parameters", []):
+        assert parameter["in"] == "path" or parameter["description"]
