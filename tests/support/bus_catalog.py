@@ -91,6 +91,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "collector_alive", _case("collector.alive.c2", "collector", "operator collector")
     yield "LIMITS_SPENT", _case("gateway.limits.spent", "gateway", "gateway")
     yield "LIMITS_LEVELS", _case("gateway.limits.levels", "gateway", "gateway")
+    yield "PLACE_EXPLAIN", _case("place.ask.explain", "operator", "gateway")
     yield "store_ask", _case("store.ask.gaps", "operator", "batcher")
 
 
