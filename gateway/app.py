@@ -23,6 +23,7 @@ from gateway.fleet import Fleet
 from gateway.http import Services, build
 from gateway.idempotency import Keys
 from gateway.images import ImageService
+from gateway.inventory import Inventory
 from gateway.key_sources import key_source
 from gateway.limits import Limits
 from gateway.live_hub import LiveHub
@@ -30,6 +31,9 @@ from gateway.metrics import MetricService
 from gateway.mutations import Mutations
 from gateway.operation_service import OperationService
 from gateway.operations import Operations
+from gateway.place_door import PlaceDoor
+from gateway.placement import Strategy
+from gateway.placing import Placer, strategies_of
 from gateway.quota_records import SnapshotRecords, VmRecords
 from gateway.quotas import Quotas
 from gateway.revocations import Revocations
@@ -76,13 +80,21 @@ async def gateway(
     health.unready(HEALTH_PART, "the buckets have not been read yet")
     authenticator = _authenticator(settings, bus, health)
     tombstones = Tombstones()
-    fleet = Fleet(bus, tombstones.bury)
+    fleet = Fleet(bus, tombstones.bury, Inventory(settings.command_deadline_s))
     operations = Operations(bus, tombstones.take)
     desk = CommandDesk(operations, Publisher(bus), settings.publish_limit_s)
     sock = listen(settings.api_host, settings.api_port)
     port = int(sock.getsockname()[1])
     with sock:
         async with _background() as group:
+            placer = Placer(
+                fleet,
+                operations,
+                region=settings.region,
+                strategy=Strategy(settings.placement),
+                strategies=strategies_of(settings),
+                begin_within_s=settings.begin_within_s,
+            )
             background = Background(group)
             attempts = Attempts(fleet, operations)
             quotas = Quotas(
@@ -96,8 +108,8 @@ async def gateway(
                 operations,
                 desk,
                 background,
+                placer=placer,
                 quotas=quotas,
-                region=settings.region,
                 deadline_s=settings.command_deadline_s,
             )
             service = VmService(
@@ -127,6 +139,8 @@ async def gateway(
             group.create_task(keys.run(), name="idempotency-keys")
             group.create_task(trail.run(), name="trail")
             operation_service = OperationService(operations, attempts)
+            explainer = PlaceDoor(bus, fleet, placer)
+            group.create_task(explainer.run(), name="place-door")
             door = Door(
                 bus,
                 service,

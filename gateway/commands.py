@@ -10,7 +10,7 @@ from gateway.operations import Operations
 from runtime.errors import TransientError
 from runtime.publisher import Publisher
 from schemas.codec import encode
-from schemas.commands import Command
+from schemas.commands import Command, CreateVm
 from schemas.errors import ErrorCode
 from schemas.hosts import Operation, OperationStatus
 from schemas.subjects import vm_command
@@ -30,6 +30,7 @@ def operation_of(command: Command) -> Operation:
         requested_by=command.requested_by,
         created_at=command.issued_at,
         deadline=command.deadline,
+        placed=command.placed if isinstance(command, CreateVm) else "",
         snapshot_id=getattr(command, "snapshot_id", None),
     )
 

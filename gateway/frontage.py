@@ -19,6 +19,8 @@ ADDRESS = "address"
 """The same for where the request comes from, as far as that can be believed."""
 
 _MAX_HEADERS = 100
+_OPERATORS = "!operators"
+"""No customer can be called so."""
 _VERDICT = "verdict"
 _PLACE = "place"
 
@@ -128,6 +130,8 @@ class Desk:
         """
         state = scope["state"]
         kind = class_of_route(scope["method"], scope["path"])
+        # Operators without a customer are counted together.
+        customer_id = customer_id or _OPERATORS
         state[_VERDICT] = self._limits.admit(customer_id, kind)
         lane = lane_of(kind, waits="wait" in prefer)
         state[_PLACE] = await self._admission.enter(customer_id, lane)

@@ -41,6 +41,9 @@ COLLECTORS_ALIVE = "collector.alive.*"
 METRICS_PROGRESS = "metrics.progress."
 """What the subjects begin with on which collectors say how far hosts have come."""
 
+PLACE_EXPLAIN = "place.ask.explain"
+"""Core NATS, asked of a gateway by operators: where a VM would be placed."""
+
 LIMITS_SPENT = "gateway.limits.spent"
 """Core NATS, not kept: gateways tell each other what they have admitted."""
 

@@ -22,6 +22,7 @@ from decisec.cli import (
     logs,
     metrics,
     offered_images,
+    place,
     rejected,
     replay,
     services,
@@ -52,6 +53,7 @@ app.add_typer(snapshots.app, name="snapshot")
 offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
+app.add_typer(place.app, name="place")
 app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
 app.add_typer(bus.app, name="bus")
