@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import structlog
 
+from gateway import acts
 from gateway.errors import RETRY_AFTER_S, RefusedError, unavailable
 from gateway.operations import Operations
 from runtime.errors import TransientError
 from runtime.publisher import Publisher
 from schemas.codec import encode
-from schemas.commands import Command
+from schemas.commands import Command, CreateVm
 from schemas.errors import ErrorCode
 from schemas.hosts import Operation, OperationStatus
 from schemas.subjects import vm_command
@@ -29,6 +30,7 @@ def operation_of(command: Command) -> Operation:
         requested_by=command.requested_by,
         created_at=command.issued_at,
         deadline=command.deadline,
+        placed=command.placed if isinstance(command, CreateVm) else "",
         snapshot_id=getattr(command, "snapshot_id", None),
     )
 
@@ -57,6 +59,7 @@ class CommandDesk:
                 that a command which was stored without our hearing of it is not carried out.
         """
         operation = operation_of(command)
+        await acts.commit(target=f"vm {command.vm_id}", operation_id=command.command_id)
         try:
             revision = await self._operations.create(operation)
         except TransientError as error:

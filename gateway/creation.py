@@ -7,8 +7,7 @@ gateway that is killed half way leaves nothing that the next one cannot pick up.
 from __future__ import annotations
 
 import asyncio
-import time
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 import msgspec
@@ -18,20 +17,21 @@ from gateway import acts
 from gateway.attempts import MAX_ATTEMPTS, boot_id, create_id, refused_for_room
 from gateway.background import Background
 from gateway.commands import CommandDesk, operation_of
+from gateway.creation_commands import boot_command, create_command, repeated_create
 from gateway.errors import RefusedError, unavailable
 from gateway.fleet import Fleet
+from gateway.inventory import NOTHING_MADE
 from gateway.ledger import amounts_of
 from gateway.operations import Operations, failed, shown
-from gateway.placement import Placement, need_of, place
+from gateway.placement import need_of
+from gateway.placing import Placer
 from gateway.quotas import Quotas
-from gateway.reservations import Reservations
 from runtime.buckets import RevisionConflictError
 from runtime.clock import utc_now
 from runtime.errors import PoisonError, TransientError
 from runtime.retry import forever
-from schemas.commands import BootVm, CreateVm
-from schemas.errors import ErrorCode, ErrorInfo
-from schemas.hosts import HostInfo, Operation, OperationStatus
+from schemas.errors import ErrorInfo
+from schemas.hosts import Operation, OperationStatus
 from schemas.subjects import vm_key
 from schemas.vms import VmRecord, VmSpec, VmState
 
@@ -42,18 +42,6 @@ _ANSWER_MARGIN_S = 2.0
 
 _UNDONE_WITHIN_S = 1.0
 
-_NOTHING_MADE = frozenset(
-    {
-        ErrorCode.NO_CAPACITY,
-        ErrorCode.UNKNOWN_IMAGE,
-        ErrorCode.UNSUPPORTED,
-        ErrorCode.BAD_REQUEST,
-        ErrorCode.FORBIDDEN,
-        ErrorCode.UNAVAILABLE,
-    }
-)
-"""With these codes an agent has refused a create and holds nothing of the VM."""
-
 
 class Creation:
     """Creates VMs.
@@ -63,8 +51,8 @@ class Creation:
         operations: Results.
         desk: The way to the agents.
         group: Holds the work that goes on after the caller has its answer.
+        placer: Chooses hosts.
         quotas: Has the last word before anything is written.
-        region: Only hosts of this region are used.
         deadline_s: Time for the whole creation.
     """
 
@@ -75,20 +63,18 @@ class Creation:
         desk: CommandDesk,
         group: Background,
         *,
+        placer: Placer,
         quotas: Quotas,
-        region: str,
         deadline_s: float,
     ) -> None:
         self._fleet = fleet
         self._operations = operations
         self._desk = desk
         self._group = group
+        self._placer = placer
         self._quotas = quotas
-        self._region = region
         self._deadline_s = deadline_s
-        self._reservations = Reservations()
         self._under_way: dict[UUID, asyncio.Task[Operation | None]] = {}
-        operations.listen(self._reservations.take)
 
     async def begin(
         self,
@@ -114,14 +100,16 @@ class Creation:
         """
         now = utc_now()
         vm_id = acts.mint("vm")
-        host = self._reserve(spec, pool, create_id(vm_id, 0), now, frozenset())
-        if isinstance(host, ErrorInfo):
-            raise RefusedError(host.code, host.message, retry_after_s=5.0)
-        try:
-            await self._quotas.reserve(customer_id, str(vm_id), amounts_of(need_of(spec)))
-        except BaseException:
-            self._reservations.release(create_id(vm_id, 0))
-            raise
+        choice = self._placer.choose(customer_id, vm_id, spec, pool, now)
+        if choice.host is None:
+            raise _refusal(choice.error)
+        await self._quotas.reserve(customer_id, str(vm_id), amounts_of(need_of(spec)))
+        # Chosen anew: nothing is awaited from here until the record counts, so that no other
+        # request is given the same room, or a host that the VM is to have for itself.
+        choice = self._placer.place(customer_id, vm_id, spec, pool, now)
+        if (host := choice.host) is None:
+            self._quotas.release(customer_id, str(vm_id))
+            raise _refusal(choice.error)
         record = VmRecord(
             vm_id=vm_id,
             customer_id=customer_id,
@@ -136,16 +124,25 @@ class Creation:
         key = vm_key(customer_id, vm_id)
         self._fleet.note(record)
         deadline = now + timedelta(seconds=self._deadline_s)
+        told = boot_id(vm_id) if boot else create_id(vm_id, 0)
+        try:
+            await acts.commit(target=f"vm {vm_id}", operation_id=told)
+        except RefusedError:
+            self._placer.release(vm_id)
+            self._quotas.release(customer_id, str(vm_id))
+            self._fleet.forget(key)
+            raise
         try:
             await self._fleet.specs.create(key, record)
             if boot:
                 # Before the create: once that is published, nothing may fail the request.
-                goal = operation_of(self._boot(record, now, deadline, requested_by))
+                goal = operation_of(boot_command(record, now, deadline, requested_by))
                 await self._operations.create(goal)
-            operation = await self._desk.issue(self._create(record, 0, now, deadline, requested_by))
-        except RevisionConflictError as error:
-            self._reservations.release(create_id(vm_id, 0))
-            raise unavailable() from error  # an earlier try of this very request goes on
+            command = create_command(record, 0, now, deadline, requested_by)
+            operation = await self._desk.issue(msgspec.structs.replace(command, placed=choice.why))
+        except RevisionConflictError as conflict:
+            self._placer.release(vm_id)
+            raise unavailable() from conflict  # an earlier try of this very request goes on
         except (RefusedError, TransientError) as error:
             # Settling takes the record away again, however long the bus is away; where it is
             # there, the caller hears of the failure after that.
@@ -178,12 +175,15 @@ class Creation:
         record = entry.value
         goal = await self._operations.get(boot_id(vm_id))
         if first is None:
+            await acts.commit(
+                target=f"vm {vm_id}", operation_id=boot_id(vm_id) if boot else create_id(vm_id, 0)
+            )
             now = utc_now()
             deadline = now + timedelta(seconds=self._deadline_s)
             if boot and goal is None:
-                goal = operation_of(self._boot(record, now, deadline, requested_by))
+                goal = operation_of(boot_command(record, now, deadline, requested_by))
                 await self._operations.create(goal)
-            first = operation_of(self._create(record, 0, now, deadline, requested_by))
+            first = operation_of(create_command(record, 0, now, deadline, requested_by))
             await self._operations.create(first)
             try:
                 # Whoever was about to undo a create that has no operation finds the record moved.
@@ -253,14 +253,8 @@ class Creation:
         host_id = entry.value.host_id if entry else last.host_id
         if boot.status is OperationStatus.PENDING and utc_now() < boot.deadline:
             await self._desk.publish(
-                BootVm(
-                    command_id=boot.operation_id,
-                    customer_id=boot.customer_id,
-                    vm_id=boot.vm_id,
-                    host_id=host_id,
-                    issued_at=boot.created_at,
-                    deadline=boot.deadline,
-                    requested_by=boot.requested_by,
+                boot_command(
+                    record, boot.created_at, boot.deadline, boot.requested_by, host_id=host_id
                 )
             )
         return await self._answer(boot) or boot
@@ -276,10 +270,14 @@ class Creation:
                 found = await self._place_again(record, operation, attempt, avoid)
             elif found is not None and not found.finished and resumed:
                 # Its publish may not have happened; repeating one that has changes nothing.
-                await self._desk.publish(self._repeat(record, found, attempt))
+                await self._desk.publish(repeated_create(record, found, attempt))
             if found is None:
                 return operation
-            operation = await self._answer(found) or shown(found, found.deadline + _LATE)
+            operation = (
+                await self._placer.begun(record, found, avoid)
+                or await self._answer(found)
+                or await self._overdue(found)
+            )
             if not refused_for_room(operation):
                 return operation
             avoid.add(operation.host_id)
@@ -290,29 +288,34 @@ class Creation:
         # Asked at least once, so that a result that stands is found after the deadline too.
         return await self._operations.finished(operation.operation_id, max(left_s, 1.0))
 
+    async def _overdue(self, operation: Operation) -> Operation:
+        """A create without a result after its time; one that its host has begun is still its."""
+        found = await self._operations.get(operation.operation_id) or operation
+        return shown(found, found.deadline + _LATE)
+
     async def _place_again(
         self, record: VmRecord, refused: Operation, attempt: int, avoid: set[str]
     ) -> Operation | None:
-        command_id = create_id(record.vm_id, attempt)
-        host = self._reserve(record.spec, record.pool, command_id, utc_now(), frozenset(avoid))
-        if isinstance(host, ErrorInfo):
+        customer_id, vm_id = record.customer_id, record.vm_id
+        choice = self._placer.place(customer_id, vm_id, record.spec, record.pool, utc_now(), avoid)
+        if (host := choice.host) is None:
             return None
         key = vm_key(record.customer_id, record.vm_id)
         entry = await self._fleet.specs.get(key)
         if entry is None or entry.value.deleted_at is not None:
-            self._reservations.release(command_id)
+            self._placer.release(vm_id)
             return None
         moved = msgspec.structs.replace(entry.value, host_id=host.host_id, region=host.region)
         try:
             revision = await self._fleet.specs.update(key, moved, entry.revision)
         except RevisionConflictError as error:
-            self._reservations.release(command_id)
+            self._placer.release(vm_id)
             raise TransientError("another gateway places this VM as well") from error
         self._fleet.note(moved, revision)
         _log.info("vm.placed_again", vm_id=str(record.vm_id), host=host.host_id, attempt=attempt)
-        command = self._create(moved, attempt, utc_now(), refused.deadline, refused.requested_by)
+        command = create_command(moved, attempt, utc_now(), refused.deadline, refused.requested_by)
         try:
-            return await self._desk.issue(command)
+            return await self._desk.issue(msgspec.structs.replace(command, placed=choice.why))
         except RefusedError as error:
             raise TransientError(error.message) from error
 
@@ -320,7 +323,7 @@ class Creation:
         """Take away the record of a VM that was never made."""
         key = vm_key(record.customer_id, record.vm_id)
         status = await self._fleet.statuses.get(key)
-        if status is not None and error.code not in _NOTHING_MADE:
+        if status is not None and error.code not in NOTHING_MADE:
             return  # the agent holds something of it; its owner deletes it
         entry = await self._fleet.specs.get(key)
         first = await self._operations.get(create_id(record.vm_id, 0))
@@ -334,57 +337,9 @@ class Creation:
         self._quotas.release(record.customer_id, str(record.vm_id))
         _log.info("vm.not_created", vm_id=str(record.vm_id), code=error.code.value)
 
-    def _reserve(
-        self, spec: VmSpec, pool: str, command_id: UUID, now: datetime, avoid: frozenset[str]
-    ) -> HostInfo | ErrorInfo:
-        hosts = self._fleet.hosts
-        placement: Placement = place(
-            spec,
-            hosts.values(),
-            self._reservations.in_flight(hosts, now),
-            now,
-            pool=pool,
-            region=self._region,
-            avoid=avoid,
-            silent=self._fleet.silent(time.monotonic()),
-        )
-        if placement.host is None:
-            return placement.error
-        # No await between choosing and holding: two requests cannot be given the same room.
-        deadline = now + timedelta(seconds=self._deadline_s)
-        self._reservations.hold(command_id, placement.host.host_id, need_of(spec), deadline)
-        return placement.host
 
-    def _create(
-        self, record: VmRecord, attempt: int, now: datetime, deadline: datetime, by: str
-    ) -> CreateVm:
-        return CreateVm(
-            command_id=create_id(record.vm_id, attempt),
-            customer_id=record.customer_id,
-            vm_id=record.vm_id,
-            host_id=record.host_id,
-            issued_at=now,
-            deadline=deadline,
-            requested_by=by,
-            spec=record.spec,
-        )
-
-    def _repeat(self, record: VmRecord, operation: Operation, attempt: int) -> CreateVm:
-        command = self._create(
-            record, attempt, operation.created_at, operation.deadline, operation.requested_by
-        )
-        return msgspec.structs.replace(command, host_id=operation.host_id)
-
-    def _boot(self, record: VmRecord, now: datetime, deadline: datetime, by: str) -> BootVm:
-        return BootVm(
-            command_id=boot_id(record.vm_id),
-            customer_id=record.customer_id,
-            vm_id=record.vm_id,
-            host_id=record.host_id,
-            issued_at=now,
-            deadline=deadline,
-            requested_by=by,
-        )
+def _refusal(error: ErrorInfo) -> RefusedError:
+    return RefusedError(error.code, error.message, retry_after_s=5.0)
 
 
 async def _done(operation: Operation) -> Operation:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
@@ -13,6 +14,7 @@ import msgspec
 import structlog
 
 from gateway.catalog import Catalog
+from gateway.inventory import Inventory
 from gateway.placement import FRESH, need_of, total
 from gateway.snapshot_index import SnapshotIndex
 from runtime.buckets import Bucket, Entry, Mirror
@@ -22,7 +24,7 @@ from schemas.api import VmView
 from schemas.errors import InvalidIdError
 from schemas.hosts import Customer, HostInfo, Resources, decode_customer, decode_host_info
 from schemas.subjects import CUSTOMERS, HOSTS, VM_SPECS, VM_STATUS, parse_vm_key, vm_key
-from schemas.vms import VmRecord, VmState, VmStatus, decode_vm_record, decode_vm_status
+from schemas.vms import VmRecord, VmSpec, VmState, VmStatus, decode_vm_record, decode_vm_status
 
 _log = structlog.get_logger("decisec.fleet")
 
@@ -67,9 +69,16 @@ class Fleet:
     Args:
         bus: The connection.
         on_deleted: Called with the key of every VM that a host says it has deleted, and the host.
+        inventory: Told of all that it has to know.
     """
 
-    def __init__(self, bus: Bus, on_deleted: Callable[[str, str], None] | None = None) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        on_deleted: Callable[[str, str], None] | None = None,
+        inventory: Inventory | None = None,
+    ) -> None:
+        self.inventory = inventory or Inventory()
         self.specs = Bucket(bus, VM_SPECS, decode_vm_record)
         self.statuses = Bucket(bus, VM_STATUS, decode_vm_status)
         self.catalog = Catalog()
@@ -82,7 +91,6 @@ class Fleet:
         self._heard_s: dict[str, float] = {}
         self._spec_mirror = Mirror(self.specs, self._hear_record)
         self._status_mirror = Mirror(self.statuses, self._take_status)
-        self._hosts: dict[str, HostInfo] = {}
         self._host_mirror = Mirror(Bucket(bus, HOSTS, decode_host_info), self._take_host)
         self._customer_mirror = Mirror(Bucket(bus, CUSTOMERS, decode_customer))
 
@@ -107,7 +115,7 @@ class Fleet:
     @property
     def hosts(self) -> dict[str, HostInfo]:
         """Heartbeats by host."""
-        return self._hosts
+        return self.inventory.hosts
 
     @property
     def told(self) -> Mirror[VmRecord]:
@@ -175,6 +183,24 @@ class Fleet:
             need_of(self._records[f"{customer_id}.{vm_id}"].spec)
             for vm_id in self.catalog.ids(customer_id)
         )
+
+    def peers(self, customer_id: str, spec: VmSpec, but: UUID | None = None) -> Mapping[str, int]:
+        """VMs of a customer that one of this spec is to be apart from, by host.
+
+        Args:
+            customer_id: Whose.
+            spec: Of the one that is to be placed.
+            but: Its id, if it has a record already.
+        """
+        found: Counter[str] = Counter()
+        if (kind := spec.kind) is None:
+            return found
+        name, value = kind
+        for vm_id in self.catalog.ids(customer_id):
+            record = self._records[f"{customer_id}.{vm_id}"]
+            if record.vm_id != but and record.spec.labels.get(name) == value:
+                found[record.host_id] += 1
+        return found
 
     async def fresh(
         self, customer_id: str, vm_id: UUID
@@ -248,6 +274,7 @@ class Fleet:
             if known is not None:
                 del self._records[key]
                 self._unlist(known)
+                self.inventory.take_record(known, None, None)
             return
         if known is not None and known.deleted_at is not None:
             return  # a tombstone is final; this is an older word that comes late
@@ -263,6 +290,7 @@ class Fleet:
             self.catalog.add(record.customer_id, record.name, record.vm_id)
         elif known.name != record.name:
             self.catalog.rename(record.customer_id, known.name, record.name, record.vm_id)
+        self.inventory.take_record(known, record, self.status(key))
 
     def _unlist(self, record: VmRecord) -> None:
         self.catalog.remove(record.customer_id, record.name, record.vm_id)
@@ -306,6 +334,8 @@ class Fleet:
         self.snapshots.change(key, status)
         for event in self._watchers.get(key, ()):
             event.set()
+        if status is not None:
+            self.inventory.take_status(status)
         if status is not None and status.state is VmState.DELETED and self._on_deleted:
             self._on_deleted(key, status.host_id)
 
@@ -314,7 +344,4 @@ class Fleet:
             _log.error("heartbeat.refused", host_id=key, claims=info.host_id)
             return
         self._hear_host(key, info)
-        if info is None:
-            self._hosts.pop(key, None)
-        else:
-            self._hosts[key] = info
+        self.inventory.take_host(key, info)

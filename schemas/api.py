@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -17,6 +17,7 @@ from schemas.vms import (
     KernelArgValue,
     LabelName,
     LabelValue,
+    PlacementWishes,
     RestartPolicy,
     SnapshotKind,
     Timestamp,
@@ -34,6 +35,13 @@ LabelPatch = Annotated[dict[LabelName, LabelValue | None], msgspec.Meta(max_leng
 
 class RateLimitsRequest(RateLimits, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`RateLimits` in a request: a name that is none of them is a mistake."""
+
+
+class PlacementRequest(PlacementWishes, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`PlacementWishes` in a request: a driver or an architecture that is none is a mistake."""
+
+    driver: Literal["", "firecracker", "cloud-hypervisor", "qemu", "simulator"] = ""
+    arch: Literal["", "x86_64", "aarch64"] = ""
 
 
 class CreateVmRequest(Discreet, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -56,6 +64,7 @@ class CreateVmRequest(Discreet, frozen=True, kw_only=True, forbid_unknown_fields
     metadata: Metadata = msgspec.field(default_factory=dict)
     balloon_mib: BalloonMib = 0
     limits: RateLimitsRequest = RateLimitsRequest()
+    placement: PlacementRequest = msgspec.field(default_factory=PlacementRequest)
     boot: bool = False
 
     def __post_init__(self) -> None:
@@ -66,11 +75,17 @@ class CreateVmRequest(Discreet, frozen=True, kw_only=True, forbid_unknown_fields
             balloon_mib=self.balloon_mib,
             limits=self.limits,
         )
+        if self.placement.apart_by and self.placement.apart_by not in self.labels:
+            raise ValueError(
+                f"placement.apart_by: the VM has no label {self.placement.apart_by!r} itself"
+            )
 
     def to_spec(self) -> VmSpec:
         """The spec that is asked for."""
         given = {name: getattr(self, name) for name in VmSpec.__struct_fields__}
-        return VmSpec(**given | {"limits": RateLimits(**msgspec.structs.asdict(self.limits))})
+        limits = RateLimits(**msgspec.structs.asdict(self.limits))
+        placement = PlacementWishes(**msgspec.structs.asdict(self.placement))
+        return VmSpec(**given | {"limits": limits, "placement": placement})
 
 
 class ShutdownRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -12,7 +12,7 @@ import msgspec
 
 from schemas.codec import decoder
 from schemas.ids import CommandId, CustomerId, HostId, VmId
-from schemas.vms import SnapshotKind, Timestamp, VmSpec
+from schemas.vms import PlacedWord, SnapshotKind, Timestamp, VmSpec
 
 
 class _Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -38,9 +38,14 @@ class _Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class CreateVm(_Command, frozen=True, kw_only=True, tag="CreateVm"):
-    """Reserve resources and prepare disks; nothing runs yet."""
+    """Reserve resources and prepare disks; nothing runs yet.
+
+    Attributes:
+        placed: Why it was placed here, for the operation.
+    """
 
     spec: VmSpec
+    placed: PlacedWord = ""
 
 
 class BootVm(_Command, frozen=True, kw_only=True, tag="BootVm"):

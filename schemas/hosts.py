@@ -22,10 +22,13 @@ from schemas.ids import (
     VmId,
 )
 from schemas.limits import ApiRates
-from schemas.vms import LabelName, LabelValue, Timestamp, VmState
+from schemas.vms import Arch, LabelName, LabelValue, PlacedWord, Timestamp, VmState
 
 MAX_REASON = 200
 """Characters of the reason that an operator gives."""
+
+MAX_ADMITTED = 512
+"""VMs that a heartbeat names at most: 20 KiB of ids."""
 
 Amount = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
@@ -63,6 +66,9 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
         reserved: What VMs and reservations hold: more than the capacity once that was lowered.
             None from agents that do not say.
         started_at: When this run of the agent began.
+        arch: The host's architecture; empty from agents that do not say.
+        admitted: VMs that this run has taken in lately, `MAX_ADMITTED` at most: `free` is less
+            what they hold.
     """
 
     host_id: HostId
@@ -86,6 +92,8 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
     drain_reason: str = ""
     reserved: Resources | None = None
     started_at: Timestamp | None = None
+    arch: Arch = ""
+    admitted: Annotated[tuple[VmId, ...], msgspec.Meta(max_length=MAX_ADMITTED)] = ()
 
     @property
     def drained(self) -> bool:
@@ -173,6 +181,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     agent writes it.
 
     Attributes:
+        placed: Why a VM that is made got this host, in a word for operators.
         snapshot_id: The snapshot that the command is about, if it is about one.
     """
 
@@ -188,6 +197,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     created_at: Timestamp
     deadline: Timestamp
     finished_at: Timestamp | None = None
+    placed: PlacedWord = ""
     snapshot_id: VmId | None = None
 
     @property

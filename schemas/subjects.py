@@ -41,6 +41,9 @@ COLLECTORS_ALIVE = "collector.alive.*"
 METRICS_PROGRESS = "metrics.progress."
 """What the subjects begin with on which collectors say how far hosts have come."""
 
+PLACE_EXPLAIN = "place.ask.explain"
+"""Core NATS, asked of a gateway by operators: where a VM would be placed."""
+
 LIMITS_SPENT = "gateway.limits.spent"
 """Core NATS, not kept: gateways tell each other what they have admitted."""
 
@@ -195,6 +198,11 @@ def audit(entry: AuditEntry) -> str:
 def usage_query(customer_id: str) -> str:
     """`usage.query.<customer>`."""
     return f"usage.query.{token(customer_id)}"
+
+
+def audit_query(customer_id: str) -> str:
+    """`auditlog.query.<customer>`: core NATS, answered by the batcher; no subject of `AUDIT`."""
+    return f"auditlog.query.{token(customer_id)}"
 
 
 def usage_windows(customer_id: str) -> str:

@@ -80,6 +80,49 @@ class SnapshotKind(StrEnum):
     DIFF = "diff"
 
 
+class Apart(StrEnum):
+    """How much VMs want to be on different hosts.
+
+    Attributes:
+        PREFERRED: Where that is possible.
+        REQUIRED: Or not be made.
+    """
+
+    PREFERRED = "preferred"
+    REQUIRED = "required"
+
+
+MAX_HOST_LABELS = 8
+
+Arch = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{0,16}$(?!\n)")]
+"""A processor architecture as `uname -m` names it: `x86_64`, `aarch64`; empty for any."""
+
+
+PlacedWord = Annotated[str, msgspec.Meta(max_length=64)]
+"""Why a host was chosen, such as `spread+apart`."""
+
+
+class PlacementWishes(msgspec.Struct, frozen=True, kw_only=True):
+    """What a VM asks of its host.
+
+    Attributes:
+        host_labels: Labels that the host's operator has given it.
+        driver: The hypervisor driver; empty for any.
+        arch: The host's architecture; empty for any.
+        apart_by: One of the VM's own labels: VMs of this customer that have the same value of it
+            go to different hosts. Empty for no such wish.
+        apart: Whether they must, or should.
+    """
+
+    host_labels: Annotated[
+        dict[LabelName, LabelValue], msgspec.Meta(max_length=MAX_HOST_LABELS)
+    ] = msgspec.field(default_factory=dict)
+    driver: Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9-]{0,32}$(?!\n)")] = ""
+    arch: Arch = ""
+    apart_by: Annotated[str, msgspec.Meta(pattern=r"^([a-z][a-z0-9_-]{0,62})?$(?!\n)")] = ""
+    apart: Apart = Apart.PREFERRED
+
+
 class VmSpec(Discreet, frozen=True, kw_only=True):
     """What a customer asks for. Names an image; never a path, a tap or a socket.
 
@@ -99,6 +142,7 @@ class VmSpec(Discreet, frozen=True, kw_only=True):
         balloon_mib: What the guest's balloon is to take at start, less than `memory_mib`; 0 means
             that there is no balloon.
         limits: The most that disk and network may move.
+        placement: What it asks of its host.
     """
 
     image: ImageName
@@ -117,6 +161,7 @@ class VmSpec(Discreet, frozen=True, kw_only=True):
     metadata: Metadata = msgspec.field(default_factory=dict)
     balloon_mib: BalloonMib = 0
     limits: RateLimits = RateLimits()
+    placement: PlacementWishes = msgspec.field(default_factory=PlacementWishes)
 
     def __post_init__(self) -> None:
         check_devices(
@@ -126,6 +171,13 @@ class VmSpec(Discreet, frozen=True, kw_only=True):
             balloon_mib=self.balloon_mib,
             limits=self.limits,
         )
+
+    @property
+    def kind(self) -> tuple[str, str] | None:
+        """Label and value that it shares with VMs that it is to be apart from, if any."""
+        name = self.placement.apart_by
+        value = self.labels.get(name) if name else None
+        return None if value is None else (name, value)
 
     def without_secrets(self) -> VmSpec:
         """The same, with nothing in the metadata but its names."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections import deque
+from collections.abc import Callable
 from uuid import UUID
 
 from schemas.errors import ErrorCode
-from schemas.hosts import Resources
+from schemas.hosts import MAX_ADMITTED, Resources
 from schemas.vms import VmSpec
 from vm_agent.states import RefusedError
 
 _FIELDS = Resources.__struct_fields__
+
+_LATELY_S = 15.0
+"""Long enough for gateways to have heard of a VM's record before its host names it no more."""
 
 
 def needs(spec: VmSpec) -> Resources:
@@ -18,10 +24,17 @@ def needs(spec: VmSpec) -> Resources:
 
 
 class Admission:
-    """The reservations of all VMs on this host."""
+    """The reservations of all VMs on this host.
 
-    def __init__(self, capacity: Resources) -> None:
+    Args:
+        capacity: All there is to give out.
+        now_s: Monotonic time.
+    """
+
+    def __init__(self, capacity: Resources, now_s: Callable[[], float] = time.monotonic) -> None:
         self.capacity = capacity
+        self._now_s = now_s
+        self._lately: deque[tuple[float, UUID]] = deque(maxlen=MAX_ADMITTED)
         self._held: dict[UUID, Resources] = {}
 
     @property
@@ -42,7 +55,16 @@ class Admission:
         Raises:
             RefusedError: With `no_capacity`, naming the resource.
         """
-        self.reserve_amount(vm_id, needs(spec), "the VM")
+        if vm_id not in self._held:
+            self.reserve_amount(vm_id, needs(spec), "the VM")
+            self._lately.append((self._now_s(), vm_id))
+
+    def lately(self) -> tuple[UUID, ...]:
+        """VMs that room was reserved for in the last 15 s, whatever became of them since."""
+        oldest_s = self._now_s() - _LATELY_S
+        while self._lately and self._lately[0][0] < oldest_s:
+            self._lately.popleft()
+        return tuple(vm_id for _, vm_id in self._lately)
 
     def reserve_amount(self, key: UUID, wanted: Resources, what: str) -> None:
         """Hold an amount under a key; nothing more happens if it holds one already.

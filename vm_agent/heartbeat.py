@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
@@ -110,4 +111,7 @@ class Heartbeat:
             vms=self._fleet.present,
             started_at=self._started_at,
             heartbeat_at=utc_now(),
+            labels=settings.host_labels,
+            arch=platform.machine().lower(),
+            admitted=self._admission.lately(),
         )

@@ -19,7 +19,7 @@ from opentelemetry.trace import SpanKind
 from runtime.errors import PoisonError, TransientError
 from runtime.retry import forever
 from runtime.telemetry import span
-from schemas.commands import Command, decode_command
+from schemas.commands import Command, CreateVm, decode_command
 from schemas.errors import ErrorCode, MalformedMessageError
 from schemas.hosts import Operation, OperationStatus
 from schemas.subjects import parse_vm_command
@@ -216,11 +216,16 @@ class Intake:
                 await self._lifecycle.answered(command)
 
     async def _answered(self, command: Command) -> bool:
-        """Whether a result stands on the bus. Waits while NATS is away."""
+        """Whether a result stands on the bus. Waits while NATS is away.
+
+        From then on a create that has none is this host's: a gateway that finds it pending for too
+        long gives it to another one.
+        """
+        look = self._desk.begin if isinstance(command, CreateVm) else self._desk.operation
         async for attempt in forever("operation"):
             with attempt:
                 try:
-                    operation = await self._desk.operation(command.command_id)
+                    operation = await look(command.command_id)
                 except PoisonError as error:
                     _log.error("operation.damaged", error=str(error))
                     return False
@@ -253,5 +258,6 @@ def _operation(command: Command, done: Done) -> Operation:
         created_at=command.issued_at,
         deadline=command.deadline,
         finished_at=done.finished_at,
+        placed=command.placed if isinstance(command, CreateVm) else "",
         snapshot_id=getattr(command, "snapshot_id", None),
     )

@@ -31,7 +31,7 @@ from schemas.commands import (
 )
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.events import VmCreated, VmDeleted, VmFailed, VmPaused, VmResumed
-from schemas.vms import VmSpec, VmState
+from schemas.vms import Apart, VmSpec, VmState
 from vm_agent.admission import Admission
 from vm_agent.cgroups import CgroupError
 from vm_agent.disks import Disks, disk_bytes, remove_disk, with_disk
@@ -211,6 +211,7 @@ class Lifecycle:
         self._not_draining()
         spec = with_disk(command.spec, image.rootfs_bytes)
         require(spec, self._host.driver)
+        self._apart(command)
         self._admission.reserve(command.vm_id, spec)
         try:
             uid = self._places.uid_of(command.vm_id)
@@ -232,6 +233,21 @@ class Lifecycle:
         vm.enter(_S.CREATING)
         await self._fleet.commit(vm)
         return vm
+
+    def _apart(self, command: CreateVm) -> None:
+        """Refuse a VM that must not be beside one that is here: gateways may hear of it late."""
+        if command.spec.placement.apart is Apart.REQUIRED and (kind := command.spec.kind):
+            name, value = kind
+            for other in self._fleet.vms:
+                record = other.record
+                if (
+                    record.customer_id == command.customer_id
+                    and record.state is not _S.DELETED
+                    and record.spec.labels.get(name) == value
+                ):
+                    raise RefusedError(
+                        ErrorCode.NO_CAPACITY, "the host has a VM that this one is to be apart from"
+                    )
 
     def _not_draining(self) -> None:
         if self._draining():

@@ -12,8 +12,11 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 from uuid import UUID
 
-from runtime.buckets import Bucket
+import msgspec
+
+from runtime.buckets import Bucket, RevisionConflictError
 from runtime.bus import Bus
+from runtime.errors import TransientError
 from runtime.publisher import Publisher
 from runtime.retry import forever
 from schemas.codec import encode
@@ -26,7 +29,7 @@ from schemas.events import (
     VmStopped,
     event_type,
 )
-from schemas.hosts import Operation, decode_operation
+from schemas.hosts import Operation, OperationStatus, decode_operation
 from schemas.subjects import OPERATIONS, VM_STATUS, vm_event, vm_key
 from schemas.vms import VmStatus, decode_vm_status
 
@@ -62,6 +65,9 @@ class Desk(Protocol):
     async def operation(self, command_id: UUID) -> Operation | None:
         """What stands about a command."""
 
+    async def begin(self, command_id: UUID) -> Operation | None:
+        """The same, after a pending one was marked as running: nobody withdraws it then."""
+
 
 class NatsDesk:
     """Reports to KV buckets and to the stream of events."""
@@ -87,6 +93,18 @@ class NatsDesk:
         """What stands about a command. TransientError while NATS is away."""
         entry = await self._operations.get(str(command_id))
         return entry.value if entry else None
+
+    async def begin(self, command_id: UUID) -> Operation | None:
+        """The same, after a pending one was marked as running. TransientError if it changes."""
+        entry = await self._operations.get(str(command_id))
+        if entry is None or entry.value.status is not OperationStatus.PENDING:
+            return entry.value if entry else None
+        running = msgspec.structs.replace(entry.value, status=OperationStatus.RUNNING)
+        try:
+            await self._operations.update(str(command_id), running, entry.revision)
+        except RevisionConflictError as error:
+            raise TransientError(f"{error}; it is looked at again") from error
+        return running
 
 
 class Reporter:

@@ -17,6 +17,8 @@ from schemas.units import MIB
 _BLOCK_BYTES = 512
 """Unit of `st_blocks`, see inode(7)."""
 
+_LABELS = r"^([a-z][a-z0-9_-]{0,62}=[A-Za-z0-9._-]{0,63}(,(?!$)|$))*$(?!\n)"
+
 _Amount = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
@@ -25,6 +27,7 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
 
     Attributes:
         host_id: This host's name in subjects; stays the same over restarts.
+        labels: What VMs can ask for in a host: `disk=nvme,rack=7`.
         data_dir: Durable state, disks, run directories and the frame spool.
         image_dir: Image store; empty for `<data_dir>/images`.
         driver: `auto` takes the best one that boots the probe image.
@@ -60,6 +63,7 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     host_id: HostId
     pool: PoolId = "default"
     region: RegionId = "local"
+    labels: Annotated[str, msgspec.Meta(pattern=_LABELS)] = ""
     data_dir: Annotated[str, msgspec.Meta(min_length=1)] = "/var/lib/decisec/agent"
     image_dir: str = ""
     driver: Literal["auto", "firecracker", "cloud-hypervisor", "qemu", "simulator"] = "auto"
@@ -80,6 +84,12 @@ class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fi
     spool_max_mib: Annotated[int, msgspec.Meta(ge=1, le=1_048_576)] = 1024
     spool_fsync: Literal["always", "never"] = "always"
     realtime: bool = True
+
+    @property
+    def host_labels(self) -> dict[str, str]:
+        """The labels by name."""
+        pairs = (pair.partition("=") for pair in self.labels.split(",") if pair)
+        return {name: value for name, _, value in pairs}
 
     @property
     def images(self) -> Path:

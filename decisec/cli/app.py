@@ -10,6 +10,7 @@ from importlib import metadata
 import typer
 
 from decisec.cli import (
+    audit,
     backfill,
     bus,
     dev,
@@ -21,6 +22,7 @@ from decisec.cli import (
     logs,
     metrics,
     offered_images,
+    place,
     rejected,
     replay,
     services,
@@ -51,6 +53,7 @@ app.add_typer(snapshots.app, name="snapshot")
 offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
+app.add_typer(place.app, name="place")
 app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
 app.add_typer(bus.app, name="bus")
@@ -66,6 +69,7 @@ events.register(app)
 metrics.register(app)
 replay.register(app)
 gaps.register(app)
+audit.register(app)
 
 
 @app.command()

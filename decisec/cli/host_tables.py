@@ -112,6 +112,7 @@ def _facts(host: HostView) -> Table:
             "pool": info.pool,
             "region": info.region,
             "labels": labels or "-",
+            "architecture": info.arch or "not said",
             "driver": f"{_driver(info)} {info.driver_version}".rstrip(),
             "why this driver": info.driver_reason or "-",
             "VM network": f"none: {info.no_network}" if info.no_network else "yes",

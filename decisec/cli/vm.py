@@ -12,6 +12,7 @@ import typer
 from decisec.cli.connection import DEFAULT_STATE, ApiUrl, StateDirectory, Token, api_client
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, show, show_json
+from decisec.cli.wishes import ApartBy, ApartRequired, Arch, Driver, HostLabel, pairs, wishes
 
 if TYPE_CHECKING:
     from decisec.sdk import Client
@@ -34,16 +35,9 @@ Grace = Annotated[
 ]
 
 
-def _pairs(option: str, values: list[str]) -> dict[str, str]:
-    pairs = dict(value.partition("=")[::2] for value in values)
-    if len(pairs) != len(values) or not all("=" in value for value in values):
-        raise CommandError(f"{option}: give NAME=VALUE, each name once", Exit.USAGE, "usage")
-    return pairs
-
-
 def _numbers(option: str, values: list[str]) -> dict[str, int]:
     try:
-        return {name: int(value) for name, value in _pairs(option, values).items()}
+        return {name: int(value) for name, value in pairs(option, values).items()}
     except ValueError:
         raise CommandError(
             f"{option}: give NAME=NUMBER, a whole number", Exit.USAGE, "usage"
@@ -53,7 +47,7 @@ def _numbers(option: str, values: list[str]) -> dict[str, int]:
 def _metadata(values: list[str], file: Path | None) -> dict[str, str]:
     import msgspec
 
-    given = _pairs("--metadata", values)
+    given = pairs("--metadata", values)
     if file is None:
         return given
     try:
@@ -102,6 +96,11 @@ def create(
             " net_tx_bytes_per_s.",
         ),
     ] = None,
+    host_label: HostLabel = None,
+    driver: Driver = "",
+    arch: Arch = "",
+    apart_by: ApartBy = "",
+    apart_required: ApartRequired = False,
     boot: Annotated[bool, typer.Option("--boot", help="Boot it as well.")] = False,
     no_wait: NoWait = False,
     as_json: Json = False,
@@ -122,11 +121,12 @@ def create(
         "disk_mib": disk,
         "network": network,
         "restart": restart,
-        "kernel_args": _pairs("--arg", arg or []),
-        "labels": _pairs("--label", label or []),
+        "kernel_args": pairs("--arg", arg or []),
+        "labels": pairs("--label", label or []),
         "metadata": _metadata(metadata or [], metadata_file),
         "balloon_mib": balloon,
         "limits": _numbers("--limit", limit or []),
+        "placement": wishes(host_label, driver, arch, apart_by, required=apart_required),
         "boot": boot,
     }
     try:

@@ -27,7 +27,7 @@ from nats.aio.msg import Msg
 from nats.js.client import JetStreamContext
 
 from decisec.devkit.tokens import mint
-from gateway.placement import place
+from gateway.inventory import Inventory
 from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import utc_now
@@ -186,19 +186,20 @@ def host_info(name: str, now: datetime) -> HostInfo:
 def place_ms(decisions: int = 1000, hosts: int = 1000) -> dict[str, float]:
     """Deciding for a VM among a thousand hosts, a fifth of them with placements in flight."""
     now = utc_now()
-    found = [host_info(f"h{number}", now) for number in range(hosts)]
-    in_flight = {
-        f"h{number}": Resources(vcpus=2, memory_mib=512, disk_mib=1024, slots=1)
-        for number in range(0, hosts, 5)
-    }
+    inventory = Inventory()
+    for number in range(hosts):
+        inventory.take_host(f"h{number}", host_info(f"h{number}", now))
     spec = VmSpec(image="tiny", vcpus=2, memory_mib=512)
+    for number in range(0, hosts, 5):
+        inventory.hold(new_id(), f"h{number}", spec, now)
     taken: list[float] = []
     for _ in range(decisions):
         began = time.perf_counter()
-        placement = place(spec, found, in_flight, now)
-        taken.append((time.perf_counter() - began) * 1000)
+        placement = inventory.choose(spec, now, pool="default", region="local")
         if placement.host is None:
             raise RuntimeError("no host was found")
+        inventory.hold(new_id(), placement.host.host_id, spec, now)
+        taken.append((time.perf_counter() - began) * 1000)
     return percentiles(taken)
 
 

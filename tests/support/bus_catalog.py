@@ -89,6 +89,9 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "METRICS_STORED", _case("metrics.stored", "batcher", "operator gateway")
     yield "COLLECTORS_ALIVE", _case("collector.alive.*", "", "operator collector")
     yield "collector_alive", _case("collector.alive.c2", "collector", "operator collector")
+    yield "LIMITS_SPENT", _case("gateway.limits.spent", "gateway", "gateway")
+    yield "LIMITS_LEVELS", _case("gateway.limits.levels", "gateway", "gateway")
+    yield "PLACE_EXPLAIN", _case("place.ask.explain", "operator", "gateway")
     yield "store_ask", _case("store.ask.gaps", "operator", "batcher")
 
 
@@ -150,6 +153,7 @@ BUCKETS = {
     "revoked_tokens": _use(read="gateway operator", write="operator"),
     "secrets": _use(read="gateway", write="gateway"),
     "idempotency_keys": _use(read="gateway", write="gateway"),
+    "quotas": _use(read="gateway", write="gateway"),
     "operations": _use(read="gateway operator", write="gateway agent"),
 }
 

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from runtime.errors import TransientError
 from schemas.errors import ErrorCode
 from schemas.events import VmEvent
-from schemas.hosts import Operation
+from schemas.hosts import Operation, OperationStatus
 from schemas.vms import ExitReason, VmSpec, VmStatus
 from tests.support.memory_kernel import Machine, MemoryKernel
 from vm_agent.drivers.abc import (
@@ -233,6 +235,14 @@ class MemoryDesk:
             raise TransientError("away")
         values = self.operations.get(command_id)
         return values[-1] if values else None
+
+    async def begin(self, command_id: UUID) -> Operation | None:
+        """The newest value; a pending one becomes a running one."""
+        value = await self.operation(command_id)
+        if value is not None and value.status is OperationStatus.PENDING:
+            value = msgspec.structs.replace(value, status=OperationStatus.RUNNING)
+            self.operations[command_id].append(value)
+        return value
 
 
 class LooseTasks:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.placement import lacking, need_of, place, total
-from gateway.reservations import Reservations
+from gateway.inventory import Inventory
+from gateway.placement import Strategy, lacking, need_of, place, total
 from schemas.errors import ErrorCode
-from schemas.hosts import HostInfo, Operation, OperationStatus, Resources
+from schemas.hosts import HostInfo, Resources
 from schemas.ids import new_id
-from schemas.vms import VmSpec
+from schemas.vms import Apart, PlacementWishes, VmSpec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROOM = Resources(vcpus=8, memory_mib=8192, disk_mib=8192, slots=10)
@@ -106,52 +107,144 @@ def test_no_host_is_ever_promised_more_than_it_has(
 ) -> None:
     """However many creates are under way at once, their sum fits each host's free room."""
     hosts = {f"h{i}": host(f"h{i}", free=amount) for i, amount in enumerate(free)}
-    reservations = Reservations()
+    inventory = Inventory(clock=lambda: NOW)
+    for name, info in hosts.items():
+        inventory.take_host(name, info)
+    promised: dict[str, list[Resources]] = {name: [] for name in hosts}
     for spec in wanted:
-        chosen = place(spec, hosts.values(), reservations.in_flight(hosts, NOW), NOW).host
+        chosen = inventory.choose(spec, NOW, pool="default", region="local").host
+        held = {name: total(amounts) for name, amounts in promised.items()}
         if chosen is None:
-            held = reservations.in_flight(hosts, NOW)
             assert all(
-                lacking(total((held.get(n, Resources()), need_of(spec))), h.free)
-                for n, h in hosts.items()
+                lacking(total((held[n], need_of(spec))), info.free) for n, info in hosts.items()
             )
             continue
-        reservations.hold(new_id(), chosen.host_id, need_of(spec), NOW + timedelta(seconds=60))
-    for name, promised in reservations.in_flight(hosts, NOW).items():
-        assert not lacking(promised, hosts[name].free)
+        inventory.hold(new_id(), chosen.host_id, spec, NOW)
+        promised[chosen.host_id].append(need_of(spec))
+    for name, amounts in promised.items():
+        assert not lacking(total(amounts), hosts[name].free)
+        assert (inventory.taken(name) or Resources()) == total(amounts)
 
 
-def _operation(command_id: Any, status: OperationStatus, at: datetime) -> Operation:
-    return Operation(
-        operation_id=command_id,
-        customer_id="acme",
-        vm_id=new_id(),
-        host_id="h",
-        verb="create",
-        status=status,
-        created_at=NOW,
-        deadline=NOW + timedelta(seconds=60),
-        finished_at=at,
-    )
+wished = st.builds(
+    PlacementWishes,
+    host_labels=st.dictionaries(st.sampled_from(["disk", "rack"]), st.just("a"), max_size=2),
+    driver=st.sampled_from(["", "", "qemu"]),
+    arch=st.sampled_from(["", "", "x86_64"]),
+    apart=st.sampled_from(list(Apart)),
+)
+infos = st.fixed_dictionaries(
+    {
+        "free": resources,
+        "vms": st.integers(0, 3),
+        "pool": st.sampled_from(["default", "default", "gold"]),
+        "draining": st.sampled_from([False, False, False, True]),
+        "images": st.sampled_from([("tiny",), ("tiny",), ()]),
+        "driver": st.sampled_from(["simulator", "qemu"]),
+        "arch": st.sampled_from(["x86_64", ""]),
+        "labels": st.dictionaries(
+            st.sampled_from(["disk", "rack"]), st.sampled_from(["a", "a", "b"]), max_size=2
+        ),
+        "heartbeat_at": st.sampled_from([NOW, NOW, NOW - timedelta(seconds=6)]),
+    }
+)
 
 
-def test_a_hold_ends_when_the_heartbeat_shows_the_vm() -> None:
-    """Between the result and the next heartbeat the room is still counted as taken."""
-    reservations, command_id = Reservations(), new_id()
-    reservations.hold(command_id, "h", need_of(SPEC), NOW + timedelta(seconds=60))
-    done = NOW + timedelta(seconds=2)
-    reservations.take(_operation(command_id, OperationStatus.SUCCEEDED, done))
-    assert reservations.in_flight({"h": host("h")}, done) == {"h": need_of(SPEC)}
-    later = host("h", heartbeat_at=done + timedelta(seconds=1))
-    assert reservations.in_flight({"h": later}, done) == {}
+@given(
+    st.lists(infos, max_size=8),
+    st.lists(st.tuples(st.integers(0, 7), specs), max_size=8),
+    specs,
+    wished,
+    st.dictionaries(st.integers(0, 7).map("h{}".format), st.integers(1, 2), max_size=4),
+    st.sets(st.integers(0, 7).map("h{}".format), max_size=2),
+    st.sets(st.integers(0, 7).map("h{}".format), max_size=2),
+    st.sampled_from(list(Strategy)),
+)
+def test_the_ordered_search_finds_what_looking_at_each_host_finds(
+    changes: list[dict[str, Any]],
+    held: list[tuple[int, VmSpec]],
+    spec: VmSpec,
+    wishes: PlacementWishes,
+    peers: dict[str, int],
+    avoid: set[str],
+    silent: set[str],
+    strategy: Strategy,
+) -> None:
+    """Same host, same reasons, same word, whatever was held and in whatever order it came."""
+    hosts = {f"h{i}": host(f"h{i}", **c) for i, c in enumerate(changes)}
+    inventory = Inventory(clock=lambda: NOW)
+    taken: dict[str, Resources] = {}
+    half = len(held) // 2
+    for number, one in held[:half]:
+        inventory.hold(new_id(), f"h{number}", one, NOW)
+    for name, info in hosts.items():
+        inventory.take_host(name, info)
+    for number, one in held[half:]:
+        inventory.hold(new_id(), f"h{number}", one, NOW)
+    for number, one in held:
+        taken[f"h{number}"] = total((taken.get(f"h{number}", Resources()), need_of(one)))
+    asked = msgspec.structs.replace(spec, placement=wishes)
+    options: dict[str, Any] = {
+        "pool": "default",
+        "region": "local",
+        "avoid": avoid,
+        "silent": silent,
+        "strategy": strategy,
+        "peers": peers,
+    }
+    slow = place(asked, hosts.values(), taken, NOW, **options)
+    fast = inventory.choose(asked, NOW, **options)
+    assert (fast.host, fast.why) == (slow.host, slow.why)
+    if slow.host is None:
+        assert (fast.reasons, fast.image_known) == (slow.reasons, slow.image_known)
 
 
-def test_a_hold_ends_with_a_failure_or_long_after_its_deadline() -> None:
-    """Nothing is held for ever."""
-    reservations, command_id = Reservations(), new_id()
-    reservations.hold(command_id, "h", need_of(SPEC), NOW + timedelta(seconds=60))
-    reservations.take(_operation(command_id, OperationStatus.FAILED, NOW))
-    assert reservations.in_flight({}, NOW) == {}
-    reservations.hold(new_id(), "h", need_of(SPEC), NOW + timedelta(seconds=60))
-    assert reservations.in_flight({}, NOW + timedelta(seconds=60)) != {}
-    assert reservations.in_flight({}, NOW + timedelta(seconds=71)) == {}
+def test_a_pool_is_spread_or_packed() -> None:
+    """Packed, the host with the least memory that will do is taken."""
+    tight = host("a", free=Resources(vcpus=8, memory_mib=2048, disk_mib=8192, slots=10))
+    wide, full = host("b"), host("c", free=Resources(vcpus=8, memory_mib=8, slots=9))
+    hosts = [tight, wide, full]
+    assert place(SPEC, hosts, {}, NOW).host is wide
+    packed = place(SPEC, hosts, {}, NOW, strategy=Strategy.PACK)
+    assert (packed.host, packed.why) == (tight, "pack")
+    small = place(SPEC, hosts, {"a": need_of(SPEC)}, NOW, strategy=Strategy.PACK)
+    assert small.host is tight
+    twice = {"a": Resources(memory_mib=1025)}
+    assert place(SPEC, hosts, twice, NOW, strategy=Strategy.PACK).host is wide
+
+
+def test_a_vm_gets_the_host_that_it_wishes_for() -> None:
+    """Driver, architecture and labels, each told apart as a reason."""
+    hosts = [
+        host("arm", arch="aarch64", driver="qemu", labels={"disk": "nvme"}),
+        host("old", driver="qemu", labels={"disk": "nvme"}),
+        host("sim", arch="x86_64", labels={"disk": "nvme"}),
+        host("slow", arch="x86_64", driver="qemu", labels={"disk": "hdd"}),
+    ]
+    wishes = PlacementWishes(arch="x86_64", driver="qemu", host_labels={"disk": "nvme"})
+    asked = msgspec.structs.replace(SPEC, placement=wishes)
+    found = place(asked, hosts, {}, NOW)
+    assert found.host is None
+    assert found.reasons == {
+        "of another architecture": 2,
+        "with another driver": 1,
+        "without the labels": 1,
+    }
+    right = host("z", arch="x86_64", driver="qemu", labels={"disk": "nvme", "rack": "7"})
+    assert place(asked, [*hosts, right], {}, NOW).host is right
+
+
+def test_vms_of_one_kind_go_apart() -> None:
+    """To a host without one of them, else to the one with the fewest, or to none."""
+    hosts = [host("a"), host("b", vms=5), host("c", vms=9)]
+    peers = {"a": 2, "b": 1, "c": 3}
+    asked = VmSpec(image="tiny", labels={"app": "db"}, placement=PlacementWishes(apart_by="app"))
+    assert asked.kind == ("app", "db")
+    found = place(asked, hosts, {}, NOW, peers={"a": 2, "b": 1})
+    assert (found.host, found.why) == (hosts[2], "spread+apart")
+    assert place(asked, hosts, {}, NOW, peers=peers).host is hosts[1]
+    wishes = PlacementWishes(apart_by="app", apart=Apart.REQUIRED)
+    must = msgspec.structs.replace(asked, placement=wishes)
+    assert place(must, hosts, {}, NOW, peers={"a": 2, "b": 1}).host is hosts[2]
+    assert place(must, hosts, {}, NOW, peers=peers).reasons == {"with a VM to be apart from": 3}
+    assert msgspec.structs.replace(asked, labels={}).kind is None
