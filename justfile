@@ -79,6 +79,13 @@ bench what="all" *args: setup
 flood *args: setup
     {{ python }} -m tests.load.flood {{ args }}
 
+# Ask all routes absurd things for some minutes: `just fuzz-api 600 200 SEED`
+[group('check')]
+fuzz-api seconds="300" examples="100" seed="random": setup
+    DECISEC_FUZZ_S={{ seconds }} DECISEC_FUZZ_EXAMPLES={{ examples }} \
+      DECISEC_FUZZ_SEED={{ if seed == "random" { "$RANDOM" } else { seed } }} \
+      {{ python }} -m pytest -n 0 tests/integration/test_gateway_contract.py
+
 # Kill a part until it is shown to lose nothing: `just chaos agent`; exits 1 if it does
 [group('check')]
 chaos what *args: setup system
@@ -89,6 +96,11 @@ chaos what *args: setup system
 format: setup
     .venv/bin/ruff check --fix .
     .venv/bin/ruff format .
+
+# Write docs/openapi.json anew; refuses to where a client could break, `--breaking` writes it all the same
+[group('change')]
+openapi *args: setup
+    {{ python }} -m decisec.devkit.api_contract {{ args }}
 
 # Resolve the dependencies anew into the hashed lock
 [group('change')]

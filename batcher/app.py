@@ -13,6 +13,8 @@ from datetime import timedelta
 
 import structlog
 
+from batcher.audit_log import SUBJECT as AUDIT_SUBJECT
+from batcher.audit_log import AuditDoor
 from batcher.backfill import Backfills
 from batcher.buffer import Buffer, Custody, Limits
 from batcher.corrections import Corrections
@@ -149,6 +151,8 @@ async def main(service: Service[BatcherSettings]) -> None:
         )  # fmt: skip
         store_door = StoreDoor(reader, retention, service.bus, clock, backfills, host_usages)
         await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
+        audit_door = AuditDoor(reader, limit_s=settings.query_limit_s)
+        await service.bus.subscribe(AUDIT_SUBJECT, audit_door.answer, queue=QUEUE)
         for subject, kind in ((WINDOWS_SUBJECT, WindowsDoor), (SERIES_SUBJECT, SeriesDoor)):
             figure_door = kind(
                 reader, watermark, retention, clock,

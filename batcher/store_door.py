@@ -9,6 +9,7 @@ from datetime import UTC, date, datetime
 import msgspec
 import structlog
 
+from batcher.audit_log import page
 from batcher.backfill import Backfills
 from batcher.backfill_rules import RefusedBackfillError
 from batcher.consistency import Consistency, checkable
@@ -42,6 +43,7 @@ _log = structlog.get_logger("decisec.store_door")
 
 SUBJECT = "store.ask.*"
 _ACTION = "store-repair"
+_AUDIT_LIMIT_S = 20
 _MOST_SHOWN = 2000
 """Of a list in an answer: NATS takes 1 MiB."""
 
@@ -90,6 +92,12 @@ class StoreDoor:
                     return StoreReply(backfill=await self._backfill(question))
                 case StoreVerb.USAGE:
                     return StoreReply(usage=await self._host_usages.answer(question))
+                case StoreVerb.AUDIT if question.audit is not None:
+                    return StoreReply(
+                        audit=await page(
+                            self._store, question.customer, question.audit, limit_s=_AUDIT_LIMIT_S
+                        )
+                    )
                 case other:
                     return _refusal(ErrorCode.BAD_REQUEST, f"{other[:80]!r} asks nothing known")
         except (

@@ -6,8 +6,8 @@ from the rollups for whole days, hours and minutes and from single ticks for the
 minutes are, then at whole hours, and in the end at whole days (UTC). All arithmetic is integer:
 Int64 in the store, Python's own for sums.
 
-This is the one module that reads for customers: each query is bound to one customer, and every
-value from outside travels as a parameter. `host_usage` reads for operators.
+Customers' queries are bound to one customer, and every value from outside travels as a parameter;
+`audit_log` is the other module that reads for customers. `host_usage` reads for operators.
 """
 
 from __future__ import annotations

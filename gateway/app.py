@@ -11,6 +11,7 @@ import structlog
 from gateway.addresses import Addresses
 from gateway.admission import Admission
 from gateway.attempts import Attempts
+from gateway.audit_log import AuditLog
 from gateway.auth import Authenticator
 from gateway.background import Background
 from gateway.commands import CommandDesk
@@ -27,6 +28,7 @@ from gateway.key_sources import key_source
 from gateway.limits import Limits
 from gateway.live_hub import LiveHub
 from gateway.metrics import MetricService
+from gateway.mutations import Mutations
 from gateway.operation_service import OperationService
 from gateway.operations import Operations
 from gateway.place_door import PlaceDoor
@@ -40,6 +42,7 @@ from gateway.settings import GatewaySettings
 from gateway.snapshots import SnapshotService
 from gateway.streams import Streams
 from gateway.tombstones import Tombstones
+from gateway.trail import Trail
 from gateway.usage_windows import UsageWindowService
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
@@ -132,8 +135,9 @@ async def gateway(
             resumed = creation.resume()
             snapshots = SnapshotService(fleet, service, operations, quotas)
             images = ImageService(fleet, settings.region)
-            keys = Keys(bus)
+            keys, trail = Keys(bus), Trail(bus)
             group.create_task(keys.run(), name="idempotency-keys")
+            group.create_task(trail.run(), name="trail")
             operation_service = OperationService(operations, attempts)
             explainer = PlaceDoor(bus, fleet, placer)
             group.create_task(explainer.run(), name="place-door")
@@ -141,6 +145,7 @@ async def gateway(
                 bus,
                 service,
                 keys,
+                trail,
                 background,
                 limits,
                 admission,
@@ -155,12 +160,13 @@ async def gateway(
             services = Services(
                 background=background,
                 vms=service,
-                keys=keys,
+                mutations=Mutations(keys, trail),
                 events=EventService(bus, hub, streams, settings),
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
                 metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
+                audit_log=AuditLog(bus, settings.usage_timeout_s),
                 usage_windows=UsageWindowService(bus, settings),
             )
             app = build(
@@ -170,6 +176,7 @@ async def gateway(
                 admission,
                 addresses,
                 max_body_bytes=settings.max_body_bytes,
+                cors_origins=settings.cors_origins,
             )
             async with serve_asgi(app, sock, _HTTP_GRACE_S, _connections(settings, addresses)):
                 health.ready(HEALTH_PART)
@@ -179,7 +186,7 @@ async def gateway(
                 finally:
                     background.close()
                     streams.close()
-            await keys.flush()
+            await asyncio.gather(keys.flush(), trail.flush())
 
 
 def _authenticator(settings: GatewaySettings, bus: Bus, health: Health) -> Authenticator:

@@ -27,8 +27,8 @@ def create_id(vm_id: UUID, attempt: int) -> UUID:
 
 
 def boot_id(vm_id: UUID) -> UUID:
-    """Command id of the boot that was asked for together with the create."""
-    return derived(vm_id, b"boot")
+    """Command id of the boot that was asked for together with the create; lists show it after."""
+    return derived(vm_id, b"boot", later_ms=1)
 
 
 def is_further_attempt(operation: Operation) -> bool:

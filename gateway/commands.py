@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import structlog
 
+from gateway import acts
 from gateway.errors import RETRY_AFTER_S, RefusedError, unavailable
 from gateway.operations import Operations
 from runtime.errors import TransientError
@@ -58,6 +59,7 @@ class CommandDesk:
                 that a command which was stored without our hearing of it is not carried out.
         """
         operation = operation_of(command)
+        await acts.commit(target=f"vm {command.vm_id}", operation_id=command.command_id)
         try:
             revision = await self._operations.create(operation)
         except TransientError as error:

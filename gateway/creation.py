@@ -7,7 +7,7 @@ gateway that is killed half way leaves nothing that the next one cannot pick up.
 from __future__ import annotations
 
 import asyncio
-from datetime import datetime, timedelta
+from datetime import timedelta
 from uuid import UUID
 
 import msgspec
@@ -17,6 +17,7 @@ from gateway import acts
 from gateway.attempts import MAX_ATTEMPTS, boot_id, create_id, refused_for_room
 from gateway.background import Background
 from gateway.commands import CommandDesk, operation_of
+from gateway.creation_commands import boot_command, create_command, repeated_create
 from gateway.errors import RefusedError, unavailable
 from gateway.fleet import Fleet
 from gateway.inventory import NOTHING_MADE
@@ -29,7 +30,6 @@ from runtime.buckets import RevisionConflictError
 from runtime.clock import utc_now
 from runtime.errors import PoisonError, TransientError
 from runtime.retry import forever
-from schemas.commands import BootVm, CreateVm
 from schemas.errors import ErrorInfo
 from schemas.hosts import Operation, OperationStatus
 from schemas.subjects import vm_key
@@ -124,13 +124,20 @@ class Creation:
         key = vm_key(customer_id, vm_id)
         self._fleet.note(record)
         deadline = now + timedelta(seconds=self._deadline_s)
+        told = boot_id(vm_id) if boot else create_id(vm_id, 0)
+        try:
+            await acts.commit(target=f"vm {vm_id}", operation_id=told)
+        except RefusedError:
+            self._fleet.forget(key)
+            self._quotas.release(customer_id, str(vm_id))
+            raise
         try:
             await self._fleet.specs.create(key, record)
             if boot:
                 # Before the create: once that is published, nothing may fail the request.
-                goal = operation_of(self._boot(record, now, deadline, requested_by))
+                goal = operation_of(boot_command(record, now, deadline, requested_by))
                 await self._operations.create(goal)
-            command = self._create(record, 0, now, deadline, requested_by)
+            command = create_command(record, 0, now, deadline, requested_by)
             operation = await self._desk.issue(msgspec.structs.replace(command, placed=choice.why))
         except RevisionConflictError as conflict:
             self._placer.release(vm_id)
@@ -167,12 +174,15 @@ class Creation:
         record = entry.value
         goal = await self._operations.get(boot_id(vm_id))
         if first is None:
+            await acts.commit(
+                target=f"vm {vm_id}", operation_id=boot_id(vm_id) if boot else create_id(vm_id, 0)
+            )
             now = utc_now()
             deadline = now + timedelta(seconds=self._deadline_s)
             if boot and goal is None:
-                goal = operation_of(self._boot(record, now, deadline, requested_by))
+                goal = operation_of(boot_command(record, now, deadline, requested_by))
                 await self._operations.create(goal)
-            first = operation_of(self._create(record, 0, now, deadline, requested_by))
+            first = operation_of(create_command(record, 0, now, deadline, requested_by))
             await self._operations.create(first)
             try:
                 # Whoever was about to undo a create that has no operation finds the record moved.
@@ -242,14 +252,8 @@ class Creation:
         host_id = entry.value.host_id if entry else last.host_id
         if boot.status is OperationStatus.PENDING and utc_now() < boot.deadline:
             await self._desk.publish(
-                BootVm(
-                    command_id=boot.operation_id,
-                    customer_id=boot.customer_id,
-                    vm_id=boot.vm_id,
-                    host_id=host_id,
-                    issued_at=boot.created_at,
-                    deadline=boot.deadline,
-                    requested_by=boot.requested_by,
+                boot_command(
+                    record, boot.created_at, boot.deadline, boot.requested_by, host_id=host_id
                 )
             )
         return await self._answer(boot) or boot
@@ -265,7 +269,7 @@ class Creation:
                 found = await self._place_again(record, operation, attempt, avoid)
             elif found is not None and not found.finished and resumed:
                 # Its publish may not have happened; repeating one that has changes nothing.
-                await self._desk.publish(self._repeat(record, found, attempt))
+                await self._desk.publish(repeated_create(record, found, attempt))
             if found is None:
                 return operation
             operation = (
@@ -308,7 +312,7 @@ class Creation:
             raise TransientError("another gateway places this VM as well") from error
         self._fleet.note(moved, revision)
         _log.info("vm.placed_again", vm_id=str(record.vm_id), host=host.host_id, attempt=attempt)
-        command = self._create(moved, attempt, utc_now(), refused.deadline, refused.requested_by)
+        command = create_command(moved, attempt, utc_now(), refused.deadline, refused.requested_by)
         try:
             return await self._desk.issue(msgspec.structs.replace(command, placed=choice.why))
         except RefusedError as error:
@@ -331,37 +335,6 @@ class Creation:
         self._fleet.forget(key)
         self._quotas.release(record.customer_id, str(record.vm_id))
         _log.info("vm.not_created", vm_id=str(record.vm_id), code=error.code.value)
-
-    def _create(
-        self, record: VmRecord, attempt: int, now: datetime, deadline: datetime, by: str
-    ) -> CreateVm:
-        return CreateVm(
-            command_id=create_id(record.vm_id, attempt),
-            customer_id=record.customer_id,
-            vm_id=record.vm_id,
-            host_id=record.host_id,
-            issued_at=now,
-            deadline=deadline,
-            requested_by=by,
-            spec=record.spec,
-        )
-
-    def _repeat(self, record: VmRecord, operation: Operation, attempt: int) -> CreateVm:
-        command = self._create(
-            record, attempt, operation.created_at, operation.deadline, operation.requested_by
-        )
-        return msgspec.structs.replace(command, host_id=operation.host_id)
-
-    def _boot(self, record: VmRecord, now: datetime, deadline: datetime, by: str) -> BootVm:
-        return BootVm(
-            command_id=boot_id(record.vm_id),
-            customer_id=record.customer_id,
-            vm_id=record.vm_id,
-            host_id=record.host_id,
-            issued_at=now,
-            deadline=deadline,
-            requested_by=by,
-        )
 
 
 def _refusal(error: ErrorInfo) -> RefusedError:

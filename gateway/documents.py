@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from litestar import Response, Router, get
+from litestar import Request, Response, Router, get
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.openapi.spec import (
@@ -31,6 +31,7 @@ from litestar.static_files import create_static_files_router
 from litestar.typing import FieldDefinition
 
 from gateway.bodies import StrictRequest
+from gateway.contract import document
 
 PATH = "/docs"
 _ASSETS = f"{PATH}/assets"
@@ -40,8 +41,16 @@ _NO_ICON = '<link rel="icon" href="data:,">'
 @get("/openapi.json", include_in_schema=False, sync_to_thread=False)
 def openapi_document(request: StrictRequest) -> Response[bytes]:
     """The OpenAPI document; it needs no token."""
-    document = msgspec.json.encode(request.app.openapi_schema.to_schema())
-    return Response(document, media_type="application/json")
+    return Response(msgspec.json.encode(document(request.app)), media_type="application/json")
+
+
+class _Page(SwaggerRenderPlugin):
+    """Swagger UI over the same document."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        """The page."""
+        del openapi_schema
+        return super().render(request, document(request.app))
 
 
 def assets() -> Router:
@@ -97,7 +106,7 @@ def config() -> OpenAPIConfig:
             "`vms:read`, `vms:write`, `usage:read`; `admin` for operators."
         ),
     }
-    page = SwaggerRenderPlugin(
+    page = _Page(
         path="/",
         js_url=f"{_ASSETS}/swagger-ui-bundle.js",
         css_url=f"{_ASSETS}/swagger-ui.css",

@@ -44,9 +44,10 @@ from gateway.operation_service import OperationService
 from gateway.problems import STATUS_OF
 from gateway.service import VERBS, VmService
 from gateway.snapshots import SnapshotService
+from gateway.trail import Refusal, Trail
 from runtime.bus import Bus, Message
 from runtime.errors import TransientError
-from runtime.telemetry import span
+from runtime.telemetry import span, trace_id
 from schemas.codec import decoder, encode
 from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
 from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
@@ -56,7 +57,25 @@ _log = structlog.get_logger("decisec.door")
 
 QUEUE = "gateway"
 SUBJECT = "vm.req.*.*"
+ACTOR = "bus"
+"""Whoever asks here: what the server knows of them is not told to us."""
+
 _MAX_OPEN = 4096
+_COMMITTING = frozenset({*VERBS, "create", "snapshot", "restore", "snapshot-delete"})
+"""Mutations whose service calls `acts.commit`; for others the door does, before they are done."""
+
+_ACTIONS = {
+    "list": "list-vms",
+    "console": "get-console",
+    "operation": "get-operation",
+    "operations": "list-operations",
+    "snapshots": "list-snapshots",
+    "snapshot-get": "get-snapshot",
+    "snapshot-delete": "delete-snapshot",
+    "images": "list-images",
+}
+_TOLD = frozenset({ErrorCode.FORBIDDEN, ErrorCode.NOT_FOUND, ErrorCode.RATE_LIMITED})
+"""Refusals of reads that are audited."""
 
 _READ, _MUTATION = False, True
 Decode = Callable[[bytes], Any]
@@ -70,6 +89,7 @@ class Door:
         bus: The connection.
         service: Does the work.
         keys: Where answers to requests with an idempotency key are kept.
+        trail: Where acts and refusals are told.
         background: Holds requests that are being worked on.
         limits: Rates, the same as over HTTP.
         admission: Places, the same as over HTTP.
@@ -83,6 +103,7 @@ class Door:
         bus: Bus,
         service: VmService,
         keys: Keys,
+        trail: Trail,
         background: Background,
         limits: Limits,
         admission: Admission,
@@ -94,6 +115,7 @@ class Door:
         self._bus = bus
         self._service = service
         self._keys = keys
+        self._trail = trail
         self._background = background
         self._limits = limits
         self._admission = admission
@@ -169,25 +191,66 @@ class Door:
         if isinstance(reply, KeptAnswer):
             return reply.body, {REPLAYED_HEADER: "true"}
         body = encode(reply)
+        status = 200 if reply.error is None else int(STATUS_OF[reply.error.code])
         act = acts.current()
         if act is not None and act.claim is not None:
-            status = 200 if reply.error is None else int(STATUS_OF[reply.error.code])
             self._keys.settle(act.claim, KeptAnswer(status=status, body=body), error)
+        if act is not None and act.committed:
+            under_way = reply.result is not None and reply.result.operation.finished_at is None
+            code = reply.error.code.value if reply.error else ""
+            self._trail.ended(act, 202 if under_way else status, code)
+            await self._trail.heard(act)
+        elif reply.error is not None:
+            self._refused(subject, verb, act, reply.error, status)
         return body, {}
 
+    def _refused(
+        self, subject: str, verb: str, act: Act | None, error: ErrorInfo, status: int
+    ) -> None:
+        if act is None and error.code not in _TOLD:
+            return
+        try:
+            customer_id = customer_of(subject)
+        except InvalidIdError:
+            customer_id = ""
+        self._trail.refused(
+            Refusal(
+                customer_id=customer_id,
+                actor=ACTOR,
+                action=_action(verb),
+                target=act.target if act is not None else "",
+                door="bus",
+                address="",
+                trace_id=trace_id(),
+                code=error.code.value,
+                status=status,
+                single=act is not None and status < 500,
+            )
+        )
+
     async def _enter(
-        self, customer_id: str, verb: str, key: str, data: bytes, wait_s: float
+        self, customer_id: str, verb: str, request: Request, data: bytes
     ) -> KeptAnswer | None:
         """Enter the act of a request that may change something, or give its earlier answer."""
-        act = Act()
+        act = Act(
+            customer_id=customer_id,
+            actor=ACTOR,
+            action=_action(verb),
+            target=_target(request),
+            door="bus",
+            address="",
+            trace_id=trace_id(),
+            begin=self._trail.begin,
+        )
         acts.enter(act)
-        if not key:
-            return None
-        request = digest(b"bus", verb.encode(), data)
-        found = await self._keys.claim(customer_id, key, request, wait_s)
-        if isinstance(found, KeptAnswer):
-            return found
-        act.take(found)
+        if key := request.idempotency_key:
+            asked = digest(b"bus", verb.encode(), data)
+            found = await self._keys.claim(customer_id, key, asked, request.wait_s)
+            if isinstance(found, KeptAnswer):
+                return found
+            act.take(found)
+        if verb not in _COMMITTING:
+            await acts.commit()
         return None
 
     async def _do(self, customer_id: str, verb: str, data: bytes) -> Reply | KeptAnswer:
@@ -208,10 +271,10 @@ class Door:
         decode, answer, mutates = found
         asked: Request = decode(data)
         if mutates:
-            given = await self._enter(customer_id, verb, asked.idempotency_key, data, asked.wait_s)
+            given = await self._enter(customer_id, verb, asked, data)
             if given is not None:
                 return given
-        return await answer(Principal("bus", customer_id, CUSTOMER_SCOPES), asked)
+        return await answer(Principal(ACTOR, customer_id, CUSTOMER_SCOPES), asked)
 
     def _act(self, verb: str) -> Answer:
         async def act(who: Principal, asked: VmRequest) -> Reply:
@@ -292,6 +355,16 @@ class Door:
     async def _list_images(self, who: Principal, asked: ImagesRequest) -> Reply:
         del asked
         return Reply(images=self._images.all(who))
+
+
+def _action(verb: str) -> str:
+    """As the HTTP door calls it."""
+    return _ACTIONS.get(verb, f"{verb}-vm")
+
+
+def _target(request: Request) -> str:
+    named = ((name, getattr(request, f"{name}_id", None)) for name in ("vm", "snapshot"))
+    return " ".join(f"{name} {value}" for name, value in named if value is not None)
 
 
 def _info(error: Exception) -> ErrorInfo:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from gateway import problems
@@ -15,7 +15,12 @@ from schemas.errors import ErrorCode
 
 PRINCIPAL = "principal"
 """Key in a scope's `state` under which the guard puts whom it has let in."""
+ADDRESS = "address"
+"""The same for where the request comes from, as far as that can be believed."""
+
 _MAX_HEADERS = 100
+_OPERATORS = "!operators"
+"""No customer can be called so."""
 _VERDICT = "verdict"
 _PLACE = "place"
 
@@ -28,23 +33,34 @@ class Frontage:
         limits: Rates.
         admission: Places.
         addresses: Tells callers apart.
+        turned_away: Called with the address and the refusal of each request that is refused here.
+
+    Attributes:
+        app: What is wrapped.
     """
 
     def __init__(
-        self, app: Any, limits: Limits, admission: Admission, addresses: Addresses
+        self,
+        app: Any,
+        limits: Limits,
+        admission: Admission,
+        addresses: Addresses,
+        turned_away: Callable[[str, RefusedError], None],
     ) -> None:
-        self._app = app
+        self.app = app
         self._limits = limits
         self._addresses = addresses
+        self._turned_away = turned_away
         self.desk = Desk(limits, admission)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request, or one turn of the lifespan protocol."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         state: dict[str, Any] = scope.setdefault("state", {})
         address, bearer, encoding = self._read(scope)
+        state[ADDRESS] = address
         charged = False
         try:
             if not bearer or not scope["path"].startswith("/v1/"):
@@ -54,6 +70,7 @@ class Frontage:
             _require_plain(encoding)
             _require_few(scope["headers"])
         except RefusedError as refused:
+            self._turned_away(address, refused)
             await _answer(refused, scope, send)
             return
         replaced = False
@@ -70,6 +87,7 @@ class Frontage:
                         self._limits.admit_address(address)
                     except RefusedError as refused:
                         replaced = True
+                        self._turned_away(address, refused)
                         await _answer(refused, scope, send)
                         return
                 verdict: Verdict | None = state.get(_VERDICT)
@@ -78,7 +96,7 @@ class Frontage:
             await send(message)
 
         try:
-            await self._app(scope, receive, counted_send)
+            await self.app(scope, receive, counted_send)
         finally:
             _leave(state)
 
@@ -112,6 +130,8 @@ class Desk:
         """
         state = scope["state"]
         kind = class_of_route(scope["method"], scope["path"])
+        # Operators without a customer are counted together.
+        customer_id = customer_id or _OPERATORS
         state[_VERDICT] = self._limits.admit(customer_id, kind)
         lane = lane_of(kind, waits="wait" in prefer)
         state[_PLACE] = await self._admission.enter(customer_id, lane)

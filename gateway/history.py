@@ -34,6 +34,17 @@ IN_ALL = 20_000
 _READ_WITHIN_S = 30.0
 
 
+Place = tuple[str, str]
+"""Where an operation stands among those of its customer: what sorts, and its id."""
+
+
+def place_of(operation: Operation) -> Place:
+    """By the time in its id; a create comes before all else that was asked for with it."""
+    milliseconds = operation.operation_id.int >> 80
+    rank = 0 if operation.verb == "create" else 1
+    return f"{milliseconds:012x}{rank}", str(operation.operation_id)
+
+
 class History:
     """Operations by customer, newest first.
 
@@ -46,7 +57,7 @@ class History:
         self._per_customer = per_customer
         self._in_all = in_all
         self._found: OrderedDict[UUID, Operation] = OrderedDict()
-        self._ids: dict[str, list[UUID]] = {}
+        self._places: dict[str, list[Place]] = {}
 
     def get(self, operation_id: UUID) -> Operation | None:
         """One that is remembered."""
@@ -57,16 +68,18 @@ class History:
         operation_id, customer_id = operation.operation_id, operation.customer_id
         known = self._found.get(operation_id)
         if known is not None:
-            if known.customer_id == customer_id and not (known.finished and not operation.finished):
+            same = (known.customer_id, known.verb) == (customer_id, operation.verb)
+            if same and (operation.finished or not known.finished):
                 self._found[operation_id] = operation
             return
-        ids = self._ids.setdefault(customer_id, [])
-        if len(ids) >= self._per_customer:
-            if operation_id < ids[0]:
+        place = place_of(operation)
+        places = self._places.setdefault(customer_id, [])
+        if len(places) >= self._per_customer:
+            if place < places[0]:
                 return
-            self.forget(ids[0])
-            ids = self._ids.setdefault(customer_id, [])
-        insort(ids, operation_id)
+            self.forget(UUID(places[0][1]))
+            places = self._places.setdefault(customer_id, [])
+        insort(places, place)
         self._found[operation_id] = operation
         if len(self._found) > self._in_all:
             self.forget(next(iter(self._found)))
@@ -76,16 +89,16 @@ class History:
         operation = self._found.pop(operation_id, None)
         if operation is None:
             return
-        ids = self._ids[operation.customer_id]
-        del ids[bisect_left(ids, operation_id)]
-        if not ids:
-            del self._ids[operation.customer_id]
+        places = self._places[operation.customer_id]
+        del places[bisect_left(places, place_of(operation))]
+        if not places:
+            del self._places[operation.customer_id]
 
-    def before(self, customer_id: str, last: UUID | None) -> list[Operation]:
+    def before(self, customer_id: str, last: Place | None) -> list[Operation]:
         """A customer's operations, newest first, from those older than `last` on."""
-        ids = self._ids.get(customer_id, [])
-        end = len(ids) if last is None else bisect_left(ids, last)
-        return [self._found[operation_id] for operation_id in reversed(ids[:end])]
+        places = self._places.get(customer_id, [])
+        end = len(places) if last is None else bisect_left(places, last)
+        return [self._found[UUID(place[1])] for place in reversed(places[:end])]
 
     async def read(self, bucket: Bucket[Operation]) -> None:
         """Take what stands in the bucket, the newest `in_all` of it. Waits while NATS is away."""

@@ -5,17 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from litestar import Litestar
+from litestar.config.cors import CORSConfig
 from litestar.datastructures import State
 
 from gateway import documents, routes
 from gateway.addresses import Addresses
 from gateway.admission import Admission
+from gateway.audit_log import AuditLog
 from gateway.auth import Authenticator
 from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.events import EventService
 from gateway.frontage import Frontage
-from gateway.idempotency import Keys
 from gateway.images import ImageService
 from gateway.limits import Limits
 from gateway.metrics import MetricService
@@ -33,13 +34,14 @@ class Services:
 
     background: Background
     vms: VmService
-    keys: Keys
+    mutations: Mutations
     events: EventService
     metrics: MetricService
     usage_windows: UsageWindowService
     operations: OperationService
     snapshots: SnapshotService
     images: ImageService
+    audit_log: AuditLog
 
 
 def build(
@@ -50,9 +52,10 @@ def build(
     addresses: Addresses,
     *,
     max_body_bytes: int,
+    cors_origins: str = "",
 ) -> Observed:
     """The app, with telemetry around it."""
-    mutations = Mutations(services.keys)
+    mutations = services.mutations
     app = Litestar(
         [
             routes.router(mutations.before, mutations.after),
@@ -71,7 +74,24 @@ def build(
         ),
         openapi_config=documents.config(),
         plugins=[documents.Base64()],
+        cors_config=_cors(cors_origins.split(",")) if cors_origins else None,
     )
-    frontage = Frontage(app, limits, admission, addresses)
+    frontage = Frontage(app, limits, admission, addresses, mutations.turned_away)
     app.state.desk = frontage.desk
     return Observed(frontage)
+
+
+def _cors(origins: list[str]) -> CORSConfig:
+    """What pages of these origins may do; tokens are theirs to send, there are no cookies."""
+    return CORSConfig(
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=[
+            "Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match",
+            "Last-Event-ID", "Prefer", "traceparent", "tracestate",
+        ],
+        expose_headers=[
+            "ETag", "Idempotency-Replayed", "Location", "Preference-Applied", "Retry-After",
+            "Deprecation", "Sunset", "Link", "WWW-Authenticate", "RateLimit", "RateLimit-Policy",
+        ],
+    )  # fmt: skip

@@ -79,6 +79,14 @@ def digest(*parts: bytes) -> str:
     return found.hexdigest()
 
 
+def http_digest(
+    customer_id: str, method: str, path: bytes, *, query: bytes, if_match: str, body: bytes
+) -> str:
+    """The same of a request over HTTP; the customer is empty for an operator who has none."""
+    condition = if_match.encode("latin-1", "replace")
+    return digest(b"http", customer_id.encode(), method.encode(), path, query, condition, body)
+
+
 @dataclass(frozen=True, slots=True)
 class Claim:
     """A key that this request has for itself.

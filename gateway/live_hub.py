@@ -11,17 +11,21 @@ from collections import defaultdict
 from uuid import UUID
 
 import msgspec
+import nats.errors
 import structlog
 from nats.aio.subscription import Subscription
 
 from gateway.live_rows import rows_of, sample_of
 from runtime.bus import Bus, Message
+from runtime.errors import TransientError
 from schemas.errors import MalformedMessageError
 from schemas.frames import EnrichedFrame, decode_enriched_frame, replay_of
 from schemas.live import LiveSample
 from schemas.subjects import metrics_enriched
 
 _log = structlog.get_logger("decisec.live")
+
+_FLUSH_S = 2
 
 
 class Watcher:
@@ -106,10 +110,17 @@ class LiveHub:
             subscription = self._subscriptions.pop(host)
             if self._bus.connected:
                 await subscription.unsubscribe()
-        for host in self._watchers.keys() - self._subscriptions.keys():
+        added = self._watchers.keys() - self._subscriptions.keys()
+        for host in added:
             self._subscriptions[host] = await self._bus.subscribe(
                 metrics_enriched(host), self._take
             )
+        if added and self._bus.connected:
+            # Whoever is told that the stream stands sees what is sent from then on.
+            try:
+                await self._bus.client.flush(_FLUSH_S)
+            except (nats.errors.Error, OSError, TimeoutError) as error:
+                raise TransientError(f"the hosts cannot be listened to: {error}") from error
 
     def _leave(self, host: str, watcher: Watcher) -> None:
         by_customer = self._watchers[host]

@@ -8,6 +8,7 @@ from gateway.attempts import Attempts, is_further_attempt
 from gateway.auth import Principal, Scope
 from gateway.cursors import Position, digest, seal, unseal
 from gateway.errors import RefusedError
+from gateway.history import Place, place_of
 from gateway.operations import Operations, view
 from runtime.clock import utc_now
 from schemas.api import OperationList, OperationView
@@ -56,9 +57,10 @@ class OperationService:
         customer_id = principal.customer_id
         query = digest("operations", customer_id, str(vm_id), status.value if status else None)
         begin = unseal(query, cursor)
-        last = begin.item_id if begin else None
+        last = begin.key if begin else None
         now = utc_now()
         found: list[OperationView] = []
+        place: Place | None = None
         for operation in self._operations.history.before(customer_id, last):
             if (vm_id is not None and operation.vm_id != vm_id) or is_further_attempt(operation):
                 continue
@@ -67,10 +69,14 @@ class OperationService:
             if status is not None and seen.status is not status:
                 continue
             if len(found) == limit:
-                after = Position("", found[-1].operation_id)
-                return OperationList(operations=tuple(found), next_cursor=seal(query, after))
+                return OperationList(operations=tuple(found), next_cursor=_seal(query, place))
             found.append(seen)
+            place = place_of(operation)
         return OperationList(operations=tuple(found))
+
+
+def _seal(query: str, place: Place | None) -> str:
+    return seal(query, Position(place[0], UUID(place[1]))) if place else ""
 
 
 def no_such_operation() -> RefusedError:

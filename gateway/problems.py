@@ -73,15 +73,20 @@ _QUERY_NAMES: Mapping[str, str] = {
 """Query parameters that handlers know by another name."""
 
 
-def answer(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
-    """The response to whatever a request has raised."""
-    status, headers, body = described(_refused(error, request), request.scope["path"])
+def status_of(refused: RefusedError) -> int:
+    """The HTTP status of a refusal."""
+    return int(refused.status or STATUS_OF[refused.code])
+
+
+def answer(request: Request[Any, Any, Any], refused: RefusedError) -> Response[bytes]:
+    """The response to a refusal."""
+    status, headers, body = described(refused, request.scope["path"])
     return Response(body, status_code=status, headers=headers, media_type=MEDIA_TYPE)
 
 
 def described(refused: RefusedError, path: str) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of a refusal."""
-    status = int(refused.status or STATUS_OF[refused.code])
+    status = status_of(refused)
     context = trace.get_current_span().get_span_context()
     problem = Problem(
         type=f"urn:decisec:problem:{refused.code.value}",
@@ -99,7 +104,8 @@ def described(refused: RefusedError, path: str) -> tuple[int, dict[str, str], by
     return status, headers, encode(problem)
 
 
-def _refused(error: Exception, request: Request[Any, Any, Any]) -> RefusedError:
+def refusal(request: Request[Any, Any, Any], error: Exception) -> RefusedError:
+    """What a request is refused with, whatever it has raised."""
     match error:
         case RefusedError():
             return error
@@ -112,7 +118,7 @@ def _refused(error: Exception, request: Request[Any, Any, Any]) -> RefusedError:
             )
         case HTTPException() if error.status_code in _CODE_OF_STATUS:
             code = _CODE_OF_STATUS[error.status_code]
-            headers = _allow(request) if error.status_code == 405 else {}
+            headers = allow(request) if error.status_code == 405 else {}
             if error.status_code == 413:
                 # Or the server would go on reading what nobody wants.
                 headers["Connection"] = "close"
@@ -144,7 +150,7 @@ def _fields(extra: Any) -> tuple[FieldProblem, ...]:
     return tuple(found)
 
 
-def _allow(request: Request[Any, Any, Any]) -> dict[str, str]:
+def allow(request: Request[Any, Any, Any]) -> dict[str, str]:
     """RFC 9110: a 405 says what is allowed."""
     path = request.scope["path"].rstrip("/") or "/"
     methods: set[str] = set()

@@ -12,6 +12,8 @@ from schemas.limits import Burst, PerSecond
 from schemas.tokens import MAX_TOKEN_LIFETIME_S
 
 _POOLS = r"^([a-z0-9][a-z0-9-]{0,62}=(spread|pack)(,(?!$)|$))*$(?!\n)"
+_ORIGINS = r"^(https?://[a-z0-9.:\[\]-]+(,https?://[a-z0-9.:\[\]-]+)*)?$(?!\n)"
+"""Whole origins only: no wildcard, no path, no trailing slash."""
 Places = Annotated[int, msgspec.Meta(ge=2, le=65_536)]
 
 
@@ -42,6 +44,8 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
         command_deadline_s: An agent that has not begun a command by then leaves it.
         publish_limit_s: How long a command may take to reach its stream.
         usage_timeout_s: How long a usage query may take.
+        cors_origins: Origins whose pages browsers may let call the API, comma separated, such as
+            `https://console.example.com`; none by default.
         region: Only hosts of this region get VMs from here.
         placement: Which of the hosts that fit gets a VM: `spread` takes the one with the most free
             memory, `pack` the one with the least. The same on all gateways.
@@ -92,6 +96,7 @@ class GatewaySettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_
     command_deadline_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     publish_limit_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 5.0
     usage_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=60)] = 10.0
+    cors_origins: Annotated[str, msgspec.Meta(pattern=_ORIGINS, max_length=4096)] = ""
     region: RegionId = "local"
     placement: Literal["spread", "pack"] = "spread"
     placement_pools: Annotated[str, msgspec.Meta(pattern=_POOLS)] = ""

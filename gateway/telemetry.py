@@ -10,6 +10,7 @@ import structlog
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
 from gateway import documents, sse
+from gateway.deprecation import DEPRECATED, Deprecation
 from runtime.telemetry import meter, span
 
 _log = structlog.get_logger("decisec.http")
@@ -39,10 +40,14 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 
 
 class Observed:
-    """Wraps the ASGI app; label values are route templates and methods, so they are bounded."""
+    """Wraps the ASGI app; label values are route templates and methods, so they are bounded.
+
+    Attributes:
+        app: What is wrapped.
+    """
 
     def __init__(self, app: App) -> None:
-        self._app = app
+        self.app = app
         self._requests = meter().create_counter(
             "decisec_http_requests", description="Requests by route, method and status"
         )
@@ -55,7 +60,7 @@ class Observed:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request, or one turn of the lifespan protocol."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         headers = {
             name.decode("latin-1"): value.decode("latin-1")
@@ -71,15 +76,22 @@ class Observed:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                handler = scope.get("route_handler")
+                going: Deprecation | None = handler.opt.get(DEPRECATED) if handler else None
                 message = {
                     **message,
-                    "headers": [*message.get("headers", ()), *_PLAIN, *special],
+                    "headers": [
+                        *message.get("headers", ()),
+                        *_PLAIN,
+                        *special,
+                        *(going.headers if going else ()),
+                    ],
                 }
             await send(message)
 
         began = time.perf_counter()
         with span(f"{method}", kind=SpanKind.SERVER, parent=headers) as current:
-            await self._app(scope, receive, observed_send)
+            await self.app(scope, receive, observed_send)
             route = scope.get("path_template") or "unmatched"
             current.update_name(f"{method} {route}")
             current.set_attributes(

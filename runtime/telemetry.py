@@ -152,6 +152,12 @@ def inject(headers: dict[str, str] | None = None) -> dict[str, str]:
     return carrier
 
 
+def trace_id() -> str:
+    """The current trace's id, 32 hex digits; empty outside of one."""
+    context = trace.get_current_span().get_span_context()
+    return f"{context.trace_id:032x}" if context.is_valid else ""
+
+
 @cache
 def _tracer() -> trace.Tracer:
     return trace.get_tracer("decisec")

@@ -39,6 +39,7 @@ class AuditOutcome(StrEnum):
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     INTERRUPTED = "interrupted"
+    REFUSED = "refused"
 
 
 class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 
 from schemas.audit import MAX_AUDIT_REASON
+from schemas.audit_log import AuditPage, AuditQuery
 from schemas.codec import decoder
 from schemas.corrections import Backfill, BackfillWish
 from schemas.errors import ErrorInfo
@@ -32,6 +33,7 @@ class StoreVerb(StrEnum):
     PREVIEW = "preview"
     BACKFILL = "backfill"
     USAGE = "usage"
+    AUDIT = "audit"
 
 
 class StoreQuestion(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +47,8 @@ class StoreQuestion(msgspec.Struct, frozen=True, kw_only=True):
         host: Whose usage.
         start: Of usage: inclusive; as in a `UsageQuery`.
         end: Of usage: exclusive, likewise.
+        audit: Which entries of the audit log.
+        customer: Of the audit log: only this one's; all by default.
     """
 
     day: date | None = None
@@ -54,6 +58,8 @@ class StoreQuestion(msgspec.Struct, frozen=True, kw_only=True):
     host: HostId | None = None
     start: Timestamp | None = None
     end: Timestamp | None = None
+    audit: AuditQuery | None = None
+    customer: CustomerId | None = None
 
 
 class MigrationState(StrEnum):
@@ -213,6 +219,7 @@ class StoreReply(msgspec.Struct, frozen=True, kw_only=True):
     check: DayCheck | None = None
     backfill: Backfill | None = None
     usage: HostUsage | None = None
+    audit: AuditPage | None = None
     error: ErrorInfo | None = None
 
 

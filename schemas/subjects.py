@@ -200,6 +200,11 @@ def usage_query(customer_id: str) -> str:
     return f"usage.query.{token(customer_id)}"
 
 
+def audit_query(customer_id: str) -> str:
+    """`auditlog.query.<customer>`: core NATS, answered by the batcher; no subject of `AUDIT`."""
+    return f"auditlog.query.{token(customer_id)}"
+
+
 def usage_windows(customer_id: str) -> str:
     """`usage.windows.<customer>`."""
     return f"usage.windows.{token(customer_id)}"

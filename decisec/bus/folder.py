@@ -117,8 +117,12 @@ class BusFolder:
         """Make a certificate from the folder's own authority, for a server or a client.
 
         Raises:
-            FatalError: There is one of that name, or the authority is elsewhere.
+            FatalError: The name is none or taken, or the authority is elsewhere.
         """
+        try:
+            token(name)
+        except InvalidIdError as error:
+            raise FatalError(str(error)) from error
         made, key = self.root / "tls" / f"{name}.pem", self.root / "tls" / f"{name}.key"
         make_certificate(self.authority, self._authority_key, made, key, name, hosts)
         return made, key

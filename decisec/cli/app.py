@@ -10,6 +10,7 @@ from importlib import metadata
 import typer
 
 from decisec.cli import (
+    audit,
     backfill,
     bus,
     dev,
@@ -68,6 +69,7 @@ events.register(app)
 metrics.register(app)
 replay.register(app)
 gaps.register(app)
+audit.register(app)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
 from uuid import UUID
@@ -28,6 +28,7 @@ from schemas.api import (
     VmPatch,
     VmView,
 )
+from schemas.audit import AuditEntry
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
 from schemas.hosts import OperationStatus
 from schemas.usage import UsageReport
@@ -305,6 +306,24 @@ class AsyncClient(AsyncFigures):
     ) -> UsageReport:
         """Usage in `[start, end)`, times with a zone; today in UTC by default."""
         return await self._send(calls.usage(start, end, vm_ids))
+
+    async def audit(
+        self, *, start: datetime | None = None, end: datetime | None = None, page_size: int = 100
+    ) -> AsyncIterator[AuditEntry]:
+        """What was done and refused in `[start, end)`, newest first, fetched page by page.
+
+        Times with a zone; 31 days at most, the last day by default.
+        """
+        # The same window for all pages, also as time goes on.
+        end = end or datetime.now(UTC) + timedelta(seconds=1)
+        cursor = ""
+        while True:
+            page = await self._send(calls.audit(start, end, page_size, cursor))
+            for entry in page.entries:
+                yield entry
+            cursor = page.next_cursor
+            if not cursor:
+                return
 
     async def whoami(self) -> WhoAmI:
         """What the API reads from the token."""

@@ -28,6 +28,7 @@ from schemas.api import (
     VmPatch,
     VmView,
 )
+from schemas.audit_log import AuditPage
 from schemas.consoles import ConsoleChunk
 from schemas.hosts import OperationStatus
 from schemas.idempotency import IDEMPOTENCY_HEADER
@@ -250,12 +251,19 @@ def usage(
     start: datetime | None, end: datetime | None, vm_ids: Iterable[UUID | str]
 ) -> Call[UsageReport]:
     """`GET /v1/usage`."""
-    params: list[tuple[str, str]] = []
-    for name, value in (("start", start), ("end", end)):
-        if value is not None:
-            params.append((name, moment(name, value)))
+    params = _window(start, end)
     params.extend(("vm_id", str(uuid_of(vm_id))) for vm_id in vm_ids)
     return Call("GET", "/v1/usage", UsageReport, params=tuple(params))
+
+
+def audit(
+    start: datetime | None, end: datetime | None, page_size: int, cursor: str
+) -> Call[AuditPage]:
+    """`GET /v1/audit`: one page."""
+    params = [("limit", str(page_size)), *_window(start, end)]
+    if cursor:
+        params.append(("cursor", cursor))
+    return Call("GET", "/v1/audit", AuditPage, params=tuple(params))
 
 
 def whoami() -> Call[WhoAmI]:
@@ -275,6 +283,11 @@ def _mutation(
     if body:
         headers["Content-Type"] = "application/json"
     return Call(method, path, VmAndOperation, body=body, headers=headers, wait_s=float(wait))
+
+
+def _window(start: datetime | None, end: datetime | None) -> list[tuple[str, str]]:
+    given = (("start", start), ("end", end))
+    return [(name, moment(name, value)) for name, value in given if value is not None]
 
 
 def _given(**params: str) -> list[tuple[str, str]]:

@@ -5,7 +5,17 @@ from __future__ import annotations
 from litestar import Router
 from litestar.types import AfterRequestHookHandler, BeforeRequestHookHandler
 
-from gateway.routes import account, events, images, metrics, operations, snapshots, usage, vms
+from gateway.routes import (
+    account,
+    audit,
+    events,
+    images,
+    metrics,
+    operations,
+    snapshots,
+    usage,
+    vms,
+)
 from gateway.routes.common import authenticated
 
 
@@ -25,5 +35,6 @@ def router(before: BeforeRequestHookHandler, after: AfterRequestHookHandler) -> 
             *events.HANDLERS,
             *metrics.HANDLERS,
             *account.HANDLERS,
+            *audit.HANDLERS,
         ],
     )

@@ -33,6 +33,10 @@ _TAG = r'(?:W/)?"[\x21\x23-\x2b\x2d-\x7e]*"'
 _ENTITY_TAGS = re.compile(rf"\s*{_TAG}(?:\s*,\s*{_TAG})*\s*")
 _OUR_TAG = re.compile(r'"([1-9][0-9]{0,18})"')
 
+COMMITS = "commits"
+"""Key in a handler's `opt`: True if its service calls `acts.commit` before its first effect. For
+all others that is done before they are called, refused or not."""
+
 Id = FromPath[str]
 Cursor = Annotated[
     str,
@@ -71,6 +75,12 @@ async def authenticated(
 def who(request: Request[Any, Any, Any]) -> Principal:
     """Whom the guard has let in."""
     principal: Principal = request.scope["state"][PRINCIPAL]
+    return principal
+
+
+def known(request: Request[Any, Any, Any]) -> Principal | None:
+    """Whom the guard has let in, if it came to that."""
+    principal: Principal | None = request.scope["state"].get(PRINCIPAL)
     return principal
 
 

@@ -11,6 +11,7 @@ from litestar.params import JSONBody, QueryParameter
 from gateway.bodies import BODY, StrictRequest
 from gateway.routes import examples
 from gateway.routes.common import (
+    COMMITS,
     Cursor,
     Id,
     Prefer,
@@ -39,7 +40,7 @@ OfVm = Annotated[str, QueryParameter(description="Only snapshots of this VM.")]
 
 @post(
     "/vms/{vm_id:str}/snapshot",
-    opt={BODY: SnapshotRequest},
+    opt={BODY: SnapshotRequest, COMMITS: True},
     summary="Take a snapshot of a VM",
     status_code=202,
     operation_class=examples.snapshot,
@@ -60,7 +61,7 @@ async def snapshot_vm(
 
 @post(
     "/vms/{vm_id:str}/restore",
-    opt={BODY: RestoreRequest},
+    opt={BODY: RestoreRequest, COMMITS: True},
     summary="Start a VM from a snapshot",
     status_code=202,
     operation_class=examples.restore,
@@ -99,6 +100,7 @@ async def get_snapshot(request: StrictRequest, snapshot_id: Id) -> Response[Snap
 
 @delete(
     "/snapshots/{snapshot_id:str}",
+    opt={COMMITS: True},
     summary="Throw a snapshot away",
     status_code=202,
     operation_class=examples.discard,

@@ -12,6 +12,7 @@ from gateway.documents import RawConsole
 from gateway.listing import Sort, VmQuery
 from gateway.routes import examples
 from gateway.routes.common import (
+    COMMITS,
     Cursor,
     Id,
     IfMatch,
@@ -71,7 +72,7 @@ ChunkLimit = Annotated[
 ]
 
 
-@post("/vms", opt={BODY: CreateVmRequest}, summary="Create a VM", status_code=202)
+@post("/vms", opt={BODY: CreateVmRequest, COMMITS: True}, summary="Create a VM", status_code=202)
 async def create_vm(
     request: StrictRequest, data: JSONBody[CreateVmRequest], prefer: Prefer = ""
 ) -> Response[VmAndOperation]:
@@ -193,7 +194,7 @@ async def _act(
     return mutation(outcome, wait_s, 200)
 
 
-@delete("/vms/{vm_id:str}", summary="Delete a VM", status_code=202)
+@delete("/vms/{vm_id:str}", opt={COMMITS: True}, summary="Delete a VM", status_code=202)
 async def delete_vm(
     request: StrictRequest, vm_id: Id, prefer: Prefer = ""
 ) -> Response[VmAndOperation]:
@@ -201,7 +202,7 @@ async def delete_vm(
     return await _act(request, vm_id, "delete", prefer)
 
 
-@post("/vms/{vm_id:str}/boot", summary="Boot a VM", status_code=202)
+@post("/vms/{vm_id:str}/boot", opt={COMMITS: True}, summary="Boot a VM", status_code=202)
 async def boot_vm(
     request: StrictRequest, vm_id: Id, prefer: Prefer = ""
 ) -> Response[VmAndOperation]:
@@ -209,7 +210,7 @@ async def boot_vm(
     return await _act(request, vm_id, "boot", prefer)
 
 
-@post("/vms/{vm_id:str}/pause", summary="Pause a VM", status_code=202)
+@post("/vms/{vm_id:str}/pause", opt={COMMITS: True}, summary="Pause a VM", status_code=202)
 async def pause_vm(
     request: StrictRequest, vm_id: Id, prefer: Prefer = ""
 ) -> Response[VmAndOperation]:
@@ -217,7 +218,7 @@ async def pause_vm(
     return await _act(request, vm_id, "pause", prefer)
 
 
-@post("/vms/{vm_id:str}/resume", summary="Resume a VM", status_code=202)
+@post("/vms/{vm_id:str}/resume", opt={COMMITS: True}, summary="Resume a VM", status_code=202)
 async def resume_vm(
     request: StrictRequest, vm_id: Id, prefer: Prefer = ""
 ) -> Response[VmAndOperation]:
@@ -227,7 +228,7 @@ async def resume_vm(
 
 @post(
     "/vms/{vm_id:str}/shutdown",
-    opt={BODY: ShutdownRequest},
+    opt={BODY: ShutdownRequest, COMMITS: True},
     summary="Shut a VM down",
     status_code=202,
 )
@@ -243,7 +244,10 @@ async def shutdown_vm(
 
 
 @post(
-    "/vms/{vm_id:str}/reboot", opt={BODY: ShutdownRequest}, summary="Reboot a VM", status_code=202
+    "/vms/{vm_id:str}/reboot",
+    opt={BODY: ShutdownRequest, COMMITS: True},
+    summary="Reboot a VM",
+    status_code=202,
 )
 async def reboot_vm(
     request: StrictRequest,

@@ -289,7 +289,7 @@ async def test_no_verb_of_the_bus_is_left_out_here(shared: Stack) -> None:
     """The door's own list of verbs: a new one without a case in a table fails."""
     nothing: Any = None
     known = Door(
-        shared.bus, nothing, nothing, nothing, nothing, nothing,
+        shared.bus, nothing, nothing, nothing, nothing, nothing, nothing,
         operations=nothing, snapshots=nothing, images=nothing,
     ).verbs  # fmt: skip
     asked: set[str] = set()

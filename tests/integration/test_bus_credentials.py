@@ -17,7 +17,7 @@ from runtime.health import Health
 from runtime.publisher import Publisher
 from runtime.settings import CommonSettings
 from tests.support.nats import NatsServer, nats_server
-from tests.support.secured_bus import SecuredBus, secured_bus
+from tests.support.secured_bus import SecuredBus, all_sent, secured_bus
 from tests.support.shell import Done, Shell
 
 
@@ -92,7 +92,7 @@ async def test_what_is_not_permitted_is_said_at_once(bus: SecuredBus) -> None:
                 await collector.request("store.ask.gaps", b"", timeout_s=60)
         assert "store.ask.gaps" in health.problems[PERMISSIONS_PART]
         await collector.client.subscribe("usage.query.*")
-        await collector.client.flush()
+        await all_sent(collector.client)
         assert "usage.query.*" in health.problems[PERMISSIONS_PART]
 
 
@@ -184,7 +184,7 @@ async def check_answers(server: NatsServer) -> None:
 
         await service.subscribe("vm.req.*.*", answer)
         heard = await client.client.subscribe("vm.cmd.>")
-        await service.client.flush()
+        await all_sent(service.client)
         await client.client.publish("vm.req.acme.get", b"", reply="vm.cmd.h1.vm.boot")
         assert (await client.request("vm.req.acme.get", b"", timeout_s=5)).data == b"an answer"
         assert asked[0] == ""
@@ -224,7 +224,7 @@ async def test_the_command_line_issues_lists_and_revokes(
         gone = (await asyncio.to_thread(call, "revoke", "customer", "acme")).json
         assert gone["revoked"][0]["public_key"] == made["public_key"]
         async with asyncio.timeout(20):
-            while connected.connected:
+            while connected.client.is_connected:
                 await asyncio.sleep(0.02)
     listed = (await asyncio.to_thread(call, "ls", "--all")).json["credentials"]
     assert [(o["role"], o["revoked_at"] is None) for o in listed] == [

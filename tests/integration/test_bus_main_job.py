@@ -22,7 +22,7 @@ from schemas.codec import decoder
 from schemas.subjects import VM_EVENTS, vm_events_of, vm_request
 from schemas.usage import UsageReport
 from schemas.vms import METERS, VmState
-from tests.support.secured_bus import SecuredBus
+from tests.support.secured_bus import SecuredBus, all_sent
 from tests.support.stack import START_ORDER, KillableStack, running
 
 pytestmark = pytest.mark.timeout(150)
@@ -86,6 +86,7 @@ async def test_the_main_job_needs_no_more_than_the_roles_permit(tmp_path: Path) 
             heard.append(str(getattr(message, "subject", "")).rpartition(".")[2])
 
         await service.subscribe(vm_events_of("acme"), hear)
+        await all_sent(service.client)
         request = CreateVmRequest(image="tiny", memory_mib=64, boot=True)
         over_http = (await client.create_vm(request, wait_s=30)).vm
         answer = await service.request(
@@ -108,7 +109,9 @@ async def test_the_main_job_needs_no_more_than_the_roles_permit(tmp_path: Path) 
         async with stack.bus() as operator:
             info = await operator.js.stream_info(VM_EVENTS)
             assert info.state.messages >= 8
-        assert {"vm_created", "vm_started", "vm_stopped", "vm_deleted"} <= set(heard)
+        async with asyncio.timeout(20):
+            while not {"vm_created", "vm_started", "vm_stopped", "vm_deleted"} <= set(heard):
+                await asyncio.sleep(0.05)
         server = stack.log("nats-server")
         logs = {name: stack.log(name) for name in _ROLES}
     assert "Violation" not in server, [line for line in server.splitlines() if "Viol" in line]

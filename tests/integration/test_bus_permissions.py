@@ -33,7 +33,7 @@ from tests.support.bus_catalog import (
     STREAMS,
     VM,
 )  # fmt: skip
-from tests.support.secured_bus import SecuredBus, secured_bus
+from tests.support.secured_bus import SecuredBus, all_sent, secured_bus
 
 AGENTS_CALLS = {
     "CONSUMER.CREATE.VM_COMMANDS.agent-h1.vm.cmd.h1.>",
@@ -238,7 +238,7 @@ async def test_a_customer_reaches_the_door_only_as_itself(bus: SecuredBus) -> No
             return b"an answer"
 
         await gateway.subscribe("vm.req.*.*", door, queue="gateway")
-        await gateway.client.flush()
+        await all_sent(gateway.client)
         answer = await service.client.request("vm.req.acme.get", b"{}", timeout=5)
         assert answer.data == b"an answer"
         for reply in (key, "vm.req.globex.delete", f"vm.cmd.h1.{VM}.delete", "vm.evt.acme.x.y"):
@@ -247,7 +247,7 @@ async def test_a_customer_reaches_the_door_only_as_itself(bus: SecuredBus) -> No
         async with asyncio.timeout(10):
             while len(heard) < 5:
                 await asyncio.sleep(0.02)
-        await gateway.client.flush()
+        await all_sent(gateway.client)
         assert {line.split()[0] for line in heard} == {"vm.req.acme.get"}
         assert all(line.split()[1].startswith("_R_.") for line in heard)
         async with bus.bus(OPERATOR, "ops") as operator:

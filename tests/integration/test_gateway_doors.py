@@ -68,6 +68,7 @@ async def test_the_documents_need_no_token_and_name_all_routes(shared: Stack) ->
         "/v1/images",
         "/v1/operations",
         "/v1/operations/{operation_id}",
+        "/v1/audit",
         "/v1/events",
         "/v1/metrics/live",
         "/v1/metrics/series",

@@ -18,6 +18,7 @@ from gateway.background import Background
 from gateway.errors import RefusedError
 from gateway.http import Services, build
 from gateway.limits import Limits
+from gateway.mutations import Mutations
 from gateway.settings import GatewaySettings
 from runtime.clock import utc_now
 from schemas.errors import ErrorCode
@@ -114,7 +115,8 @@ async def test_a_closed_gateway_refuses_before_it_looks_at_anything() -> None:
     background.close()
     nothing: Any = None
     services = Services(
-        **{one.name: nothing for one in fields(Services)} | {"background": background}
+        **{one.name: nothing for one in fields(Services)}
+        | {"background": background, "mutations": Mutations(nothing, nothing)}
     )
     settings = GatewaySettings(address_per_s=0.0)
     limits = Limits(nothing, settings, lambda _: None)

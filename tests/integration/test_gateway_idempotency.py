@@ -19,7 +19,7 @@ from decisec.sdk import AsyncClient, IdempotencyKeyReusedError
 from gateway.attempts import boot_id, create_id
 from gateway.commands import operation_of
 from gateway.derived_ids import derived
-from gateway.idempotency import digest
+from gateway.idempotency import http_digest
 from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import utc_now
@@ -206,7 +206,7 @@ async def test_an_answer_outlives_its_gateway(tmp_path: Path) -> None:
 async def crashed(bus: Bus, name: str, method: str, path: str, body: bytes) -> UUID:
     """Leave a claim as a gateway does that died; returns its seed."""
     record = KeyRecord(
-        request=digest(b"http", method.encode(), path.encode(), b"", body),
+        request=http_digest("acme", method, path.encode(), query=b"", if_match="", body=body),
         seed=new_id(),
         until=utc_now() - timedelta(seconds=1),
     )

@@ -14,7 +14,7 @@ import pytest_asyncio
 
 from gateway.commands import operation_of
 from gateway.derived_ids import derived
-from gateway.idempotency import digest
+from gateway.idempotency import http_digest
 from gateway.patching import patched
 from runtime.buckets import Bucket
 from runtime.clock import utc_now
@@ -39,12 +39,14 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Stac
 
 
 async def claimed(
-    shared: Stack, customer: str, method: str, path: str, body: bytes = b""
+    shared: Stack, customer: str, method: str, path: str, body: bytes = b"", if_match: str = ""
 ) -> tuple[UUID, dict[str, str]]:
     """A claim as a dead gateway leaves it: its seed, and the headers of the same request."""
     key = new_id().hex
     record = KeyRecord(
-        request=digest(b"http", method.encode(), path.encode(), b"", body),
+        request=http_digest(
+            customer, method, path.encode(), query=b"", if_match=if_match, body=body
+        ),
         seed=new_id(),
         until=utc_now() - timedelta(seconds=1),
     )
@@ -68,7 +70,7 @@ async def test_a_patch_that_was_stored_is_no_conflict(shared: Stack, written: bo
         vm_id = await made(api)
         path, body = f"/v1/vms/{vm_id}", b'{"labels":{"a":"1"}}'
         more = {"If-Match": '"1"', "Content-Type": "application/merge-patch+json"}
-        _, headers = await claimed(shared, customer, "PATCH", path, body)
+        _, headers = await claimed(shared, customer, "PATCH", path, body, '"1"')
         if written:
             records = Bucket(shared.bus, VM_SPECS, decode_vm_record)
             entry = await records.get(vm_key(customer, UUID(vm_id)))
@@ -82,7 +84,7 @@ async def test_a_patch_that_was_stored_is_no_conflict(shared: Stack, written: bo
         assert again.content == answer.content
         assert again.headers["Idempotency-Replayed"] == "true"
         # What somebody else has made of it is not this request's.
-        _, headers = await claimed(shared, customer, "PATCH", path, body)
+        _, headers = await claimed(shared, customer, "PATCH", path, body, '"1"')
         await api.patch(path, json={"labels": {"a": "2"}})
         other = await api.patch(path, content=body, headers={**headers, **more})
         assert (other.status_code, other.json()["code"]) == (412, "precondition_failed")

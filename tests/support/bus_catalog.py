@@ -90,6 +90,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "COLLECTORS_ALIVE", _case("collector.alive.*", "", "operator collector")
     yield "collector_alive", _case("collector.alive.c2", "collector", "operator collector")
     yield "PLACE_EXPLAIN", _case("place.ask.explain", "operator", "gateway")
+    yield "LIMITS_SPENT", _case("gateway.limits.spent", "gateway", "gateway")
+    yield "LIMITS_LEVELS", _case("gateway.limits.levels", "gateway", "gateway")
     yield "store_ask", _case("store.ask.gaps", "operator", "batcher")
 
 
@@ -151,6 +153,7 @@ BUCKETS = {
     "revoked_tokens": _use(read="gateway operator", write="operator"),
     "secrets": _use(read="gateway", write="gateway"),
     "idempotency_keys": _use(read="gateway", write="gateway"),
+    "quotas": _use(read="gateway", write="gateway"),
     "operations": _use(read="gateway operator", write="gateway agent"),
 }
 

@@ -57,7 +57,7 @@ class GatewayProcess(ServiceProcess):
             except httpx.TransportError:
                 return False
 
-        await until(answers, timeout_s=30)
+        await until(answers, timeout_s=90)
 
     async def metric(self, name: str, label: str) -> float:
         """A value out of `/metrics`; 0 where there is none."""

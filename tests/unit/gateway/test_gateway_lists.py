@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import cursors, listing
+from gateway.attempts import boot_id, create_id
 from gateway.catalog import Catalog
 from gateway.cursors import Position
 from gateway.errors import RefusedError
-from gateway.history import History
+from gateway.history import History, place_of
 from gateway.listing import MAX_EXAMINED, Sort, VmQuery
 from gateway.snapshot_index import SnapshotIndex
 from runtime.clock import utc_now
@@ -303,3 +304,16 @@ def test_snapshots_are_those_of_the_statuses() -> None:
     index.change(vm_key("acme", vms[0]), None)
     assert index.after("acme", None, 10) == []
     assert index.count("acme") == 0
+
+
+def test_a_create_comes_before_the_boot_that_was_asked_for_with_it() -> None:
+    """Their ids are of one moment, and say nothing of their order."""
+    for _ in range(16):
+        vm_id = new_id()
+        create = operation(operation_id=create_id(vm_id, 0), vm_id=vm_id, verb="create")
+        boot = operation(operation_id=boot_id(vm_id), vm_id=vm_id)
+        history = History()
+        for one in (boot, create):
+            history.take(one)
+        assert history.before("acme", None) == [boot, create]
+        assert history.before("acme", place_of(boot)) == [create]

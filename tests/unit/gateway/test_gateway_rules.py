@@ -70,7 +70,7 @@ def test_ids_of_a_creation_follow_from_the_vm_and_are_all_different() -> None:
     assert create_id(vms[0], 3) == create_id(vms[0], 3)
     for vm, found in itertools.product(vms[:1], ids[:17]):
         assert found.version == 7
-        assert found.int >> 80 == vm.int >> 80
+        assert found.int >> 80 in (vm.int >> 80, (vm.int >> 80) + 1)
         assert parse_uuid(str(found)) == found
 
 
