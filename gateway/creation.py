@@ -128,8 +128,9 @@ class Creation:
         try:
             await acts.commit(target=f"vm {vm_id}", operation_id=told)
         except RefusedError:
-            self._fleet.forget(key)
+            self._placer.release(vm_id)
             self._quotas.release(customer_id, str(vm_id))
+            self._fleet.forget(key)
             raise
         try:
             await self._fleet.specs.create(key, record)

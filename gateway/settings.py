@@ -11,9 +11,9 @@ from schemas.ids import RegionId
 from schemas.limits import Burst, PerSecond
 from schemas.tokens import MAX_TOKEN_LIFETIME_S
 
-_POOLS = r"^([a-z0-9][a-z0-9-]{0,62}=(spread|pack)(,(?!$)|$))*$(?!\n)"
 _ORIGINS = r"^(https?://[a-z0-9.:\[\]-]+(,https?://[a-z0-9.:\[\]-]+)*)?$(?!\n)"
 """Whole origins only: no wildcard, no path, no trailing slash."""
+_POOLS = r"^([a-z0-9][a-z0-9-]{0,62}=(spread|pack)(,(?!$)|$))*$(?!\n)"
 Places = Annotated[int, msgspec.Meta(ge=2, le=65_536)]
 
 

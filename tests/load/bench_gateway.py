@@ -362,6 +362,15 @@ async def measure(seconds: float, rounds: int, vms: int) -> dict[str, Any]:
             "machine": machine_facts(),
             "rounds": {what: [round(one) for one in ones] for what, ones in found.items()},
             "gateway_cpu": cpu,
+            # What it would be with the core to itself, where it had not.
+            "per_cpu_s": {
+                what: round(
+                    median(
+                        n / max(used, 0.01) for n, used in zip(found[what], cpu[what], strict=True)
+                    )
+                )
+                for what in cpu
+            },
             "published_without_gateway_ms": published,
             "commands_per_s_while_adding": 200,
             "vms": vms,

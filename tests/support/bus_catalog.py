@@ -89,9 +89,9 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "METRICS_STORED", _case("metrics.stored", "batcher", "operator gateway")
     yield "COLLECTORS_ALIVE", _case("collector.alive.*", "", "operator collector")
     yield "collector_alive", _case("collector.alive.c2", "collector", "operator collector")
-    yield "PLACE_EXPLAIN", _case("place.ask.explain", "operator", "gateway")
     yield "LIMITS_SPENT", _case("gateway.limits.spent", "gateway", "gateway")
     yield "LIMITS_LEVELS", _case("gateway.limits.levels", "gateway", "gateway")
+    yield "PLACE_EXPLAIN", _case("place.ask.explain", "operator", "gateway")
     yield "store_ask", _case("store.ask.gaps", "operator", "batcher")
 
 
