@@ -194,7 +194,7 @@ async def test_operators_routes_are_closed_to_customers(world: World) -> None:
         for method, path in routes:
             filled = re.sub(r"\{\w*vm_id\}", world.owned.vm_id, path)
             filled = re.sub(r"\{\w+\}", OWNER, filled)
-            body = {"json": {}} if method in ("post", "put", "patch") else {}
+            body: dict[str, Any] = {"json": {}} if method in ("post", "put", "patch") else {}
             response = await api.request(method.upper(), filled, **body)
             assert (response.status_code, response.json()["code"]) == (403, "forbidden"), path
 
