@@ -364,7 +364,11 @@ async def measure(seconds: float, rounds: int, vms: int) -> dict[str, Any]:
             "gateway_cpu": cpu,
             # What it would be with the core to itself, where it had not.
             "per_cpu_s": {
-                what: round(median(n / max(used, 0.01) for n, used in zip(found[what], cpu[what])))
+                what: round(
+                    median(
+                        n / max(used, 0.01) for n, used in zip(found[what], cpu[what], strict=True)
+                    )
+                )
                 for what in cpu
             },
             "published_without_gateway_ms": published,
