@@ -24,13 +24,16 @@ from schemas.api import (
 from schemas.consoles import MAX_CHUNK_BYTES, ChunkLimit, ConsoleChunk
 from schemas.errors import ErrorInfo
 from schemas.hosts import OperationStatus
-from schemas.idempotency import IdempotencyKey
+from schemas.idempotency import KEY_PATTERN, MAX_KEY
 from schemas.ids import CommandId, ImageName, VmId
 from schemas.quotas import QuotaView
 from schemas.units import Counter
 from schemas.vms import SnapshotKind, VmState
 
 Wait = Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)]
+Key = Annotated[str, msgspec.Meta(pattern=f"{KEY_PATTERN}|^$(?!\\n)", max_length=MAX_KEY)]
+"""Empty for none, as the messages below are when they are encoded."""
+
 PageLimit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
 
 
@@ -43,7 +46,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     wait_s: Wait = 0.0
-    idempotency_key: IdempotencyKey = ""
+    idempotency_key: Key = ""
 
 
 class CreateRequest(Request, frozen=True, kw_only=True):
