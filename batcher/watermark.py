@@ -237,7 +237,7 @@ class Watermark:
             TransientError, FatalError: As `Store.query` does.
         """
         latest_ms = self._clock.wall_ns() // NS_PER_MS - self._margin_ms
-        if not await self._records_are_current(customer_id):
+        if not await self.records_are_current(customer_id):
             return Until(None)
         taken_over = self._corrections.taken_over(customer_id)
         ends = self.placements.hosts(customer_id, vm_ids, taken_over)
@@ -285,7 +285,7 @@ class Watermark:
         rows = await self._store.query(_QUERY, {"hosts": hosts})
         return {str(host): int(complete_ms) for host, complete_ms in rows}
 
-    async def _records_are_current(self, customer_id: str) -> bool:
+    async def records_are_current(self, customer_id: str) -> bool:
         """Whether every record of the customer that was written until now is known here."""
         try:
             async with asyncio.timeout(_CATCH_UP_S):

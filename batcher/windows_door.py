@@ -14,6 +14,7 @@ from batcher.windowed import Cell, Cells, cells, merged, windows_of
 from batcher.windows import RefusedQueryError, Retention, instant_of
 from runtime.bus import Message
 from runtime.clock import Clock
+from runtime.errors import TransientError
 from schemas import subjects
 from schemas.codec import encode
 from schemas.frames import SampleFlag
@@ -80,6 +81,11 @@ class WindowsDoor:
         window = windows_of(query.edges_ms, self._retention, now)
 
         async def read() -> tuple[list[NumberedFigures], int, str]:
+            if query.label is not None and not await self._watermark.records_are_current(
+                customer_id
+            ):
+                # Without its record a VM would be counted among those without the label.
+                raise TransientError("the VMs' records are not known at the moment")
             count = self._at_once(customer_id, query)
             edges = query.edges_ms[: count + 1]
             whole = windows_of(edges, self._retention, now).rolled(self._rolled_until_ms())

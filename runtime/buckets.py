@@ -303,7 +303,13 @@ class Mirror(Generic[T]):
         wanted = await self._bucket.last_revision()
         try:
             watcher = await store.watch(">")
-        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+        except (
+            nats.errors.Error,
+            nats.js.errors.Error,
+            asyncio.InvalidStateError,  # nats-py: the answer came after its own time limit
+            OSError,
+            TimeoutError,
+        ) as error:
             raise TransientError(f"cannot watch {self._bucket.name}: {error}") from error
         try:
             await self._read(watcher, wanted)

@@ -116,6 +116,7 @@ async def test_a_killed_part_costs_no_tick_and_no_unit(
     ):
         vms = await start_vms(client)
         async with asyncio.timeout(60):
+            await until_answered(client, since)
             await grows(client, since, 30)
             for name in victims:
                 await stack.kill(name)

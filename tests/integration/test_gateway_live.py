@@ -210,7 +210,9 @@ async def test_two_hundred_readers_at_once_are_served_in_bounded_memory(
 ) -> None:
     """Each gets every sample of its VM; what the process grows by is small."""
     async with (
-        stack(tmp_path_factory.mktemp("crowd"), streams_per_customer=200) as running,
+        stack(
+            tmp_path_factory.mktemp("crowd"), streams_per_customer=200, expensive_burst=1000
+        ) as running,
         running.client(
             headers=bearer("crowd"),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),

@@ -263,7 +263,10 @@ async def test_racing_snapshots_at_two_gateways_get_their_quota(tmp_path: Path) 
             return all(one["used"]["snapshots"] == count for one in shown)
 
         agent.script = refusing(ErrorCode.UNSUPPORTED, "snapshot")
-        assert await take() == [403] * 7 + [422] * 3
+        # What its host refuses makes room while others still ask.
+        refused = await take()
+        assert set(refused) == {403, 422}
+        assert refused.count(422) >= 3
         await until(lambda: used(0))
         agent.script = lambda _: None
         assert await take() == [200] * 3 + [403] * 7

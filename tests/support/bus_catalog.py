@@ -74,7 +74,9 @@ def _cases() -> Iterator[tuple[str, Case]]:
             "metrics_series",
             _case(f"metrics.series.{customer}", "gateway", "batcher operator"),
         )
+        yield "audit_query", _case(f"auditlog.query.{customer}", "gateway", "batcher")
         yield "events_query", _case(f"events.query.{customer}", "gateway", "batcher")
+        yield "audit_query", _case(f"auditlog.query.{customer}", "gateway", "batcher")
         yield (
             "vm_events_at",
             _case(f"vm.evt.{customer}.{VM}.vm_stopped", "agent", f"operator gateway{own}"),

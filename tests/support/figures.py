@@ -32,19 +32,24 @@ KEPT = Retention(
 )
 
 
+def watermark_of(bus: Bus, store: Store, corrections: Corrections) -> Watermark:
+    """One that knows nothing before it runs."""
+    return Watermark(
+        store,
+        Bucket(bus, subjects.VM_SPECS, decode_placed),
+        Bucket(bus, subjects.LOST_HOSTS, decode_host_loss),
+        SystemClock(),
+        corrections=corrections,
+        margin_ms=0,
+    )
+
+
 @asynccontextmanager
 async def doors(bus: Bus, store: Store, retention: Retention = KEPT) -> AsyncIterator[Watermark]:
     """Both doors for the length of the block."""
     clock = SystemClock()
     corrections = Corrections(Bucket(bus, subjects.CORRECTIONS, decode_vm_corrections))
-    watermark = Watermark(
-        store,
-        Bucket(bus, subjects.VM_SPECS, decode_placed),
-        Bucket(bus, subjects.LOST_HOSTS, decode_host_loss),
-        clock,
-        corrections=corrections,
-        margin_ms=0,
-    )
+    watermark = watermark_of(bus, store, corrections)
     subscriptions = []
     for subject, kind in ((WINDOWS, WindowsDoor), (SERIES, SeriesDoor)):
         door = kind(store, watermark, retention, clock, limit_s=30, rolled_until_ms=lambda: None)

@@ -182,6 +182,23 @@ async def test_foreign_is_as_missing_on_the_bus_too(world: World, verb: str) -> 
     assert await running.commands() == commands
 
 
+async def test_operators_routes_are_closed_to_customers(world: World) -> None:
+    """403 with every scope but `admin`, whatever is in the path and without a body being read."""
+    routes = [
+        (method, path)
+        for path, item in described()["paths"].items()
+        for method in item
+        if "/v1/admin/" in path
+    ]
+    async with world.stack.client(headers=bearer(OTHER)) as api:
+        for method, path in routes:
+            filled = re.sub(r"\{\w*vm_id\}", world.owned.vm_id, path)
+            filled = re.sub(r"\{\w+\}", OWNER, filled)
+            body: dict[str, Any] = {"json": {}} if method in ("post", "put", "patch") else {}
+            response = await api.request(method.upper(), filled, **body)
+            assert (response.status_code, response.json()["code"]) == (403, "forbidden"), path
+
+
 async def test_lists_and_quotas_count_ones_own_only(world: World) -> None:
     """Of a customer who has nothing all lists are empty and all amounts 0, whatever others have."""
     async with world.stack.client(headers=bearer(OTHER)) as api:

@@ -185,7 +185,8 @@ def test_damage_that_comes_later_is_noticed(files: Files, part: str) -> None:
     files.store.open("web", lambda what, done, total: read.append(what))
     assert read == []
     path = files.directory / "web" / part
-    files.change(part, path.read_bytes()[:-1] + b"\0")
+    content = path.read_bytes()
+    files.change(part, content[:-1] + bytes([content[-1] ^ 1]))
     for _ in range(2):
         with pytest.raises(ImageError, match=f"{part} has another SHA-256 digest"):
             files.store.open("web", lambda what, done, total: read.append(what))
