@@ -217,6 +217,7 @@ class _ModelGateway:
 
     inventory: Inventory
     records: dict[UUID, VmRecord] = field(default_factory=dict)
+    statuses: dict[UUID, VmStatus] = field(default_factory=dict)
     unheard: dict[str, deque[_Message]] = field(
         default_factory=lambda: {name: deque() for name in BUCKETS}
     )
@@ -230,7 +231,12 @@ class _ModelGateway:
             return
         else:
             self.records[vm_id] = new
-        self.inventory.take_record(before, new, None)
+        self.inventory.take_record(before, new, self.statuses.get(vm_id))
+
+    def hear_status(self, status: VmStatus) -> None:
+        """Likewise: a status may be heard before its record."""
+        self.statuses[status.vm_id] = status
+        self.inventory.take_status(status)
 
 
 amounts = st.builds(
@@ -312,7 +318,7 @@ class ThreeGateways(RuleBasedStateMachine):
             host.vms[vm_id] = spec
             host.admitted.append(vm_id)
             said, done = status(vm_id, host_id, at), ended(vm_id, host_id, at)
-            self.tell("vm_status", lambda g: g.inventory.take_status(said))
+            self.tell("vm_status", lambda g: g.hear_status(said))
             self.tell("operations", lambda g: g.inventory.take_operation(done))
             return
         refusal = ended(vm_id, host_id, at, ErrorCode.NO_CAPACITY)
@@ -335,7 +341,7 @@ class ThreeGateways(RuleBasedStateMachine):
         vm_id = list(host.vms)[which % len(host.vms)]
         made = record(vm_id, host.host_id, host.vms.pop(vm_id))
         said = status(vm_id, host.host_id, self.now + host.skew, VmState.DELETED)
-        self.tell("vm_status", lambda g: g.inventory.take_status(said))
+        self.tell("vm_status", lambda g: g.hear_status(said))
         gone = msgspec.structs.replace(made, deleted_at=self.now)
         self.tell("vm_specs", lambda g: g.note(vm_id, gone))
 
@@ -390,6 +396,19 @@ class ThreeGateways(RuleBasedStateMachine):
     def no_host_is_over_its_capacity(self) -> None:
         for host in self.hosts.values():
             assert not lacking(total(map(need_of, host.vms.values())), host.capacity)
+
+
+def test_a_record_that_is_heard_last_holds_room_until_the_next_heartbeat() -> None:
+    """An agent that names no VM in its heartbeats has told status and operation before."""
+    model = ThreeGateways()
+    room = Resources(vcpus=1, memory_mib=16, disk_mib=1000, slots=1)
+    model.begin([(room, 0, False)], Strategy.SPREAD)
+    spec = VmSpec(image="tiny", vcpus=1, memory_mib=16)
+    model.create(0, spec)
+    model.work(0)
+    model.hear(1, "vm_status", 1)
+    model.hear(1, "operations", 1)
+    model.settle(spec)
 
 
 ThreeGateways.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
