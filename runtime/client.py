@@ -55,6 +55,15 @@ class ServiceClient(Client):
             self._pending, self._pending_data_size = [], 0
         await super().close()
 
+    async def flush(self, timeout: int = 10) -> None:  # noqa: ASYNC109 - the library's own signature
+        """Return once the server has taken all that was sent before.
+
+        The library's ping goes past what waits to be written, a subscription above all.
+        """
+        if self.is_connected:
+            await self._flush_pending(force_flush=True)
+        await super().flush(timeout)
+
     async def request(
         self,
         subject: str,
