@@ -13,6 +13,7 @@ from datetime import timedelta
 
 import structlog
 
+from batcher.archive import Archive
 from batcher.audit_log import SUBJECT as AUDIT_SUBJECT
 from batcher.audit_log import AuditDoor
 from batcher.backfill import Backfills
@@ -138,27 +139,21 @@ async def main(service: Service[BatcherSettings]) -> None:
             encode=sink.encode,
             encode_rollups=store.encode,
         )
-        door = UsageDoor(
-            reader, watermark, retention, instruments, clock,
-            limit_s=settings.query_limit_s, rolled_until_ms=flusher.rolled_until_ms,
-        )  # fmt: skip
+        archive = Archive(
+            reader, watermark, retention, clock, settings.query_limit_s, flusher.rolled_until_ms
+        )
+        door = UsageDoor(archive, instruments)
         subscription = await service.bus.subscribe(SUBJECT, door.answer, queue=QUEUE)
         publisher, figures = Publisher(service.bus), Figures(reader)
         backfills = Backfills(figures, corrections, watermark.placements, publisher, clock)
-        host_usages = HostUsages(
-            reader, watermark, retention, clock,
-            limit_s=settings.query_limit_s, rolled_until_ms=flusher.rolled_until_ms,
-        )  # fmt: skip
-        store_door = StoreDoor(reader, retention, service.bus, clock, backfills, host_usages)
+        store_door = StoreDoor(
+            reader, retention, service.bus, clock, backfills, HostUsages(archive)
+        )
         await service.bus.subscribe(STORE_SUBJECT, store_door.answer, queue=QUEUE)
         audit_door = AuditDoor(reader, limit_s=settings.query_limit_s)
         await service.bus.subscribe(AUDIT_SUBJECT, audit_door.answer, queue=QUEUE)
         for subject, kind in ((WINDOWS_SUBJECT, WindowsDoor), (SERIES_SUBJECT, SeriesDoor)):
-            figure_door = kind(
-                reader, watermark, retention, clock,
-                limit_s=settings.query_limit_s, rolled_until_ms=flusher.rolled_until_ms,
-            )  # fmt: skip
-            await service.bus.subscribe(subject, figure_door.answer, queue=QUEUE)
+            await service.bus.subscribe(subject, kind(archive).answer, queue=QUEUE)
         event_door = EventDoor(
             reader, service.bus, VM_EVENTS_DURABLE, limit_s=settings.query_limit_s
         )

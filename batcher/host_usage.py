@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from typing import Any
 from uuid import UUID
 
+from batcher.archive import Archive
 from batcher.store import Store
 from batcher.usage import bounded, totals_of, vm_row
 from batcher.usage_sql import HOST_USAGE
-from batcher.watermark import Until, Watermark
-from batcher.windows import RefusedQueryError, Retention, Window, check, instant_of
-from runtime.clock import Clock
+from batcher.watermark import Until
+from batcher.windows import RefusedQueryError, Window, check, instant_of
 from schemas.ids import HostId
 from schemas.store import CustomerUsage, HostUsage, HostUsageRow, StoreQuestion
-from schemas.units import NS_PER_S
 from schemas.usage import UsageQuery, UsageRow
 
 _MOST_VMS = 2000
@@ -24,29 +22,10 @@ _MOST_VMS = 2000
 
 
 class HostUsages:
-    """Answers what was used on a host in a window.
+    """Answers what was used on a host in a window."""
 
-    Args:
-        limit_s: The engine gives up after this.
-        rolled_until_ms: See `Flusher.rolled_until_ms`.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        watermark: Watermark,
-        retention: Retention,
-        clock: Clock,
-        *,
-        limit_s: int,
-        rolled_until_ms: Callable[[], int | None],
-    ) -> None:
-        self._store = store
-        self._watermark = watermark
-        self._retention = retention
-        self._clock = clock
-        self._limit_s = limit_s
-        self._rolled_until_ms = rolled_until_ms
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
 
     async def answer(self, question: StoreQuestion) -> HostUsage:
         """What a question asks for.
@@ -55,25 +34,26 @@ class HostUsages:
             RefusedQueryError: It cannot be answered as it stands.
             TransientError, FatalError: As `Store.query` does.
         """
+        archive = self._archive
         if question.host is None or question.start is None or question.end is None:
             raise RefusedQueryError("usage of a host needs a host, a start and an end")
         query = UsageQuery(start=question.start, end=question.end)
-        now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
-        window = check(query, self._retention, now)
-        known_since = self._retention.hosts_known_since
+        now = archive.now
+        window = check(query, archive.retention, now)
+        known_since = archive.retention.hosts_known_since
         if known_since and query.start < known_since:
             raise RefusedQueryError(
                 "this store knows hosts only from when it was updated on: start at "
                 f"{known_since.isoformat(timespec='minutes')} or later"
             )
         # First this: what has arrived by then is in the answer that is read after it.
-        before = await self._watermark.undisturbed(None, ())
-        until = await self._watermark.host_complete_until(question.host)
-        window = window.rolled(self._rolled_until_ms())
+        before = await archive.watermark.undisturbed(None, ())
+        until = await archive.watermark.host_complete_until(question.host)
+        window = window.rolled(archive.rolled_until_ms())
         customers, vms = await host_report(
-            self._store, question.host, window, limit_s=self._limit_s
+            archive.store, question.host, window, limit_s=archive.limit_s
         )
-        after = await self._watermark.undisturbed(None, ())
+        after = await archive.watermark.undisturbed(None, ())
         if before is None or before != after:
             # Rows are being moved, and may have been read under both customers or half.
             until = Until(None, until.lost_hosts)

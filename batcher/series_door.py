@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
+from batcher.archive import Archive
 from batcher.completeness import completed
 from batcher.replies import replied
-from batcher.store import Store
-from batcher.watermark import Watermark
 from batcher.windowed import Cell, cells, windows_of
 from batcher.windows import MINUTE_MS, RefusedQueryError, Retention, Window, instant_of
 from runtime.bus import Message
-from runtime.clock import Clock
 from schemas import subjects
 from schemas.codec import encode
 from schemas.errors import ErrorCode, ErrorInfo
@@ -26,7 +23,7 @@ from schemas.series import (
     VmSeries,
     decode_series_query,
 )
-from schemas.units import NS_PER_S, TICK_MS
+from schemas.units import TICK_MS
 from schemas.vms import METERS
 
 SUBJECT = "metrics.series.*"
@@ -38,29 +35,10 @@ _MS = timedelta(milliseconds=1)
 
 
 class SeriesDoor:
-    """A bus handler: one query after the other, each bounded in time and memory.
+    """A bus handler: one query after the other, each bounded in time and memory."""
 
-    Args:
-        limit_s: The engine gives up after this.
-        rolled_until_ms: See `Flusher.rolled_until_ms`.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        watermark: Watermark,
-        retention: Retention,
-        clock: Clock,
-        *,
-        limit_s: int,
-        rolled_until_ms: Callable[[], int | None],
-    ) -> None:
-        self._store = store
-        self._watermark = watermark
-        self._retention = retention
-        self._clock = clock
-        self._limit_s = limit_s
-        self._rolled_until_ms = rolled_until_ms
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
 
     async def answer(self, message: Message) -> bytes:
         """The encoded `SeriesReply` to a query; errors travel inside it."""
@@ -75,20 +53,21 @@ class SeriesDoor:
         return body
 
     async def _reply(self, message: Message) -> SeriesReply:
+        archive = self._archive
         customer_id = subjects.customer_of(message.subject)
         query = decode_series_query(message.data)
-        now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
-        edges, window = chosen(query, self._retention, now)
+        now = archive.now
+        edges, window = chosen(query, archive.retention, now)
         step_ms = edges[1] - edges[0]
 
         async def read() -> tuple[VmSeries, ...]:
             found = await cells(
-                self._store,
+                archive.store,
                 customer_id,
                 query.vm_ids,
                 edges,
-                window.rolled(self._rolled_until_ms()),
-                limit_s=self._limit_s,
+                window.rolled(archive.rolled_until_ms()),
+                limit_s=archive.limit_s,
             )
             return tuple(
                 VmSeries(
@@ -105,7 +84,7 @@ class SeriesDoor:
             )
 
         start, end = instant_of(edges[0]), instant_of(edges[-1])
-        series, until = await completed(self._watermark, customer_id, query.vm_ids, start, read)
+        series, until = await completed(archive.watermark, customer_id, query.vm_ids, start, read)
         return SeriesReply(
             report=SeriesReport(
                 customer_id=customer_id,

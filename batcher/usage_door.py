@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import UTC, datetime
-
 import msgspec
 import structlog
 
-from batcher.store import Store
+from batcher.archive import Archive
 from batcher.telemetry import Instruments
 from batcher.usage import report
-from batcher.watermark import Until, Watermark
-from batcher.windows import RefusedQueryError, Retention, check
+from batcher.watermark import Until
+from batcher.windows import RefusedQueryError, check
 from runtime.bus import Message
-from runtime.clock import Clock
 from runtime.errors import FatalError, OverloadedError, TransientError
 from schemas import subjects
 from schemas.codec import encode
@@ -35,33 +31,16 @@ class UsageDoor:
 
     With an embedded store a query and an insert wait for each other, because the engine has one
     thread: a query holds inserts up for `limit_s` at most.
-
-    Args:
-        rolled_until_ms: See `Flusher.rolled_until_ms`.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        watermark: Watermark,
-        retention: Retention,
-        instruments: Instruments,
-        clock: Clock,
-        *,
-        limit_s: int,
-        rolled_until_ms: Callable[[], int | None],
-    ) -> None:
-        self._store = store
-        self._watermark = watermark
-        self._retention = retention
+    def __init__(self, archive: Archive, instruments: Instruments) -> None:
+        self._archive = archive
         self._instruments = instruments
-        self._clock = clock
-        self._limit_s = limit_s
-        self._rolled_until_ms = rolled_until_ms
 
     async def answer(self, message: Message) -> bytes:
         """The encoded `UsageReply` to a query; errors travel inside it."""
-        began_ns = self._clock.monotonic_ns()
+        clock = self._archive.clock
+        began_ns = clock.monotonic_ns()
         reply = await self._reply(message)
         body = encode(reply)
         if len(body) > MAX_REPLY_BYTES:
@@ -70,7 +49,7 @@ class UsageDoor:
             )
             body = encode(reply)
         outcome = reply.error.code.value if reply.error else "ok"
-        self._instruments.answered((self._clock.monotonic_ns() - began_ns) / NS_PER_S, outcome)
+        self._instruments.answered((clock.monotonic_ns() - began_ns) / NS_PER_S, outcome)
         return body
 
     async def _reply(self, message: Message) -> UsageReply:
@@ -92,16 +71,17 @@ class UsageDoor:
             return _refusal(ErrorCode.INTERNAL, "the store refuses the query; see the log")
 
     async def _report(self, message: Message) -> UsageReport:
+        archive = self._archive
         customer_id = subjects.customer_of(message.subject)
         query = decode_usage_query(message.data)
-        now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
-        window = check(query, self._retention, now)
+        now = archive.now
+        window = check(query, archive.retention, now)
         # First this: what has arrived by then is in the answer that is read after it.
-        before = await self._watermark.undisturbed(customer_id, query.vm_ids)
-        until = await self._watermark.complete_until(customer_id, query.vm_ids, query.start)
-        window = window.rolled(self._rolled_until_ms())
-        answer = await report(self._store, customer_id, query, window, limit_s=self._limit_s)
-        after = await self._watermark.undisturbed(customer_id, query.vm_ids)
+        before = await archive.watermark.undisturbed(customer_id, query.vm_ids)
+        until = await archive.watermark.complete_until(customer_id, query.vm_ids, query.start)
+        window = window.rolled(archive.rolled_until_ms())
+        answer = await report(archive.store, customer_id, query, window, limit_s=archive.limit_s)
+        after = await archive.watermark.undisturbed(customer_id, query.vm_ids)
         if before is None or before != after:
             # Rows are being moved, and may have been read under both customers or half.
             until = Until(None)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from uuid import UUID
 
+from batcher.archive import Archive
 from batcher.completeness import completed
 from batcher.replies import replied
-from batcher.store import Store
-from batcher.watermark import Watermark
 from batcher.windowed import Cell, Cells, cells, merged, windows_of
-from batcher.windows import RefusedQueryError, Retention, instant_of
+from batcher.windows import RefusedQueryError, instant_of
 from runtime.bus import Message
-from runtime.clock import Clock
 from runtime.errors import TransientError
 from schemas import subjects
 from schemas.codec import encode
 from schemas.frames import SampleFlag
-from schemas.units import MAX_COUNTER, NS_PER_S
+from schemas.units import MAX_COUNTER
 from schemas.usage_windows import (
     GroupBy,
     NumberedFigures,
@@ -41,29 +38,10 @@ Group = tuple[str, Cell, int]
 
 
 class WindowsDoor:
-    """A bus handler: one query after the other, each bounded in time and memory.
+    """A bus handler: one query after the other, each bounded in time and memory."""
 
-    Args:
-        limit_s: The engine gives up after this.
-        rolled_until_ms: See `Flusher.rolled_until_ms`.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        watermark: Watermark,
-        retention: Retention,
-        clock: Clock,
-        *,
-        limit_s: int,
-        rolled_until_ms: Callable[[], int | None],
-    ) -> None:
-        self._store = store
-        self._watermark = watermark
-        self._retention = retention
-        self._clock = clock
-        self._limit_s = limit_s
-        self._rolled_until_ms = rolled_until_ms
+    def __init__(self, archive: Archive) -> None:
+        self._archive = archive
 
     async def answer(self, message: Message) -> bytes:
         """The encoded `WindowsReply` to a query; errors travel inside it."""
@@ -73,29 +51,35 @@ class WindowsDoor:
         return encode(reply)
 
     async def _reply(self, message: Message) -> WindowsReply:
+        archive = self._archive
         customer_id = subjects.customer_of(message.subject)
         query = decode_usage_windows_query(message.data)
         if (query.group is GroupBy.LABEL) != (query.label is not None):
             raise RefusedQueryError("name a label to group by, and only then")
-        now = datetime.fromtimestamp(self._clock.wall_ns() / NS_PER_S, UTC)
-        window = windows_of(query.edges_ms, self._retention, now)
+        now = archive.now
+        window = windows_of(query.edges_ms, archive.retention, now)
 
         async def read() -> tuple[list[NumberedFigures], int, str]:
-            if query.label is not None and not await self._watermark.records_are_current(
+            if query.label is not None and not await archive.watermark.records_are_current(
                 customer_id
             ):
                 # Without its record a VM would be counted among those without the label.
                 raise TransientError("the VMs' records are not known at the moment")
             count = self._at_once(customer_id, query)
             edges = query.edges_ms[: count + 1]
-            whole = windows_of(edges, self._retention, now).rolled(self._rolled_until_ms())
+            whole = windows_of(edges, archive.retention, now).rolled(archive.rolled_until_ms())
             found = await cells(
-                self._store, customer_id, query.vm_ids, edges, whole, limit_s=self._limit_s
+                archive.store,
+                customer_id,
+                query.vm_ids,
+                edges,
+                whole,
+                limit_s=archive.limit_s,
             )
             return _rows(found, count, query, self._key_of(customer_id, query))
 
         (rows, windows, after), until = await completed(
-            self._watermark, customer_id, query.vm_ids, instant_of(query.edges_ms[0]), read
+            archive.watermark, customer_id, query.vm_ids, instant_of(query.edges_ms[0]), read
         )
         counted = window.counted_from
         return WindowsReply(
@@ -111,7 +95,7 @@ class WindowsDoor:
 
     def _at_once(self, customer_id: str, query: UsageWindowsQuery) -> int:
         """How many of the windows are read: those that the answer has room for, about."""
-        vms = len(query.vm_ids) or max(1, self._watermark.placements.count(customer_id))
+        vms = len(query.vm_ids) or max(1, self._archive.watermark.placements.count(customer_id))
         rows = vms if query.group is GroupBy.VM else 1
         count = min(-(-query.limit // rows) + 1, max(1, _MOST_CELLS // vms))
         return min(count, len(query.edges_ms) - 1)
@@ -122,7 +106,7 @@ class WindowsDoor:
         if query.group is GroupBy.VM or query.label is None:
             return str
         label = query.label
-        placements = self._watermark.placements
+        placements = self._archive.watermark.placements
 
         def key(vm_id: UUID) -> str:
             value = placements.labels(customer_id, vm_id).get(label)

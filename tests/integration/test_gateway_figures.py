@@ -13,6 +13,7 @@ import httpx
 import pytest
 import pytest_asyncio
 
+from batcher.archive import Archive
 from batcher.corrections import Corrections
 from batcher.store import Store
 from batcher.windows_door import WindowsDoor
@@ -345,7 +346,7 @@ async def test_vms_are_not_sorted_by_labels_that_are_not_known(shared: Stack, st
     clock = SystemClock()
     corrections = Corrections(Bucket(shared.bus, CORRECTIONS, decode_vm_corrections))
     watermark = watermark_of(shared.bus, store, corrections)
-    door = WindowsDoor(store, watermark, KEPT, clock, limit_s=30, rolled_until_ms=lambda: None)
+    door = WindowsDoor(Archive(store, watermark, KEPT, clock, 30, lambda: None))
     begin = midnight()
     query = UsageWindowsQuery(edges_ms=(begin, begin + DAY), group=GroupBy.LABEL, label="team")
     message = Message(usage_windows("unknown"), encode(query), {}, "")

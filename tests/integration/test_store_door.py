@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from batcher.archive import Archive
 from batcher.host_usage import HostUsages
 from batcher.store_door import StoreDoor
 from batcher.windows import Retention
@@ -26,11 +27,8 @@ def door_of(store: Past) -> StoreDoor:
     clock = SystemClock()
     long_ago = datetime.now(UTC) - timedelta(days=400)
     retention = Retention(long_ago, timedelta(days=7), timedelta(days=90))
-    host_usages = HostUsages(
-        store.store, store.watermark(), retention, clock,
-        limit_s=10, rolled_until_ms=lambda: None,
-    )  # fmt: skip
-    return StoreDoor(store.store, retention, store.bus, clock, store.backfills, host_usages)
+    archive = Archive(store.store, store.watermark(), retention, clock, 10, lambda: None)
+    return StoreDoor(store.store, retention, store.bus, clock, store.backfills, HostUsages(archive))
 
 
 async def test_a_repair_that_the_store_refuses_is_audited_as_failed(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from batcher.archive import Archive
 from batcher.corrections import Corrections
 from batcher.series_door import SUBJECT as SERIES
 from batcher.series_door import SeriesDoor
@@ -47,13 +48,12 @@ def watermark_of(bus: Bus, store: Store, corrections: Corrections) -> Watermark:
 @asynccontextmanager
 async def doors(bus: Bus, store: Store, retention: Retention = KEPT) -> AsyncIterator[Watermark]:
     """Both doors for the length of the block."""
-    clock = SystemClock()
     corrections = Corrections(Bucket(bus, subjects.CORRECTIONS, decode_vm_corrections))
     watermark = watermark_of(bus, store, corrections)
+    archive = Archive(store, watermark, retention, SystemClock(), 30, lambda: None)
     subscriptions = []
     for subject, kind in ((WINDOWS, WindowsDoor), (SERIES, SeriesDoor)):
-        door = kind(store, watermark, retention, clock, limit_s=30, rolled_until_ms=lambda: None)
-        subscriptions.append(await bus.subscribe(subject, door.answer))
+        subscriptions.append(await bus.subscribe(subject, kind(archive).answer))
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(watermark.run(), name="watermark"),

@@ -74,3 +74,8 @@ def expected(readings: Iterable[Reading], start: int, end: int) -> dict[UUID, Us
         )
         for vm_id, numbers in inside.items()
     }
+
+
+def grown(vm_id: UUID, tick: int, value: int, **more: object) -> Reading:
+    """A tick at which all counters have one value."""
+    return Reading(vm_id, tick, counters=dict.fromkeys(METERS, value), **more)  # type: ignore[arg-type]
