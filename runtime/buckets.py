@@ -16,6 +16,7 @@ import nats.js.errors
 import structlog
 from nats.js.kv import KV_DEL, KV_PURGE, KeyValue
 
+from runtime import watching
 from runtime.bus import Bus
 from runtime.errors import DecisecError, PoisonError, TransientError
 from schemas.codec import encode
@@ -301,22 +302,13 @@ class Mirror(Generic[T]):
         store = await self._bucket.store()
         asked_s = time.monotonic()
         wanted = await self._bucket.last_revision()
-        try:
-            watcher = await store.watch(">")
-        except (
-            nats.errors.Error,
-            nats.js.errors.Error,
-            asyncio.InvalidStateError,  # nats-py: the answer came after its own time limit
-            OSError,
-            TimeoutError,
-        ) as error:
-            raise TransientError(f"cannot watch {self._bucket.name}: {error}") from error
+        watcher = await watching.begin(store, self._bucket.name)
         try:
             await self._read(watcher, wanted)
             self._confirmed_s = asked_s
             self._synced.set()
             while True:
-                entry = await _next(watcher, _RESYNC_S)
+                entry = await watching.next_entry(watcher, _RESYNC_S)
                 if entry is not None:
                     self._take(entry)
                     self._confirmed_s = time.monotonic()
@@ -326,7 +318,7 @@ class Mirror(Generic[T]):
                     return
                 self._confirmed_s = asked_s
         finally:
-            await _stop_watching(watcher)
+            await watching.end(watcher)
 
     async def _read(self, watcher: KeyValue.KeyWatcher, wanted: int) -> None:
         """Take all that stood in the bucket when `wanted` was its last revision.
@@ -338,7 +330,7 @@ class Mirror(Generic[T]):
         seen: set[str] = set()
         reached = 0
         while reached < wanted:
-            entry = await _next(watcher, _QUIET_S)
+            entry = await watching.next_entry(watcher, _QUIET_S)
             if entry is None:
                 # What was wanted may have expired meanwhile.
                 wanted = min(wanted, await self._bucket.last_revision())
@@ -376,24 +368,3 @@ class Mirror(Generic[T]):
     def _drop(self, key: str) -> None:
         if self.values.pop(key, None) is not None and self._on_change:
             self._on_change(key, None)
-
-
-async def _next(watcher: KeyValue.KeyWatcher, within_s: float) -> KeyValue.Entry | None:
-    """The next entry, or None if none has come in time."""
-    try:
-        # Not `watcher.updates`: its wait_for can swallow a cancellation (Python 3.11).
-        async with asyncio.timeout(within_s):
-            while True:
-                entry: KeyValue.Entry | None = await anext(watcher)
-                if entry is not None:
-                    return entry
-    except TimeoutError:
-        return None
-
-
-async def _stop_watching(watcher: KeyValue.KeyWatcher) -> None:
-    try:
-        await watcher.stop()  # type: ignore[no-untyped-call]
-    except nats.errors.Error as error:
-        # The connection is gone, and the watch with it.
-        _log.debug("watch.already_gone", error=str(error))

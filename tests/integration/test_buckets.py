@@ -259,3 +259,16 @@ async def test_a_mirror_tells_of_removals_and_when_they_were(
             assert mark.at is not None
             assert abs(mark.at - at) < timedelta(milliseconds=1)
         task.cancel()
+
+
+async def test_a_mirror_that_is_cut_off_while_it_begins_leaves_nothing(tmp_path: Path) -> None:
+    """At whatever step; a task that the library would leave fails every test."""
+    async with bus_with_streams(tmp_path) as (_, bus):
+        for steps in range(0, 120, 3):
+            mirror = Mirror(Bucket(bus, "customers", decode_customer))
+            running = asyncio.create_task(mirror.run(), name="mirror")
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.wait({running})
+        assert {task.get_name() for task in asyncio.all_tasks()}.isdisjoint({"mirror"})

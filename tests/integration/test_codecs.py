@@ -51,7 +51,8 @@ async def test_rows_are_the_same_before_and_after_their_codec_changed(tmp_path: 
         before = await values(store)
         assert len(before) == 150
         await migrate(store, shipped())
-        assert await values(store) == before
+        # With a later migration's column behind all others.
+        assert await values(store) == [(*row, 0) for row in before]
         await insert(store, frames(50))
         both = await values(store)
         await store.command("ALTER TABLE samples MODIFY SETTING min_bytes_for_wide_part = 0")

@@ -197,6 +197,7 @@ async def test_rows_that_were_refused_are_billed_after_a_retry(tmp_path: Path) -
         assert await count_messages(bus, METRICS_REJECTED) == 0
         again = [m for m in await read_stream(bus, METRICS_RAW) if HEADER_REPLAY in m.headers]
         assert {decode_frame(m.data).vm_ids for m in again} == {late.vm_id.bytes}
+        await all_collected(bus)
         told = await adjustments(bus)
         assert {(e.host_id, e.cause, e.reason, e.replay_id, e.uncertain) for e in told} == {
             ("h1", "retry", "its record came late", str(done.act_id), False)
