@@ -16,13 +16,20 @@ _log = structlog.get_logger("decisec.replies")
 R = TypeVar("R")
 
 
-async def replied(asked: Awaitable[R], subject: str, refusal: Callable[[ErrorInfo], R]) -> R:
+async def replied(
+    asked: Awaitable[R],
+    subject: str,
+    refusal: Callable[[ErrorInfo], R],
+    *,
+    less: str = "ask for less",
+) -> R:
     """The reply that a question comes to.
 
     Args:
         asked: Makes the reply.
         subject: Of the question, for the log.
         refusal: Makes a reply of an error.
+        less: What helps a store that is overloaded.
     """
     try:
         return await asked
@@ -30,7 +37,7 @@ async def replied(asked: Awaitable[R], subject: str, refusal: Callable[[ErrorInf
         return refusal(ErrorInfo(code=ErrorCode.BAD_REQUEST, message=str(error)))
     except OverloadedError as error:
         _log.warning("query.failed", subject=subject, error=str(error))
-        words = "the store is overloaded; try later, or ask for less"
+        words = f"the store is overloaded; try later, or {less}"
         return refusal(ErrorInfo(code=ErrorCode.UNAVAILABLE, message=words))
     except TransientError as error:
         _log.warning("query.failed", subject=subject, error=str(error))
