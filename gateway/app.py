@@ -21,6 +21,7 @@ from gateway.door import Door
 from gateway.event_hub import EventHub
 from gateway.events import EventService
 from gateway.fleet import Fleet
+from gateway.hosts import HostService
 from gateway.http import Services, build
 from gateway.idempotency import Keys
 from gateway.images import ImageService
@@ -101,6 +102,7 @@ async def gateway(
             quotas = Quotas(
                 bus, fleet.customer, (VmRecords(fleet), SnapshotRecords(fleet)), background
             )
+            hosts = HostService(bus, fleet)
             limits = Limits(bus, settings, fleet.customer)
             admission = Admission(settings)
             addresses = Addresses(settings.trusted_proxies)
@@ -121,6 +123,7 @@ async def gateway(
             group.create_task(operations.run(), name="operations")
             group.create_task(operations.remember(), name="history")
             group.create_task(quotas.run(), name="quotas")
+            group.create_task(hosts.run(), name="hosts")
             group.create_task(limits.sharing.run(), name="limits")
             group.create_task(tombstones.run(fleet), name="tombstones")
             if not await _ready(
@@ -129,6 +132,7 @@ async def gateway(
                 operations.following,
                 authenticator.synced,
                 quotas.synced,
+                hosts.synced,
                 limits.sharing.joined,
             ):
                 yield port
@@ -169,6 +173,7 @@ async def gateway(
                 metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
                 audit_log=AuditLog(bus, settings.usage_timeout_s),
                 customers=CustomerService(fleet, quotas),
+                hosts=hosts,
                 usage_windows=UsageWindowService(bus, settings),
             )
             app = build(

@@ -10,6 +10,7 @@ from litestar import Request
 
 from gateway.errors import RefusedError
 from schemas.admin_customers import CreateCustomerRequest, CustomerPatch
+from schemas.admin_hosts import DrainRequest, FoundRequest, LossRequest
 from schemas.api import (
     CreateVmRequest,
     FieldProblem,
@@ -33,6 +34,9 @@ _DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
         VmPatch,
         CreateCustomerRequest,
         CustomerPatch,
+        DrainRequest,
+        LossRequest,
+        FoundRequest,
     )
 }
 BODY = "body"

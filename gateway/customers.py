@@ -11,13 +11,12 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from uuid import UUID
 
 import msgspec
 
 from gateway import acts
 from gateway.auth import Principal, Scope
-from gateway.cursors import Position, digest, seal, unseal
+from gateway.cursors import digest, name_only, seal, unseal
 from gateway.customer_changes import made, patched
 from gateway.errors import RETRY_AFTER_S, RefusedError
 from gateway.fleet import Fleet
@@ -42,7 +41,6 @@ MAX_EXAMINED = 10_240
 _SLICE = 512
 _WITHIN_S = 5.0
 _PAUSE_S = 0.02
-_NO_ID = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,5 +270,5 @@ def _changed() -> RefusedError:
 
 def _page(found: list[CustomerView], query: str, last: str) -> CustomerList:
     return CustomerList(
-        customers=tuple(found), next_cursor=seal(query, Position(last, _NO_ID)) if last else ""
+        customers=tuple(found), next_cursor=seal(query, name_only(last)) if last else ""
     )

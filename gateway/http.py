@@ -18,6 +18,7 @@ from gateway.bodies import StrictRequest
 from gateway.customers import CustomerService
 from gateway.events import EventService
 from gateway.frontage import Frontage
+from gateway.hosts import HostService
 from gateway.images import ImageService
 from gateway.limits import Limits
 from gateway.metrics import MetricService
@@ -44,6 +45,7 @@ class Services:
     images: ImageService
     audit_log: AuditLog
     customers: CustomerService
+    hosts: HostService
 
 
 def build(

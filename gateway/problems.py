@@ -65,6 +65,7 @@ _QUERY_NAMES: Mapping[str, str] = {
     "vm_state": "state",
     "operation_status": "status",
     "customer_status": "status",
+    "host_state": "state",
     "vm_ids": "vm_id",
     "labels": "label",
     "answer_format": "format",

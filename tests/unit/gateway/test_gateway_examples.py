@@ -14,6 +14,14 @@ from schemas.admin_customers import (
     CustomerList,
     CustomerPatch,
 )
+from schemas.admin_hosts import (
+    DrainRequest,
+    FoundRequest,
+    HostList,
+    HostView,
+    HostVmList,
+    LossRequest,
+)
 from schemas.api import (
     ImageList,
     OperationList,
@@ -29,6 +37,7 @@ from schemas.api import (
 )
 
 MERGE, JSON = "application/merge-patch+json", "application/json"
+HOST = "/v1/admin/hosts/{host_id}"
 CUSTOMER = "/v1/admin/customers/{customer_id}"
 
 
@@ -57,6 +66,13 @@ def paths() -> Any:
         ("get", CUSTOMER, "200", CustomerDetails, {}),
         ("patch", CUSTOMER, "200", CustomerDetails, {MERGE: CustomerPatch, JSON: CustomerPatch}),
         ("post", f"{CUSTOMER}/close", "200", CustomerDetails, {}),
+        ("get", "/v1/admin/hosts", "200", HostList, {}),
+        ("get", HOST, "200", HostView, {}),
+        ("get", f"{HOST}/vms", "200", HostVmList, {}),
+        ("post", f"{HOST}/drain", "200", HostView, {JSON: DrainRequest}),
+        ("post", f"{HOST}/undrain", "200", HostView, {JSON: DrainRequest}),
+        ("post", f"{HOST}/lost", "200", HostView, {JSON: LossRequest}),
+        ("post", f"{HOST}/found", "200", HostView, {JSON: FoundRequest}),
     ],
 )
 async def test_routes_show_what_they_take_and_give(
