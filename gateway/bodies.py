@@ -20,6 +20,7 @@ from schemas.api import (
     VmPatch,
 )
 from schemas.errors import ErrorCode
+from schemas.price_plans import CreatePricePlanRequest, PriceVersionRequest
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<where>.+))?$", re.DOTALL)
 _NAMED = re.compile(r"(?:missing required|contains unknown) field `(?P<name>[^`]*)`")
@@ -37,6 +38,8 @@ _DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
         DrainRequest,
         LossRequest,
         FoundRequest,
+        CreatePricePlanRequest,
+        PriceVersionRequest,
     )
 }
 BODY = "body"

@@ -24,6 +24,7 @@ from gateway.limits import Limits
 from gateway.metrics import MetricService
 from gateway.mutations import Mutations
 from gateway.operation_service import OperationService
+from gateway.price_plans import PricePlanService
 from gateway.service import VmService
 from gateway.snapshots import SnapshotService
 from gateway.telemetry import Observed
@@ -46,6 +47,7 @@ class Services:
     audit_log: AuditLog
     customers: CustomerService
     hosts: HostService
+    price_plans: PricePlanService
 
 
 def build(

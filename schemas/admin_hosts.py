@@ -12,12 +12,15 @@ from schemas.hosts import MAX_REASON, HostLoss, HostOrders, Resources
 from schemas.ids import CustomerId, HostId, ImageName, PoolId, RegionId, RunId
 from schemas.vms import Arch, LabelName, LabelValue, Timestamp, VmState
 
-_LINE = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
-Line = Annotated[str, msgspec.Meta(max_length=MAX_REASON, pattern=rf"^{_LINE}*$(?!\n)")]
+LINE_CHARACTER = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
+"""Pattern of what may stand in a line that people read."""
+
+Line = Annotated[str, msgspec.Meta(max_length=MAX_REASON, pattern=rf"^{LINE_CHARACTER}*$(?!\n)")]
 """One line for people; may be empty."""
 
 Reason = Annotated[
-    str, msgspec.Meta(min_length=1, max_length=MAX_REASON, pattern=rf"^[!-~]{_LINE}*$(?!\n)")
+    str,
+    msgspec.Meta(min_length=1, max_length=MAX_REASON, pattern=rf"^[!-~]{LINE_CHARACTER}*$(?!\n)"),
 ]
 """One line for people, which says something."""
 

@@ -10,7 +10,7 @@ from litestar.handlers import BaseRouteHandler
 
 from gateway.auth import Principal, Scope
 from gateway.frontage import PRINCIPAL
-from gateway.routes import customers, hosts
+from gateway.routes import customers, hosts, price_plans
 
 
 async def operators_only(
@@ -24,5 +24,7 @@ async def operators_only(
 def router() -> Router:
     """All routes for operators."""
     return Router(
-        "/admin", guards=[operators_only], route_handlers=[*customers.HANDLERS, *hosts.HANDLERS]
+        "/admin",
+        guards=[operators_only],
+        route_handlers=[*customers.HANDLERS, *hosts.HANDLERS, *price_plans.HANDLERS],
     )

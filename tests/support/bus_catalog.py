@@ -146,6 +146,7 @@ STREAMS = {
 
 BUCKETS = {
     "customers": _use(read="gateway operator", write="gateway operator"),
+    "price_plans": _use(read="gateway operator", write="gateway operator"),
     "vm_specs": _use(read="gateway collector batcher operator", write="gateway"),
     "vm_status": _use(read="gateway operator", write="agent"),
     "hosts": _use(read="gateway collector operator", write="agent"),

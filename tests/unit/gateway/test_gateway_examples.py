@@ -35,9 +35,16 @@ from schemas.api import (
     VmPatch,
     VmView,
 )
+from schemas.price_plans import (
+    CreatePricePlanRequest,
+    PricePlanDetails,
+    PricePlanList,
+    PriceVersionRequest,
+)
 
 MERGE, JSON = "application/merge-patch+json", "application/json"
 HOST = "/v1/admin/hosts/{host_id}"
+PLANS = "/v1/admin/price-plans"
 CUSTOMER = "/v1/admin/customers/{customer_id}"
 
 
@@ -66,6 +73,16 @@ def paths() -> Any:
         ("get", CUSTOMER, "200", CustomerDetails, {}),
         ("patch", CUSTOMER, "200", CustomerDetails, {MERGE: CustomerPatch, JSON: CustomerPatch}),
         ("post", f"{CUSTOMER}/close", "200", CustomerDetails, {}),
+        ("get", PLANS, "200", PricePlanList, {}),
+        ("post", PLANS, "201", PricePlanDetails, {JSON: CreatePricePlanRequest}),
+        ("get", f"{PLANS}/{{plan_id}}", "200", PricePlanDetails, {}),
+        (
+            "post",
+            f"{PLANS}/{{plan_id}}/versions",
+            "201",
+            PricePlanDetails,
+            {JSON: PriceVersionRequest},
+        ),
         ("get", "/v1/admin/hosts", "200", HostList, {}),
         ("get", HOST, "200", HostView, {}),
         ("get", f"{HOST}/vms", "200", HostVmList, {}),
