@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
+_SEE = re.compile(r"See `(\w+)`")
 _ATTRIBUTE = re.compile(r"^((?:\w+, )*\w+): ((?:.|\n(?= |\n))+)", re.MULTILINE)
 
 
@@ -21,9 +22,12 @@ def components(kinds: Iterable[type], ref_template: str) -> dict[str, dict[str, 
     """
     ordered = sorted(kinds, key=lambda kind: kind.__name__)
     _, found = msgspec.json.schema_components(ordered, ref_template=ref_template)
-    words = {kind.__name__: inherited_words(kind) for kind in _known(ordered)}
-    for name, component in found.items():
-        explain(component, words.get(name, {}))
+    known = _known(ordered)
+    words = {kind.__name__: _words(kind) for kind in known}
+    for kind in known:
+        explain(found[kind.__name__], _seen_elsewhere(kind, words) | inherited_words(kind))
+    for component in found.values():
+        explain(component, {})
     return found
 
 
@@ -49,6 +53,16 @@ def split_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     for names, words in _ATTRIBUTE.findall(inspect.cleandoc(attributes)):
         found |= dict.fromkeys(names.split(", "), " ".join(words.split()))
     return " ".join(text.split()), found
+
+
+def _words(kind: type) -> dict[str, str]:
+    return inherited_words(kind) | split_docstring(kind.__doc__ or "")[1]
+
+
+def _seen_elsewhere(kind: type, words: Mapping[str, dict[str, str]]) -> dict[str, str]:
+    """What the type says of the fields to which a docstring points: "See `VmSpec`" for one."""
+    pointed = _SEE.search(kind.__doc__ or "")
+    return words.get(pointed[1], {}) if pointed else {}
 
 
 def inherited_words(kind: type) -> dict[str, str]:
