@@ -39,6 +39,7 @@ from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk, ConsoleQuery
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.hosts import Customer, CustomerStatus, Operation, OperationStatus
 from schemas.quotas import QuotaView
+from schemas.requests import MAX_WAIT_S
 from schemas.subjects import usage_query, vm_key
 from schemas.usage import UsageQuery, UsageReport, decode_usage_reply
 from schemas.vms import VmRecord, VmSpec, VmState
@@ -48,8 +49,6 @@ VERBS = ("boot", "shutdown", "pause", "resume", "reboot", "delete")
 
 _NEED_A_STOPPED_VM = frozenset({"boot", "restore", "snapshot"})
 """Verbs for which a VM that waits for its restart is what it is: stopped."""
-
-MAX_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
