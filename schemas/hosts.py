@@ -140,10 +140,17 @@ class HostLoss(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CustomerStatus(StrEnum):
-    """Whether a customer may change things."""
+    """What a customer may do.
+
+    Attributes:
+        SUSPENDED: Look, stop and delete; nothing is made or started.
+        CLOSED: The same. The operator has closed the account: the entry stays, so that
+            bills can be answered and the name is nobody else's.
+    """
 
     ACTIVE = "active"
     SUSPENDED = "suspended"
+    CLOSED = "closed"
 
 
 class Customer(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +160,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
         quota: What all VMs may take together; `slots` is their number.
         max_snapshots: How many snapshots may be kept.
         rates: How fast the API may be used, where not as fast as everybody.
+        generation: Grows by one with each change.
     """
 
     customer_id: CustomerId
@@ -163,6 +171,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
     max_snapshots: Amount = 100
     rates: ApiRates = ApiRates()
     created_at: Timestamp
+    generation: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class OperationStatus(StrEnum):
