@@ -18,23 +18,6 @@ from gateway.acts import Act
 from gateway.admission import Admission, lane_of
 from gateway.auth import CUSTOMER_SCOPES, Principal
 from gateway.background import Background
-from gateway.door_messages import (
-    ConsoleRequest,
-    CreateRequest,
-    ImagesRequest,
-    ListRequest,
-    OneSnapshotRequest,
-    OperationRequest,
-    OperationsRequest,
-    PatchRequest,
-    QuotasRequest,
-    Reply,
-    Request,
-    RestoreVmRequest,
-    SnapshotsRequest,
-    SnapshotVmRequest,
-    VmRequest,
-)
 from gateway.errors import RefusedError, unavailable
 from gateway.idempotency import Keys, digest
 from gateway.images import ImageService
@@ -52,6 +35,24 @@ from schemas.audit import OPERATOR
 from schemas.codec import decoder, encode
 from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
 from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
+from schemas.requests import (
+    REQUESTS,
+    ConsoleRequest,
+    CreateRequest,
+    ImagesRequest,
+    ListRequest,
+    OneSnapshotRequest,
+    OperationRequest,
+    OperationsRequest,
+    PatchRequest,
+    QuotasRequest,
+    Reply,
+    Request,
+    RestoreVmRequest,
+    SnapshotsRequest,
+    SnapshotVmRequest,
+    VmRequest,
+)
 from schemas.subjects import customer_of
 
 _log = structlog.get_logger("decisec.door")
@@ -78,7 +79,6 @@ _ACTIONS = {
 _TOLD = frozenset({ErrorCode.FORBIDDEN, ErrorCode.NOT_FOUND, ErrorCode.RATE_LIMITED})
 """Refusals of reads that are audited."""
 
-_READ, _MUTATION = False, True
 Decode = Callable[[bytes], Any]
 Answer = Callable[[Principal, Any], Awaitable[Reply]]
 
@@ -124,22 +124,26 @@ class Door:
         self._snapshots = snapshots
         self._images = images
         self._open = 0
+        answers: dict[str, Answer] = {
+            **{verb: self._act(verb) for verb in VERBS},
+            "create": self._create,
+            "get": self._get,
+            "list": self._list,
+            "patch": self._patch,
+            "console": self._console,
+            "operation": self._get_operation,
+            "operations": self._list_operations,
+            "snapshot": self._snapshot,
+            "restore": self._restore,
+            "snapshots": self._list_snapshots,
+            "snapshot-get": self._get_snapshot,
+            "snapshot-delete": self._delete_snapshot,
+            "quotas": self._quotas,
+            "images": self._list_images,
+        }
         self._verbs: dict[str, tuple[Decode, Answer, bool]] = {
-            **{verb: (decoder(VmRequest), self._act(verb), _MUTATION) for verb in VERBS},
-            "create": (decoder(CreateRequest), self._create, _MUTATION),
-            "get": (decoder(VmRequest), self._get, _READ),
-            "list": (decoder(ListRequest), self._list, _READ),
-            "patch": (decoder(PatchRequest), self._patch, _MUTATION),
-            "console": (decoder(ConsoleRequest), self._console, _READ),
-            "operation": (decoder(OperationRequest), self._get_operation, _READ),
-            "operations": (decoder(OperationsRequest), self._list_operations, _READ),
-            "snapshot": (decoder(SnapshotVmRequest), self._snapshot, _MUTATION),
-            "restore": (decoder(RestoreVmRequest), self._restore, _MUTATION),
-            "snapshots": (decoder(SnapshotsRequest), self._list_snapshots, _READ),
-            "snapshot-get": (decoder(OneSnapshotRequest), self._get_snapshot, _READ),
-            "snapshot-delete": (decoder(OneSnapshotRequest), self._delete_snapshot, _MUTATION),
-            "quotas": (decoder(QuotasRequest), self._quotas, _READ),
-            "images": (decoder(ImagesRequest), self._list_images, _READ),
+            verb: (decoder(asked.request), answers[verb], asked.mutates)
+            for verb, asked in REQUESTS.items()
         }
 
     @property

@@ -62,6 +62,8 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         last_error=status.last_error,
         failures=status.failures,
         restart_at=status.restart_at,
+        addresses=status.addresses,
+        dropped=status.dropped,
     )
 
 

@@ -39,6 +39,7 @@ from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk, ConsoleQuery
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.hosts import Customer, CustomerStatus, Operation, OperationStatus
 from schemas.quotas import QuotaView
+from schemas.requests import MAX_WAIT_S
 from schemas.subjects import usage_query, vm_key
 from schemas.usage import UsageQuery, UsageReport, decode_usage_reply
 from schemas.vms import VmRecord, VmSpec, VmState
@@ -51,8 +52,6 @@ _NEED_A_STOPPED_VM = frozenset({"boot", "restore", "snapshot"})
 
 _WHILE_SUSPENDED = frozenset({"shutdown", "pause", "delete", "discard"})
 """What a customer that is not active may still do to VMs: what ends them, or costs less."""
-
-MAX_WAIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,7 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
         arch: The host's architecture; empty from agents that do not say.
         admitted: VMs that this run has taken in lately, `MAX_ADMITTED` at most: `free` is less
             what they hold.
+        networks: What VMs' addresses are from; empty where interfaces lead nowhere.
     """
 
     host_id: HostId
@@ -98,6 +99,7 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_at: Timestamp | None = None
     arch: Arch = ""
     admitted: Annotated[tuple[VmId, ...], msgspec.Meta(max_length=MAX_ADMITTED)] = ()
+    networks: tuple[str, ...] = ()
 
     @property
     def drained(self) -> bool:
@@ -114,6 +116,7 @@ class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
         draining: Take no new VM.
         reason: Why, for people.
         requested_by: Who says to have ordered it.
+        quarantined: VMs that are to be cut off from the network, and run on.
     """
 
     host_id: HostId
@@ -121,6 +124,7 @@ class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
     reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON)] = ""
     requested_by: Annotated[str, msgspec.Meta(max_length=255)]
     ordered_at: Timestamp
+    quarantined: tuple[VmId, ...] = ()
 
 
 class HostLoss(msgspec.Struct, frozen=True, kw_only=True):

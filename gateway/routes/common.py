@@ -19,12 +19,13 @@ from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.errors import RefusedError, no_such_vm
 from gateway.frontage import PRINCIPAL, Desk
-from gateway.service import MAX_WAIT_S, Outcome, VmService
+from gateway.service import Outcome, VmService
 from gateway.streams import token_ends
 from schemas.api import FieldProblem, VmAndOperation, VmView
 from schemas.codec import encode
 from schemas.errors import ErrorCode, InvalidIdError
 from schemas.ids import parse_uuid
+from schemas.requests import MAX_WAIT_S
 from schemas.vms import Timestamp
 
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=;|,|$)', re.IGNORECASE)
