@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from tenacity import AsyncRetrying
 
 from decisec.sdk import calls
+from decisec.sdk.async_admin import AsyncAdmin
 from decisec.sdk.async_figures import AsyncFigures
 from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
@@ -62,6 +63,9 @@ class AsyncClient(AsyncFigures):
         timeout_s: For connecting, and for each answer on top of `wait_s`.
         attempts: How often a request is sent at most; 1 for never again.
         transport: Replaces the network, for tests.
+
+    Attributes:
+        admin: Customers, hosts and price plans, for operators.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class AsyncClient(AsyncFigures):
             verify=target.trust,
             transport=transport,
         )
+        self.admin = AsyncAdmin(self._send)
 
     async def __aenter__(self) -> Self:
         """The client itself."""

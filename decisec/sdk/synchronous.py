@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from tenacity import Retrying
 
 from decisec.sdk import calls
+from decisec.sdk.admin import Admin
 from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
@@ -61,6 +62,9 @@ class Client(Figures):
         timeout_s: For connecting, and for each answer on top of `wait_s`.
         attempts: How often a request is sent at most; 1 for never again.
         transport: Replaces the network, for tests.
+
+    Attributes:
+        admin: Customers, hosts and price plans, for operators.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class Client(Figures):
             verify=target.trust,
             transport=transport,
         )
+        self.admin = Admin(self._send)
 
     def __enter__(self) -> Self:
         """The client itself."""
