@@ -20,11 +20,14 @@ from gateway.deprecation import DEPRECATED
 from gateway.problems import MEDIA_TYPE
 from schemas.api import Problem
 from schemas.idempotency import IDEMPOTENCY_HEADER, KEY_PATTERN, MAX_KEY, REPLAYED_HEADER
+from schemas.ids import TOKEN_PATTERN
 from schemas.json_schema import components
 
 _METHODS = ("get", "put", "post", "delete", "patch")
 _MADE = "openapi_document"
 _IN_PATH = re.compile(r"\{(\w+)\}")
+_NAMES = frozenset({"customer_id", "host_id", "plan_id"})
+"""Ids that people have chosen; all others are UUIDs."""
 _FROM_CREATE = {
     "vm_id": "$response.body#/vm/vm_id",
     "operation_id": "$response.body#/operation/operation_id",
@@ -101,7 +104,9 @@ def _complete(path: str, method: str, operation: dict[str, Any], handler: HTTPRo
     parameters = operation.setdefault("parameters", [])
     for parameter in parameters:
         parameter["schema"] = _without_null(parameter["schema"])
-        if parameter["in"] == "path" and parameter["name"].endswith("_id"):
+        if parameter["in"] == "path" and parameter["name"] in _NAMES:
+            parameter["schema"] |= {"pattern": TOKEN_PATTERN, "maxLength": 63}
+        elif parameter["in"] == "path" and parameter["name"].endswith("_id"):
             parameter["schema"].setdefault("format", "uuid")
     if mutation and not any(p.get("name") == IDEMPOTENCY_HEADER for p in parameters):
         parameters.append({"$ref": "#/components/parameters/IdempotencyKey"})

@@ -31,6 +31,7 @@ from gateway.trail import Refusal, Trail
 from runtime.bus import Bus, Message
 from runtime.errors import TransientError
 from runtime.telemetry import span, trace_id
+from schemas.audit import OPERATOR
 from schemas.codec import decoder, encode
 from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
 from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
@@ -258,6 +259,9 @@ class Door:
         return None
 
     async def _do(self, customer_id: str, verb: str, data: bytes) -> Reply | KeptAnswer:
+        if customer_id == OPERATOR:
+            # In the audit this name stands for the operators.
+            raise RefusedError(ErrorCode.FORBIDDEN, "No customer can be called so.")
         found = self._verbs.get(verb)
         kind = class_of_verb(verb, mutates=found is None or found[2])
         self._limits.admit(customer_id, kind)

@@ -50,6 +50,9 @@ VERBS = ("boot", "shutdown", "pause", "resume", "reboot", "delete")
 _NEED_A_STOPPED_VM = frozenset({"boot", "restore", "snapshot"})
 """Verbs for which a VM that waits for its restart is what it is: stopped."""
 
+_WHILE_SUSPENDED = frozenset({"shutdown", "pause", "delete", "discard"})
+"""What a customer that is not active may still do to VMs: what ends them, or costs less."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -219,7 +222,8 @@ class VmService:
             wait_s: How long to wait for the end.
         """
         principal.require(Scope.VMS_WRITE)
-        self._active_customer(principal)
+        if verb not in _WHILE_SUSPENDED:
+            self._active_customer(principal)
         self._require_bus()
         extra: dict[str, Any] = dict(fields or {})
         if grace_s is not None:
@@ -340,9 +344,11 @@ class VmService:
 
     def _active_customer(self, principal: Principal) -> Customer:
         customer = self._customer(principal)
-        if customer.status is CustomerStatus.SUSPENDED:
+        if customer.status is not CustomerStatus.ACTIVE:
             raise RefusedError(
-                ErrorCode.FORBIDDEN, "This customer is suspended; VMs cannot be changed."
+                ErrorCode.FORBIDDEN,
+                f"This customer is {customer.status.value}: VMs and snapshots can be looked at, "
+                "stopped and deleted, and nothing else.",
             )
         return customer
 

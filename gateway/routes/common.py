@@ -51,6 +51,19 @@ IfMatch = Annotated[
         name="If-Match", description="`ETag` of the VM as you know it: 412 if it has changed since."
     ),
 ]
+IfMatchOf = Annotated[
+    str,
+    HeaderParameter(
+        name="If-Match",
+        description="`ETag` of it as you know it: 412 if it has changed since.",
+        schema_extra={
+            "pattern": rf"^(\*|{_TAG}(,{_TAG})*)?$",
+            "maxLength": _MAX_IF_MATCH_CHARS,
+        },
+    ),
+]
+Token = FromPath[str]
+"""A name in a path: of a customer, a host, a price plan."""
 Prefer = Annotated[
     str, HeaderParameter(name="Prefer", description="`wait=N`: wait up to N seconds, at most 60.")
 ]
