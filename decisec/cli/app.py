@@ -16,6 +16,7 @@ from decisec.cli import (
     audit,
     backfill,
     bus,
+    bus_messages,
     chosen,
     completion,
     contexts,
@@ -69,6 +70,7 @@ app.add_typer(hosts.app, name="host")
 app.add_typer(place.app, name="place")
 app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
+bus_messages.register(bus.app)
 app.add_typer(bus.app, name="bus")
 app.add_typer(tail.app, name="tail")
 app.add_typer(rejected.app, name="rejected")

@@ -13,7 +13,21 @@ from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json
 from decisec.cli.templates import FIELDS, Template
 from decisec.cli.waiting import TIMEOUT_S, Timeout, Wait, carry_out
-from decisec.cli.wishes import ApartBy, ApartRequired, Arch, Driver, HostLabel, pairs, wishes
+from decisec.cli.wishes import (
+    ApartBy,
+    ApartRequired,
+    Arch,
+    Driver,
+    HostLabel,
+    InboundWish,
+    Ipv4,
+    Mtu,
+    OpenPort,
+    Prefix,
+    networking,
+    pairs,
+    wishes,
+)
 
 VmFile = Annotated[
     str,
@@ -108,6 +122,11 @@ def create(
     arch: Arch = "",
     apart_by: ApartBy = "",
     apart_required: ApartRequired = False,
+    ipv4: Ipv4 = None,
+    inbound: InboundWish = "",
+    port: OpenPort = None,
+    prefix: Prefix = None,
+    mtu: Mtu = None,
     boot: Annotated[
         bool | None, typer.Option("--boot/--no-boot", help="Boot it as well.", show_default=False)
     ] = None,
@@ -140,6 +159,7 @@ def create(
         "placement": {
             key: value for key, value in placement.items() if value and (key != "apart" or apart_by)
         },
+        "networking": networking(ipv4, inbound, port, prefix, mtu),
         "boot": boot,
     }
     given = {key: value for key, value in options.items() if value not in (None, "", {})}
@@ -151,6 +171,8 @@ def create(
         request = vm_file.request_of(sizes, document, given)
     except msgspec.ValidationError as error:
         raise CommandError(f"this VM cannot be asked for: {error}", Exit.USAGE, "usage") from error
+    if port and request.networking.inbound != "closed":
+        raise CommandError("--port: only with --inbound closed", Exit.USAGE, "usage")
     with api_client(api_url, token, state_dir) as client:
         carry_out(
             client,

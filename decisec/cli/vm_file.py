@@ -24,6 +24,7 @@ from schemas.api import CreateVmRequest
 TEMPLATE = "template"
 DEFAULTS: Mapping[str, Any] = {"image": "tiny"}
 _MAX_BYTES = 1024 * 1024
+_LEGIBLE = 100
 
 
 class Wrong(NamedTuple):
@@ -152,14 +153,14 @@ def _wrong_value(kind: Any, value: Any, path: tuple[str, ...]) -> Iterator[Wrong
     if isinstance(value, Mapping) and isinstance(plain, type) and issubclass(plain, msgspec.Struct):
         yield from _wrong_struct(plain, value, path)
         return
-    found = 0
+    found: list[Wrong] = []
     if isinstance(value, Mapping) and get_origin(plain) is dict:
         for name, one in value.items():
-            for wrong in _converted(plain, {name: one}, (*path, name)):
-                found += 1
-                yield wrong
-    if not found:
-        yield from _converted(kind, value, path)
+            found += _converted(plain, {name: one}, (*path, name))
+    elif isinstance(value, list) and get_origin(plain) is tuple:
+        for number, one in enumerate(value):
+            found += _converted(plain, [one], (*path[:-1], f"{path[-1]}[{number}]"))
+    yield from found or _converted(kind, value, path)
 
 
 def _converted(kind: Any, value: Any, path: tuple[str, ...]) -> Iterator[Wrong]:
@@ -172,13 +173,16 @@ def _converted(kind: Any, value: Any, path: tuple[str, ...]) -> Iterator[Wrong]:
         msgspec.convert(value, kind)
     except msgspec.ValidationError as error:
         words = str(error).partition(" - at ")[0]
+        if len(words) > _LEGIBLE:
+            # A pattern that nobody could read.
+            words = "not of the form that it must have: docs/vms.md"
         yield Wrong(".".join(path), words[:1].lower() + words[1:])
 
 
 def _words_of(kind: Any) -> list[str]:
     """The only texts that a type allows; none if it is not of that kind."""
     if get_origin(kind) is Literal:
-        return list(get_args(kind))
+        return [word for word in get_args(kind) if isinstance(word, str)]
     members: list[Any] = list(kind) if isinstance(kind, EnumType) else []
     return [str(member) for member in members]
 

@@ -60,6 +60,20 @@ def requests(draw: st.DrawFn) -> CreateVmRequest:
         "balloon_mib": draw(st.integers(0, memory_mib - 1)),
         "limits": limits,
         "placement": placement,
+        "networking": draw(
+            st.fixed_dictionaries(
+                {},
+                optional={
+                    "ipv4": st.just(True),
+                    "inbound": st.just("closed"),
+                    "ports": st.lists(st.just("tcp/443"), max_size=2),
+                    "prefix": st.sampled_from([64, 128]),
+                    "mtu": st.integers(1280, 9000),
+                },
+            )
+        )
+        if network
+        else {},
         "boot": draw(st.booleans()),
     }
     return msgspec.convert(wanted, CreateVmRequest)
@@ -117,6 +131,9 @@ def test_whatever_a_file_holds_there_are_words_for_it(document: dict[str, Any]) 
             'placement.driver: none of "", firecracker, cloud-hypervisor, qemu, simulator']),
         ("[placement.host_labels]\na = 1", [
             "placement.host_labels.a: expected `str`, got `int`"]),
+        ('[networking]\nprefix = "64"\nports = ["tcp/443", "tcp/0"]', [
+            "networking.prefix: expected `int`, got `str`",
+            "networking.ports[1]: not of the form that it must have: docs/vms.md"]),
         ("[metadata]\nhost = 5\nok = 'x'", ["metadata.host: expected `str`, got `int`"]),
     ],
 )  # fmt: skip
