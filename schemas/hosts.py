@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
@@ -23,6 +24,9 @@ from schemas.ids import (
 )
 from schemas.limits import ApiRates
 from schemas.vms import Arch, LabelName, LabelValue, PlacedWord, Timestamp, VmState
+
+HEARTBEAT_FRESH = timedelta(seconds=5)
+"""A heartbeat that is older is not believed: its host is silent."""
 
 MAX_REASON = 200
 """Characters of the reason that an operator gives."""

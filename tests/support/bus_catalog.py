@@ -151,11 +151,14 @@ STREAMS = {
 
 BUCKETS = {
     "customers": _use(read="gateway operator", write="gateway operator"),
+    "price_plans": _use(read="gateway operator", write="gateway operator"),
     "vm_specs": _use(read="gateway collector batcher operator", write="gateway"),
     "vm_status": _use(read="gateway operator", write="agent"),
     "hosts": _use(read="gateway collector operator", write="agent"),
-    "host_orders": _use(read="gateway operator", write="operator"),
-    "lost_hosts": _use(read="collector batcher operator", write="operator collector"),
+    "host_orders": _use(read="gateway operator", write="gateway operator"),
+    "lost_hosts": _use(
+        read="gateway collector batcher operator", write="gateway operator collector"
+    ),
     "corrections": _use(read="collector batcher operator", write="batcher"),
     "revoked_tokens": _use(read="gateway operator", write="operator"),
     "secrets": _use(read="gateway", write="gateway"),
