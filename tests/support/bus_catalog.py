@@ -46,6 +46,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
         yield "host_event", _case(f"host.evt.{host}.host_drained", f"collector{own}", "operator")
         # What is said of a host is not the host's to say.
         yield "host_event", _case(f"host.evt.{host}.gap_closed", "collector", "operator")
+        yield "host_audit", _case(f"host.audit.{host}", own, "operator")
         yield "metrics_raw", _case(f"metrics.raw.{host}", f"operator{own}", "operator")
         yield "metrics_raw_anywhere", _case(f"metrics.raw.*.{host}", "", "operator")
         yield "metrics_raw_of", _case(f"metrics.raw.3.{host}", "", "operator")
@@ -142,6 +143,7 @@ STREAMS = {
     "METRICS_ENRICHED": _use(consume="batcher", read="collector operator"),
     "METRICS_REJECTED": _use(read="operator"),
     "AUDIT": _use(consume="batcher", read="operator"),
+    "HOST_AUDIT": _use(consume="batcher", read="operator"),
 }
 
 BUCKETS = {
