@@ -132,7 +132,7 @@ system:
     for pair in qemu-system-x86_64:qemu-system-x86 nsenter:util-linux gcc:gcc; do \
       command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"; \
     done; \
-    ldconfig -p 2>/dev/null | grep -q libnftables.so.1 || missing="$missing libnftables1"; \
+    PATH="$PATH:/sbin" ldconfig -p 2>/dev/null | grep -q libnftables.so.1 || missing="$missing libnftables1"; \
     if [ -n "$missing" ]; then \
       if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
         echo "installing$missing ..." >&2; \
