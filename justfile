@@ -107,6 +107,11 @@ format: setup
 openapi *args: setup
     {{ python }} -m decisec.devkit.api_contract {{ args }}
 
+# Write docs/asyncapi.json anew; refuses to where somebody on the bus could break, as `just openapi` does
+[group('change')]
+asyncapi *args: setup
+    {{ python }} -m decisec.devkit.bus_contract {{ args }}
+
 # Resolve the dependencies anew into the hashed lock
 [group('change')]
 lock:

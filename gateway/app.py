@@ -16,6 +16,7 @@ from gateway.auth import Authenticator
 from gateway.background import Background
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
+from gateway.customers import CustomerService
 from gateway.door import Door
 from gateway.event_hub import EventHub
 from gateway.events import EventService
@@ -167,6 +168,7 @@ async def gateway(
                 images=images,
                 metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
                 audit_log=AuditLog(bus, settings.usage_timeout_s),
+                customers=CustomerService(fleet, quotas),
                 usage_windows=UsageWindowService(bus, settings),
             )
             app = build(

@@ -9,6 +9,7 @@ import msgspec
 from litestar import Request
 
 from gateway.errors import RefusedError
+from schemas.admin_customers import CreateCustomerRequest, CustomerPatch
 from schemas.api import (
     CreateVmRequest,
     FieldProblem,
@@ -24,7 +25,15 @@ _NAMED = re.compile(r"(?:missing required|contains unknown) field `(?P<name>[^`]
 
 _DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind)
-    for kind in (CreateVmRequest, ShutdownRequest, SnapshotRequest, RestoreRequest, VmPatch)
+    for kind in (
+        CreateVmRequest,
+        ShutdownRequest,
+        SnapshotRequest,
+        RestoreRequest,
+        VmPatch,
+        CreateCustomerRequest,
+        CustomerPatch,
+    )
 }
 BODY = "body"
 """Key in a handler's `opt` under which it names its body's type."""

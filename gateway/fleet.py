@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from gateway.catalog import Catalog
+from gateway.customer_book import CustomerBook
 from gateway.inventory import Inventory
 from gateway.placement import FRESH, need_of, total
 from gateway.snapshot_index import SnapshotIndex
@@ -22,8 +23,8 @@ from runtime.bus import Bus
 from runtime.clock import utc_now
 from schemas.api import VmView
 from schemas.errors import InvalidIdError
-from schemas.hosts import Customer, HostInfo, Resources, decode_customer, decode_host_info
-from schemas.subjects import CUSTOMERS, HOSTS, VM_SPECS, VM_STATUS, parse_vm_key, vm_key
+from schemas.hosts import Customer, HostInfo, Resources, decode_host_info
+from schemas.subjects import HOSTS, VM_SPECS, VM_STATUS, parse_vm_key, vm_key
 from schemas.vms import VmRecord, VmSpec, VmState, VmStatus, decode_vm_record, decode_vm_status
 
 _log = structlog.get_logger("decisec.fleet")
@@ -60,6 +61,8 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         last_error=status.last_error,
         failures=status.failures,
         restart_at=status.restart_at,
+        addresses=status.addresses,
+        dropped=status.dropped,
     )
 
 
@@ -92,7 +95,7 @@ class Fleet:
         self._spec_mirror = Mirror(self.specs, self._hear_record)
         self._status_mirror = Mirror(self.statuses, self._take_status)
         self._host_mirror = Mirror(Bucket(bus, HOSTS, decode_host_info), self._take_host)
-        self._customer_mirror = Mirror(Bucket(bus, CUSTOMERS, decode_customer))
+        self.customers = CustomerBook(bus)
 
     async def run(self) -> None:
         """Follow the buckets until cancelled."""
@@ -101,7 +104,7 @@ class Fleet:
                 ("mirror-specs", self._spec_mirror.run()),
                 ("mirror-status", self._status_mirror.run()),
                 ("mirror-hosts", self._host_mirror.run()),
-                ("mirror-customers", self._customer_mirror.run()),
+                ("mirror-customers", self.customers.run()),
             ):
                 group.create_task(mirror, name=name)
 
@@ -110,7 +113,7 @@ class Fleet:
         await self._spec_mirror.synced()
         await self._status_mirror.synced()
         await self._host_mirror.synced()
-        await self._customer_mirror.synced()
+        await self.customers.synced()
 
     @property
     def hosts(self) -> dict[str, HostInfo]:
@@ -129,7 +132,7 @@ class Fleet:
 
     def customer(self, customer_id: str) -> Customer | None:
         """The operator's entry, if there is one."""
-        return self._customer_mirror.values.get(customer_id)
+        return self.customers.get(customer_id)
 
     def record(self, key: str) -> VmRecord | None:
         """A VM's record, tombstones included."""

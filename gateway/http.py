@@ -15,6 +15,7 @@ from gateway.audit_log import AuditLog
 from gateway.auth import Authenticator
 from gateway.background import Background
 from gateway.bodies import StrictRequest
+from gateway.customers import CustomerService
 from gateway.events import EventService
 from gateway.frontage import Frontage
 from gateway.images import ImageService
@@ -42,6 +43,7 @@ class Services:
     snapshots: SnapshotService
     images: ImageService
     audit_log: AuditLog
+    customers: CustomerService
 
 
 def build(

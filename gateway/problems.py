@@ -64,6 +64,7 @@ _DETAIL_OF_STATUS: Mapping[int, str] = {
 _QUERY_NAMES: Mapping[str, str] = {
     "vm_state": "state",
     "operation_status": "status",
+    "customer_status": "status",
     "vm_ids": "vm_id",
     "labels": "label",
     "answer_format": "format",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
 from importlib import metadata
+from typing import Any
 
 import typer
 
@@ -13,6 +15,9 @@ from decisec.cli import (
     audit,
     backfill,
     bus,
+    bus_messages,
+    chosen,
+    contexts,
     dev,
     events,
     flood,
@@ -48,6 +53,7 @@ app = typer.Typer(
 )
 logs.register(vm.app)
 vm_changes.register(vm.app)
+app.add_typer(contexts.app, name="context")
 app.add_typer(vm.app, name="vm")
 app.add_typer(snapshots.app, name="snapshot")
 offered_images.register(images.app)
@@ -56,6 +62,7 @@ app.add_typer(hosts.app, name="host")
 app.add_typer(place.app, name="place")
 app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
+bus_messages.register(bus.app)
 app.add_typer(bus.app, name="bus")
 app.add_typer(tail.app, name="tail")
 app.add_typer(rejected.app, name="rejected")
@@ -85,9 +92,21 @@ def version(as_json: Json = False) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    as_json = "--json" in given
+    with chosen.none_yet():
+        return _run(given, as_json="--json" in given)
+
+
+@functools.cache
+def tree() -> Any:
+    """All commands, as the library has them; made once, since it takes longer than most of them."""
+    root = typer.main.get_command(app)
+    chosen.add_option(root)
+    return root
+
+
+def _run(given: list[str], *, as_json: bool) -> int:
     try:
-        result = app(args=given, prog_name="decisec", standalone_mode=False)
+        result = tree()(args=given, prog_name="decisec", standalone_mode=False)
     except typer.TyperException as error:
         if as_json:
             tell(Failure(error.format_message(), Exit.USAGE, "usage"), as_json=True)

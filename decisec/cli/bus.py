@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from decisec.bus.registry import Credential
 
 app = typer.Typer(
-    help="The server of the bus: its configuration, TLS, and who has which credentials.",
+    help="The bus: its server, TLS, who has which credentials, and what is said on it.",
     no_args_is_help=True,
     epilog=EPILOG,
 )

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import httpx
 
 
 class Exit(IntEnum):
@@ -84,11 +87,27 @@ def failure_of(error: Exception) -> Failure | None:
         case ConfigurationError():
             return Failure(str(error), Exit.USAGE, "bad_configuration")
         case httpx.TransportError():
-            reason = str(error) or type(error).__name__
-            return Failure(f"the API cannot be reached: {reason}", Exit.UNREACHABLE, "unreachable")
+            return Failure(_unreachable(error), Exit.UNREACHABLE, "unreachable")
         case TransientError():
             return Failure(str(error), Exit.UNREACHABLE, "unavailable")
         case StackError() | FatalError():
             return Failure(str(error), Exit.FAILED, "failed")
         case _:
             return None
+
+
+def _unreachable(error: httpx.TransportError) -> str:
+    from runtime.telemetry import redact
+
+    reason = str(error) or type(error).__name__
+    url = error.request.url
+    where = redact(f"{url.scheme}://{url.netloc.decode()}")
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        return (
+            f"the API at {where} shows a certificate that is not trusted: {reason}. Name its "
+            "authority: DECISEC_API_CA, or `decisec context set NAME --api-ca FILE`"
+        )
+    return (
+        f"the API at {where} cannot be reached: {reason}. Is it up, and is the address right "
+        "(`decisec context show`, DECISEC_API_URL)?"
+    )

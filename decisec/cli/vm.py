@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
@@ -12,12 +12,26 @@ import typer
 from decisec.cli.connection import DEFAULT_STATE, ApiUrl, StateDirectory, Token, api_client
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, show, show_json
-from decisec.cli.wishes import ApartBy, ApartRequired, Arch, Driver, HostLabel, pairs, wishes
+from decisec.cli.vm_tables import details, table_of
+from decisec.cli.wishes import (
+    ApartBy,
+    ApartRequired,
+    Arch,
+    Driver,
+    HostLabel,
+    InboundWish,
+    Ipv4,
+    Mtu,
+    OpenPort,
+    Prefix,
+    networking,
+    pairs,
+    wishes,
+)
 
 if TYPE_CHECKING:
     from decisec.sdk import Client
-    from schemas.api import VmAndOperation, VmView
-    from schemas.vms import VmSpec
+    from schemas.api import VmAndOperation
 
 app = typer.Typer(help="Make, look at, start, stop and delete VMs.", no_args_is_help=True,
                   epilog=EPILOG)  # fmt: skip
@@ -101,6 +115,11 @@ def create(
     arch: Arch = "",
     apart_by: ApartBy = "",
     apart_required: ApartRequired = False,
+    ipv4: Ipv4 = False,
+    inbound: InboundWish = "open",
+    port: OpenPort = None,
+    prefix: Prefix = 128,
+    mtu: Mtu = 1500,
     boot: Annotated[bool, typer.Option("--boot", help="Boot it as well.")] = False,
     no_wait: NoWait = False,
     as_json: Json = False,
@@ -127,6 +146,7 @@ def create(
         "balloon_mib": balloon,
         "limits": _numbers("--limit", limit or []),
         "placement": wishes(host_label, driver, arch, apart_by, required=apart_required),
+        "networking": networking(ipv4, inbound, port, prefix, mtu),
         "boot": boot,
     }
     try:
@@ -183,7 +203,7 @@ def list_vms(
     if as_json:
         show_json({"vms": found})
     else:
-        show(_table(found))
+        show(table_of(found))
 
 
 @app.command(epilog=EPILOG)
@@ -200,7 +220,7 @@ def get(
     if as_json:
         show_json(view)
     else:
-        show(_details(view))
+        show(details(view))
 
 
 def _verb(name: str, doc: str, act: Callable[[Client, UUID, float], VmAndOperation]) -> None:
@@ -295,83 +315,3 @@ def report(done: VmAndOperation, as_json: bool) -> None:
             f"{operation.verb} accepted: VM {vm.vm_id}, operation {operation.operation_id} is "
             f"{operation.status}"
         )
-
-
-def _table(vms: list[VmView]) -> Any:
-    from rich.table import Table
-
-    table = Table()
-    for heading in ("id", "name", "state", "host", "driver"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("vCPUs", "memory", "disk"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for vm in vms:
-        table.add_row(
-            str(vm.vm_id),
-            vm.name,
-            vm.state,
-            vm.host_id,
-            _driver(vm),
-            str(vm.spec.vcpus),
-            f"{vm.spec.memory_mib} MiB",
-            f"{vm.spec.disk_mib} MiB" if vm.spec.disk_mib else "-",
-        )
-    return table
-
-
-def _devices(spec: VmSpec) -> dict[str, str]:
-    """What the VM has beyond a plain one. Of the metadata the names: somebody may look on."""
-    import msgspec
-
-    limits = {name: limit for name, limit in msgspec.structs.asdict(spec.limits).items() if limit}
-    rows = {
-        "balloon": f"{spec.balloon_mib} MiB" if spec.balloon_mib else "",
-        "limits": ", ".join(f"{name} {limit}" for name, limit in limits.items()),
-        "metadata": ", ".join(spec.metadata),
-    }
-    return {name: value for name, value in rows.items() if value}
-
-
-def _driver(vm: VmView) -> str:
-    return f"{vm.driver} (simulated)" if vm.simulated else vm.driver or "-"
-
-
-def _details(vm: VmView) -> Any:
-    from rich.table import Table
-
-    from decisec.live.quantities import cpu_seconds, seconds, size
-
-    table = Table(show_header=False, box=None)
-    rows = {
-        "id": str(vm.vm_id),
-        "name": vm.name or "-",
-        "state": vm.state.value,
-        "host": vm.host_id,
-        "driver": _driver(vm),
-        "image": vm.spec.image,
-        "labels": ", ".join(f"{name}={value}" for name, value in sorted(vm.spec.labels.items()))
-        or "-",
-        "vCPUs": str(vm.spec.vcpus),
-        "memory": f"{vm.spec.memory_mib} MiB",
-        "disk": f"{vm.spec.disk_mib} MiB",
-        **_devices(vm.spec),
-        "incarnation": str(vm.incarnation),
-        "created": vm.created_at.isoformat(timespec="seconds"),
-        "started": vm.started_at.isoformat(timespec="milliseconds") if vm.started_at else "-",
-    }
-    if vm.final_counters is not None:
-        final = vm.final_counters
-        rows |= {
-            "exit reason": vm.exit_reason.value if vm.exit_reason else "-",
-            "uptime": seconds(final.uptime_ms),
-            "CPU": cpu_seconds(final.cpu_ns),
-            "disk": f"{size(final.disk_read_bytes)} read, {size(final.disk_write_bytes)} written",
-            "network": f"{size(final.net_rx_bytes)} in, {size(final.net_tx_bytes)} out",
-        }
-    if vm.restart_at is not None:
-        rows["restarts at"] = f"{vm.restart_at:%Y-%m-%d %H:%M:%S} after {vm.failures} failures"
-    if vm.last_error is not None:
-        rows["last error"] = f"{vm.last_error.code}: {vm.last_error.message}"
-    for name, value in rows.items():
-        table.add_row(name, value)
-    return table

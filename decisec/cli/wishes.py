@@ -1,4 +1,4 @@
-"""What a VM asks of its host, as options."""
+"""What a VM asks of its host and of the network, as options."""
 
 from __future__ import annotations
 
@@ -42,6 +42,25 @@ ApartRequired = Annotated[
     ),
 ]
 
+Ipv4 = Annotated[
+    bool, typer.Option("--ipv4", help="With an IPv4 address as well.", show_default=False)
+]
+InboundWish = Annotated[
+    str, typer.Option("--inbound", help="Who may begin to talk to it: open, or closed.")
+]
+OpenPort = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--port",
+        metavar="PROTOCOL/PORT[-PORT]",
+        help="With --inbound closed: open to anybody, such as tcp/443; repeatable.",
+    ),
+]
+Prefix = Annotated[
+    int, typer.Option("--prefix", help="128 for one IPv6 address, 64 for a network of its own.")
+]
+Mtu = Annotated[int, typer.Option("--mtu", help="The largest packet in bytes, 1280 to 9000.")]
+
 
 def pairs(option: str, values: list[str]) -> dict[str, str]:
     """NAME=VALUE, several times.
@@ -71,4 +90,23 @@ def wishes(
         "arch": arch,
         "apart_by": apart_by,
         "apart": "required" if required else "preferred",
+    }
+
+
+def networking(
+    ipv4: bool, inbound: str, port: list[str] | None, prefix: int, mtu: int
+) -> dict[str, Any]:
+    """The options of the network as a request has them.
+
+    Raises:
+        CommandError: They do not go together.
+    """
+    if port and inbound != "closed":
+        raise CommandError("--port: only with --inbound closed", Exit.USAGE, "usage")
+    return {
+        "ipv4": ipv4,
+        "inbound": inbound,
+        "ports": port or [],
+        "prefix": prefix,
+        "mtu": mtu,
     }

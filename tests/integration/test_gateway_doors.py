@@ -75,6 +75,9 @@ async def test_the_documents_need_no_token_and_name_all_routes(shared: Stack) ->
         "/v1/usage",
         "/v1/whoami",
         "/v1/quotas",
+        "/v1/admin/customers",
+        "/v1/admin/customers/{customer_id}",
+        "/v1/admin/customers/{customer_id}/close",
     }
     create = document["components"]["schemas"]["CreateVmRequest"]
     assert create["properties"]["vcpus"]["maximum"] == 32

@@ -46,6 +46,11 @@ def _cases() -> Iterator[tuple[str, Case]]:
         yield "host_event", _case(f"host.evt.{host}.host_drained", f"collector{own}", "operator")
         # What is said of a host is not the host's to say.
         yield "host_event", _case(f"host.evt.{host}.gap_closed", "collector", "operator")
+        # Except what a replay changes, which is the operator's.
+        yield (
+            "host_event",
+            _case(f"host.evt.{host}.metering_adjusted", "collector operator", "operator"),
+        )
         yield "metrics_raw", _case(f"metrics.raw.{host}", f"operator{own}", "operator")
         yield "metrics_raw_anywhere", _case(f"metrics.raw.*.{host}", "", "operator")
         yield "metrics_raw_of", _case(f"metrics.raw.3.{host}", "", "operator")
@@ -94,7 +99,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "LIMITS_SPENT", _case("gateway.limits.spent", "gateway", "gateway")
     yield "LIMITS_LEVELS", _case("gateway.limits.levels", "gateway", "gateway")
     yield "PLACE_EXPLAIN", _case("place.ask.explain", "operator", "gateway")
-    yield "store_ask", _case("store.ask.gaps", "operator", "batcher")
+    yield "store_ask", _case("store.ask.status", "operator", "batcher")
 
 
 CASES = tuple(_cases())

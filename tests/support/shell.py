@@ -53,6 +53,8 @@ class Shell:
         with self._patch.context() as patch:
             patch.chdir(self._cwd)
             patch.setenv("NO_COLOR", "1")
+            # Contexts of whoever runs the tests are of no concern here.
+            patch.setenv("XDG_CONFIG_HOME", str(self._cwd / "config"))
             for name in [name for name in os.environ if name.startswith("DECISEC_")]:
                 patch.delenv(name)
             for name, value in env.items():

@@ -8,6 +8,12 @@ import msgspec
 import pytest
 
 from decisec.devkit.api_contract import described
+from schemas.admin_customers import (
+    CreateCustomerRequest,
+    CustomerDetails,
+    CustomerList,
+    CustomerPatch,
+)
 from schemas.api import (
     ImageList,
     OperationList,
@@ -23,6 +29,7 @@ from schemas.api import (
 )
 
 MERGE, JSON = "application/merge-patch+json", "application/json"
+CUSTOMER = "/v1/admin/customers/{customer_id}"
 
 
 @pytest.fixture
@@ -45,6 +52,11 @@ def paths() -> Any:
         ("get", "/v1/images", "200", ImageList, {}),
         ("get", "/v1/operations", "200", OperationList, {}),
         ("get", "/v1/operations/{operation_id}", "200", OperationView, {}),
+        ("get", "/v1/admin/customers", "200", CustomerList, {}),
+        ("post", "/v1/admin/customers", "201", CustomerDetails, {JSON: CreateCustomerRequest}),
+        ("get", CUSTOMER, "200", CustomerDetails, {}),
+        ("patch", CUSTOMER, "200", CustomerDetails, {MERGE: CustomerPatch, JSON: CustomerPatch}),
+        ("post", f"{CUSTOMER}/close", "200", CustomerDetails, {}),
     ],
 )
 async def test_routes_show_what_they_take_and_give(
