@@ -17,11 +17,11 @@ import pytest
 
 from decisec.dev.programs import HOST_ID
 from decisec.devkit.bus_contract import FILE
-from decisec.hosts import Hosts
 from decisec.sdk import ApiError, AsyncClient
 from decisec.streams import replay
 from decisec.tokens import TokenRevocations
 from runtime.bus import Bus
+from runtime.hosts import Hosts
 from runtime.publisher import Publisher
 from schemas.api import CreateVmRequest
 from schemas.codec import encode
