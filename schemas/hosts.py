@@ -200,6 +200,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         placed: Why a VM that is made got this host, in a word for operators.
         snapshot_id: The snapshot that the command is about, if it is about one.
+        digest: `digest_of` the command that was answered; empty from those who do not say.
     """
 
     operation_id: CommandId
@@ -216,6 +217,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: Timestamp | None = None
     placed: PlacedWord = ""
     snapshot_id: VmId | None = None
+    digest: str = ""
 
     @property
     def finished(self) -> bool:

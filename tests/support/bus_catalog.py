@@ -51,6 +51,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
             "host_event",
             _case(f"host.evt.{host}.metering_adjusted", "collector operator", "operator"),
         )
+        yield "host_audit", _case(f"host.audit.{host}", own, "operator")
         yield "metrics_raw", _case(f"metrics.raw.{host}", f"operator{own}", "operator")
         yield "metrics_raw_anywhere", _case(f"metrics.raw.*.{host}", "", "operator")
         yield "metrics_raw_of", _case(f"metrics.raw.3.{host}", "", "operator")
@@ -147,6 +148,7 @@ STREAMS = {
     "METRICS_ENRICHED": _use(consume="batcher", read="collector operator"),
     "METRICS_REJECTED": _use(read="operator"),
     "AUDIT": _use(consume="batcher", read="operator"),
+    "HOST_AUDIT": _use(consume="batcher", read="operator"),
 }
 
 BUCKETS = {
