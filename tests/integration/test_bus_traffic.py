@@ -95,6 +95,8 @@ async def by_bus(bus: Bus) -> None:
     await ask("shutdown", vm_id=vm_id, grace_s=0, wait_s=WAIT_S)
     await ask("operation", operation_id=first.result.operation.operation_id)
     await ask("operations", vm_id=vm_id)
+    now = datetime.now(UTC)
+    await ask("usage", start=now - timedelta(minutes=5), end=now)
     for verb in ("quotas", "images", "snapshots"):
         await ask(verb)
     await ask("delete", vm_id=vm_id, wait_s=WAIT_S)
@@ -102,7 +104,8 @@ async def by_bus(bus: Bus) -> None:
         nothing = str(new_id())
         named = dict.fromkeys(("vm_id", "snapshot_id", "operation_id"), nothing)
         made = {"vm": {"image": "missing"}, "patch": {"name": "x"}}
-        refused = await ask(verb, **named, **made, cursor="of no page")
+        moment = {"start": now, "end": now}
+        refused = await ask(verb, **named, **made, **moment, cursor="of no page")
         assert refused.error is not None or not asked.mutates
 
 
