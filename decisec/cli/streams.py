@@ -58,17 +58,13 @@ def list_declared(
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("holds")
     rows = [
-        *((s.name, s.subjects, s.max_age_s, s) for s in declared.stream),
-        *((b.name, (f"$KV.{b.name}.>",), b.ttl_s, b) for b in declared.bucket),
-    ]
-    for name, subjects, age_s, one in rows:
-        table.add_row(
-            name,
-            ", ".join(subjects),
-            _age(age_s),
-            size(one.max_bytes) if one.max_bytes else "-",
-            one.description,
-        )
+        *((s.name, s.subjects, s.max_age_s, s.max_bytes, s.description) for s in declared.stream),
+        *((b.name, (f"$KV.{b.name}.>",), b.ttl_s, b.max_bytes, b.description)
+          for b in declared.bucket),
+    ]  # fmt: skip
+    for name, subjects, age_s, max_bytes, holds in rows:
+        limit = size(max_bytes) if max_bytes else "-"
+        table.add_row(name, ", ".join(subjects), _age(age_s), limit, holds)
     show(table)
 
 

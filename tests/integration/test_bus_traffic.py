@@ -12,25 +12,28 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import msgspec
 import pytest
 
 from decisec.dev.programs import HOST_ID
 from decisec.devkit.bus_contract import FILE
-from decisec.hosts import Hosts
+from decisec.devkit.tokens import ADMIN, mint
 from decisec.sdk import ApiError, AsyncClient
 from decisec.streams import replay
 from decisec.tokens import TokenRevocations
 from runtime.bus import Bus
+from runtime.hosts import Hosts
 from runtime.publisher import Publisher
 from schemas.api import CreateVmRequest
 from schemas.codec import encode
+from schemas.commands import BootVm
 from schemas.frames import encode_frame
 from schemas.ids import new_id
 from schemas.places import PlaceQuestion
 from schemas.requests import REQUESTS, Reply, decode_reply
 from schemas.store import StoreQuestion
-from schemas.subjects import PLACE_EXPLAIN, metrics_raw, store_ask, vm_request
+from schemas.subjects import PLACE_EXPLAIN, metrics_raw, store_ask, vm_command, vm_request
 from schemas.tokens import RevokedBy
 from schemas.usage_windows import WindowUnit
 from schemas.vms import VmSpec
@@ -109,6 +112,21 @@ async def by_bus(bus: Bus) -> None:
         assert refused.error is not None or not asked.mutates
 
 
+async def by_admin(api_url: str, token: str) -> None:
+    """What operators enter through the API."""
+    headers = {"Authorization": f"Bearer {token}"}
+    async with httpx.AsyncClient(base_url=f"{api_url}/v1/admin", headers=headers) as api:
+        plan = {
+            "plan_id": "standard",
+            "currency": "EUR",
+            "valid_from": "2026-01-01T00:00:00Z",
+            "prices": {"net_tx_bytes": {"price": "0.09", "per": "gib"}},
+        }
+        for path, body in (("customers", {"customer_id": "globex"}), ("price-plans", plan)):
+            answer = await api.post(path, json=body)
+            assert answer.status_code == 201, answer.text
+
+
 async def by_operator(bus: Bus, listener: Listener) -> None:
     """What operators ask and do, and a host that cannot be believed."""
     for data, subject in (
@@ -119,6 +137,12 @@ async def by_operator(bus: Bus, listener: Listener) -> None:
     publisher = Publisher(bus)
     lying = frame([Row(new_id())], run_id=new_id(), host=OTHER_HOST, tick_ms=4_000_000_000_000)
     await publisher.publish(metrics_raw(OTHER_HOST), encode_frame(lying), msg_id=lying.msg_id)
+    forged = BootVm(
+        command_id=new_id(), customer_id="acme", vm_id=new_id(), host_id=HOST_ID,
+        issued_at=datetime.now(UTC), deadline=datetime.now(UTC) + timedelta(minutes=1),
+    )  # fmt: skip
+    await publisher.publish(vm_command(forged), encode(forged), msg_id=str(forged.command_id))
+    await listener.until(f"host.audit.{HOST_ID}")
     hosts = Hosts(bus)
     said = {"reason": "to see", "requested_by": "test"}
     await hosts.declare_lost(OTHER_HOST, **said)
@@ -139,7 +163,7 @@ async def by_operator(bus: Bus, listener: Listener) -> None:
 UNSAID = {
     *("gap_opened", "gap_closed", "host_silent", "host_suspected", "host_heard", "vm_failed"),
     *("restore", "discard", "vm_snapshotted", "DoorSnapshot", "network_abuse_suspected"),
-    *("VmCorrections", "Customer", "KeyRemoved"),
+    *("VmCorrections", "KeyRemoved"),
 }
 """Messages for which something would have to fail, time to pass, or the simulator to have snapshots
 and networks."""
@@ -174,6 +198,7 @@ async def overheard(folder: Path) -> AsyncIterator[Listener]:
             async with asyncio.TaskGroup() as doors:
                 doors.create_task(by_http(api), name="http")
                 doors.create_task(by_bus(bus), name="bus")
+            await by_admin(stack.ports.api_url, mint(stack.key, None, [ADMIN]))
             await by_operator(bus, listener)
             yield listener
 
