@@ -290,12 +290,15 @@ class Intake:
             _ReusedError: Something else stands there, or is at work.
         """
         command = job.command
+        # Before the look: if it ends meanwhile, its result stands there.
         first = self._at_work.get(command.command_id)
+        operation = await self._standing(command, begin=False)
+        if operation is not None and _finished(operation, job):
+            return True
         if first is not None and first.command.vm_id != command.vm_id:
             raise _ReusedError(f"it is at work for VM {first.command.vm_id}")
-        operation = await self._standing(command, begin=False)
-        if operation is None or _finished(operation, job):
-            return operation is not None
+        if operation is None:
+            return False
         if isinstance(command, CreateVm):
             operation = await self._standing(command, begin=True)
             return operation is not None and _finished(operation, job)
