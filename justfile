@@ -39,6 +39,11 @@ test *args: setup system lint types arch
 test-fast *args: setup
     {{ python }} -m pytest tests/unit {{ args }}
 
+# Run what is tested with packets: the filter, and crafted frames from a tap
+[group('check')]
+test-network *args: setup system
+    {{ python }} -m pytest -n 0 tests/network {{ args }}
+
 # Check style and formatting
 [group('check')]
 lint: setup
@@ -102,6 +107,11 @@ format: setup
 openapi *args: setup
     {{ python }} -m decisec.devkit.api_contract {{ args }}
 
+# Write docs/asyncapi.json anew; refuses to where somebody on the bus could break, as `just openapi` does
+[group('change')]
+asyncapi *args: setup
+    {{ python }} -m decisec.devkit.bus_contract {{ args }}
+
 # Resolve the dependencies anew into the hashed lock
 [group('change')]
 lock:
@@ -127,6 +137,7 @@ system:
     for pair in qemu-system-x86_64:qemu-system-x86 nsenter:util-linux gcc:gcc; do \
       command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"; \
     done; \
+    PATH="$PATH:/sbin" ldconfig -p 2>/dev/null | grep -q libnftables.so.1 || missing="$missing libnftables1"; \
     if [ -n "$missing" ]; then \
       if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
         echo "installing$missing ..." >&2; \

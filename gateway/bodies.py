@@ -9,6 +9,8 @@ import msgspec
 from litestar import Request
 
 from gateway.errors import RefusedError
+from schemas.admin_customers import CreateCustomerRequest, CustomerPatch
+from schemas.admin_hosts import DrainRequest, FoundRequest, LossRequest
 from schemas.api import (
     CreateVmRequest,
     FieldProblem,
@@ -18,13 +20,27 @@ from schemas.api import (
     VmPatch,
 )
 from schemas.errors import ErrorCode
+from schemas.price_plans import CreatePricePlanRequest, PriceVersionRequest
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<where>.+))?$", re.DOTALL)
 _NAMED = re.compile(r"(?:missing required|contains unknown) field `(?P<name>[^`]*)`")
 
 _DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
     kind: msgspec.json.Decoder(kind)
-    for kind in (CreateVmRequest, ShutdownRequest, SnapshotRequest, RestoreRequest, VmPatch)
+    for kind in (
+        CreateVmRequest,
+        ShutdownRequest,
+        SnapshotRequest,
+        RestoreRequest,
+        VmPatch,
+        CreateCustomerRequest,
+        CustomerPatch,
+        DrainRequest,
+        LossRequest,
+        FoundRequest,
+        CreatePricePlanRequest,
+        PriceVersionRequest,
+    )
 }
 BODY = "body"
 """Key in a handler's `opt` under which it names its body's type."""

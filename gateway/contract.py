@@ -7,7 +7,6 @@ idempotency key, whether an operation may be over at once.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -21,11 +20,14 @@ from gateway.deprecation import DEPRECATED
 from gateway.problems import MEDIA_TYPE
 from schemas.api import Problem
 from schemas.idempotency import IDEMPOTENCY_HEADER, KEY_PATTERN, MAX_KEY, REPLAYED_HEADER
+from schemas.ids import TOKEN_PATTERN
+from schemas.json_schema import components
 
 _METHODS = ("get", "put", "post", "delete", "patch")
 _MADE = "openapi_document"
-_ATTRIBUTE = re.compile(r"^(\w+): ((?:.|\n(?= |\n))+)", re.MULTILINE)
 _IN_PATH = re.compile(r"\{(\w+)\}")
+_NAMES = frozenset({"customer_id", "host_id", "plan_id"})
+"""Ids that people have chosen; all others are UUIDs."""
 _FROM_CREATE = {
     "vm_id": "$response.body#/vm/vm_id",
     "operation_id": "$response.body#/operation/operation_id",
@@ -60,11 +62,9 @@ def document(app: Litestar) -> dict[str, Any]:
 
 def _document(app: Litestar) -> dict[str, Any]:
     found: dict[str, Any] = msgspec.to_builtins(app.openapi_schema.to_schema())
-    components = found["components"]
-    described = _described(app)
-    components["schemas"] |= described
-    components["parameters"] = {"IdempotencyKey": _KEY}
-    components["responses"] = {"Problem": _PROBLEM}
+    found["components"]["schemas"] |= _described(app)
+    found["components"]["parameters"] = {"IdempotencyKey": _KEY}
+    found["components"]["responses"] = {"Problem": _PROBLEM}
     handlers = {
         (route.path_format, method.lower()): handler for route, method, handler in _handlers(app)
     }
@@ -104,7 +104,9 @@ def _complete(path: str, method: str, operation: dict[str, Any], handler: HTTPRo
     parameters = operation.setdefault("parameters", [])
     for parameter in parameters:
         parameter["schema"] = _without_null(parameter["schema"])
-        if parameter["in"] == "path" and parameter["name"].endswith("_id"):
+        if parameter["in"] == "path" and parameter["name"] in _NAMES:
+            parameter["schema"] |= {"pattern": TOKEN_PATTERN, "maxLength": 63}
+        elif parameter["in"] == "path" and parameter["name"].endswith("_id"):
             parameter["schema"].setdefault("format", "uuid")
     if mutation and not any(p.get("name") == IDEMPOTENCY_HEADER for p in parameters):
         parameters.append({"$ref": "#/components/parameters/IdempotencyKey"})
@@ -145,23 +147,7 @@ def _described(app: Litestar) -> dict[str, Any]:
             kind = returned.inner_types[0].annotation
             if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
                 kinds.add(kind)
-    _, components = msgspec.json.schema_components(
-        sorted(kinds, key=lambda kind: kind.__name__), ref_template=_REF
-    )
-    for component in components.values():
-        _explain(component)
-    return components
-
-
-def _explain(component: dict[str, Any]) -> None:
-    """Give each property what the docstring says of it as an attribute."""
-    words, _, attributes = inspect.cleandoc(component.get("description", "")).partition(
-        "\nAttributes:\n"
-    )
-    component["description"] = " ".join(words.split())
-    for name, text in _ATTRIBUTE.findall(inspect.cleandoc(attributes)):
-        if name in component.get("properties", {}):
-            component["properties"][name].setdefault("description", " ".join(text.split()))
+    return components(kinds, _REF)
 
 
 def _handlers(app: Litestar) -> Iterator[tuple[Any, str, HTTPRouteHandler]]:

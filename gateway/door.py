@@ -18,7 +18,25 @@ from gateway.acts import Act
 from gateway.admission import Admission, lane_of
 from gateway.auth import CUSTOMER_SCOPES, Principal
 from gateway.background import Background
-from gateway.door_messages import (
+from gateway.errors import RefusedError, unavailable
+from gateway.idempotency import Keys, digest
+from gateway.images import ImageService
+from gateway.limits import Limits, class_of_verb
+from gateway.listing import VmQuery
+from gateway.operation_service import OperationService
+from gateway.problems import STATUS_OF
+from gateway.service import VERBS, VmService
+from gateway.snapshots import SnapshotService
+from gateway.trail import Refusal, Trail
+from runtime.bus import Bus, Message
+from runtime.errors import TransientError
+from runtime.telemetry import span, trace_id
+from schemas.audit import OPERATOR
+from schemas.codec import decoder, encode
+from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
+from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
+from schemas.requests import (
+    REQUESTS,
     ConsoleRequest,
     CreateRequest,
     ImagesRequest,
@@ -35,22 +53,6 @@ from gateway.door_messages import (
     SnapshotVmRequest,
     VmRequest,
 )
-from gateway.errors import RefusedError, unavailable
-from gateway.idempotency import Keys, digest
-from gateway.images import ImageService
-from gateway.limits import Limits, class_of_verb
-from gateway.listing import VmQuery
-from gateway.operation_service import OperationService
-from gateway.problems import STATUS_OF
-from gateway.service import VERBS, VmService
-from gateway.snapshots import SnapshotService
-from gateway.trail import Refusal, Trail
-from runtime.bus import Bus, Message
-from runtime.errors import TransientError
-from runtime.telemetry import span, trace_id
-from schemas.codec import decoder, encode
-from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
-from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
 from schemas.subjects import customer_of
 
 _log = structlog.get_logger("decisec.door")
@@ -77,7 +79,6 @@ _ACTIONS = {
 _TOLD = frozenset({ErrorCode.FORBIDDEN, ErrorCode.NOT_FOUND, ErrorCode.RATE_LIMITED})
 """Refusals of reads that are audited."""
 
-_READ, _MUTATION = False, True
 Decode = Callable[[bytes], Any]
 Answer = Callable[[Principal, Any], Awaitable[Reply]]
 
@@ -123,22 +124,26 @@ class Door:
         self._snapshots = snapshots
         self._images = images
         self._open = 0
+        answers: dict[str, Answer] = {
+            **{verb: self._act(verb) for verb in VERBS},
+            "create": self._create,
+            "get": self._get,
+            "list": self._list,
+            "patch": self._patch,
+            "console": self._console,
+            "operation": self._get_operation,
+            "operations": self._list_operations,
+            "snapshot": self._snapshot,
+            "restore": self._restore,
+            "snapshots": self._list_snapshots,
+            "snapshot-get": self._get_snapshot,
+            "snapshot-delete": self._delete_snapshot,
+            "quotas": self._quotas,
+            "images": self._list_images,
+        }
         self._verbs: dict[str, tuple[Decode, Answer, bool]] = {
-            **{verb: (decoder(VmRequest), self._act(verb), _MUTATION) for verb in VERBS},
-            "create": (decoder(CreateRequest), self._create, _MUTATION),
-            "get": (decoder(VmRequest), self._get, _READ),
-            "list": (decoder(ListRequest), self._list, _READ),
-            "patch": (decoder(PatchRequest), self._patch, _MUTATION),
-            "console": (decoder(ConsoleRequest), self._console, _READ),
-            "operation": (decoder(OperationRequest), self._get_operation, _READ),
-            "operations": (decoder(OperationsRequest), self._list_operations, _READ),
-            "snapshot": (decoder(SnapshotVmRequest), self._snapshot, _MUTATION),
-            "restore": (decoder(RestoreVmRequest), self._restore, _MUTATION),
-            "snapshots": (decoder(SnapshotsRequest), self._list_snapshots, _READ),
-            "snapshot-get": (decoder(OneSnapshotRequest), self._get_snapshot, _READ),
-            "snapshot-delete": (decoder(OneSnapshotRequest), self._delete_snapshot, _MUTATION),
-            "quotas": (decoder(QuotasRequest), self._quotas, _READ),
-            "images": (decoder(ImagesRequest), self._list_images, _READ),
+            verb: (decoder(asked.request), answers[verb], asked.mutates)
+            for verb, asked in REQUESTS.items()
         }
 
     @property
@@ -254,6 +259,9 @@ class Door:
         return None
 
     async def _do(self, customer_id: str, verb: str, data: bytes) -> Reply | KeptAnswer:
+        if customer_id == OPERATOR:
+            # In the audit this name stands for the operators.
+            raise RefusedError(ErrorCode.FORBIDDEN, "No customer can be called so.")
         found = self._verbs.get(verb)
         kind = class_of_verb(verb, mutates=found is None or found[2])
         self._limits.admit(customer_id, kind)

@@ -14,16 +14,18 @@ import msgspec
 import structlog
 
 from gateway.catalog import Catalog
+from gateway.customer_book import CustomerBook
+from gateway.host_index import HostIndex
 from gateway.inventory import Inventory
-from gateway.placement import FRESH, need_of, total
+from gateway.placement import need_of, total
 from gateway.snapshot_index import SnapshotIndex
 from runtime.buckets import Bucket, Entry, Mirror
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from schemas.api import VmView
 from schemas.errors import InvalidIdError
-from schemas.hosts import Customer, HostInfo, Resources, decode_customer, decode_host_info
-from schemas.subjects import CUSTOMERS, HOSTS, VM_SPECS, VM_STATUS, parse_vm_key, vm_key
+from schemas.hosts import HEARTBEAT_FRESH, Customer, HostInfo, Resources, decode_host_info
+from schemas.subjects import HOSTS, VM_SPECS, VM_STATUS, parse_vm_key, vm_key
 from schemas.vms import VmRecord, VmSpec, VmState, VmStatus, decode_vm_record, decode_vm_status
 
 _log = structlog.get_logger("decisec.fleet")
@@ -60,6 +62,8 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         last_error=status.last_error,
         failures=status.failures,
         restart_at=status.restart_at,
+        addresses=status.addresses,
+        dropped=status.dropped,
     )
 
 
@@ -82,6 +86,7 @@ class Fleet:
         self.specs = Bucket(bus, VM_SPECS, decode_vm_record)
         self.statuses = Bucket(bus, VM_STATUS, decode_vm_status)
         self.catalog = Catalog()
+        self.on_host = HostIndex()
         self.snapshots = SnapshotIndex()
         self._on_deleted = on_deleted
         self._records: dict[str, VmRecord] = {}
@@ -92,7 +97,7 @@ class Fleet:
         self._spec_mirror = Mirror(self.specs, self._hear_record)
         self._status_mirror = Mirror(self.statuses, self._take_status)
         self._host_mirror = Mirror(Bucket(bus, HOSTS, decode_host_info), self._take_host)
-        self._customer_mirror = Mirror(Bucket(bus, CUSTOMERS, decode_customer))
+        self.customers = CustomerBook(bus)
 
     async def run(self) -> None:
         """Follow the buckets until cancelled."""
@@ -101,7 +106,7 @@ class Fleet:
                 ("mirror-specs", self._spec_mirror.run()),
                 ("mirror-status", self._status_mirror.run()),
                 ("mirror-hosts", self._host_mirror.run()),
-                ("mirror-customers", self._customer_mirror.run()),
+                ("mirror-customers", self.customers.run()),
             ):
                 group.create_task(mirror, name=name)
 
@@ -110,7 +115,7 @@ class Fleet:
         await self._spec_mirror.synced()
         await self._status_mirror.synced()
         await self._host_mirror.synced()
-        await self._customer_mirror.synced()
+        await self.customers.synced()
 
     @property
     def hosts(self) -> dict[str, HostInfo]:
@@ -129,7 +134,7 @@ class Fleet:
 
     def customer(self, customer_id: str) -> Customer | None:
         """The operator's entry, if there is one."""
-        return self._customer_mirror.values.get(customer_id)
+        return self.customers.get(customer_id)
 
     def record(self, key: str) -> VmRecord | None:
         """A VM's record, tombstones included."""
@@ -290,10 +295,13 @@ class Fleet:
             self.catalog.add(record.customer_id, record.name, record.vm_id)
         elif known.name != record.name:
             self.catalog.rename(record.customer_id, known.name, record.name, record.vm_id)
+        if record.deleted_at is None:
+            self.on_host.move(key, known.host_id if known else None, record.host_id)
         self.inventory.take_record(known, record, self.status(key))
 
     def _unlist(self, record: VmRecord) -> None:
         self.catalog.remove(record.customer_id, record.name, record.vm_id)
+        self.on_host.move(vm_key(record.customer_id, record.vm_id), record.host_id, None)
 
     async def status_heard(self) -> None:
         """Return once all statuses that stand on the server now are known here; in a second.
@@ -312,7 +320,7 @@ class Fleet:
         Args:
             now_s: Monotonic time.
         """
-        limit_s = FRESH.total_seconds()
+        limit_s = HEARTBEAT_FRESH.total_seconds()
         return frozenset(
             host_id for host_id, heard_s in self._heard_s.items() if now_s - heard_s > limit_s
         )

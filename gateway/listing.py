@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
 from uuid import UUID
 
 from gateway.catalog import Key
 from gateway.cursors import Position, digest, seal, unseal
 from gateway.fleet import Fleet
 from schemas.api import VmList, VmView
+from schemas.requests import Sort
 from schemas.vms import VmRecord, VmState
 
 SLICE = 256
@@ -23,15 +23,6 @@ SLICE = 256
 
 MAX_EXAMINED = 10_240
 """VMs that one request looks at: some 10 ms of work."""
-
-
-class Sort(StrEnum):
-    """Orders of a list; `-` is the other way round."""
-
-    CREATED = "created_at"
-    NEWEST = "-created_at"
-    NAME = "name"
-    NAME_BACK = "-name"
 
 
 @dataclass(frozen=True, slots=True)

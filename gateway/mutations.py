@@ -64,10 +64,12 @@ class Mutations:
         if request.method not in METHODS:
             return None
         principal = who(request)
-        if not principal.customer_id and not request.scope["path"].startswith(_OPERATORS):
+        operators = request.scope["path"].startswith(_OPERATORS)
+        if not principal.customer_id and not operators:
             raise RefusedError(ErrorCode.FORBIDDEN, "The token names no customer.")
         act = Act(
-            customer_id=principal.customer_id or OPERATOR,
+            # What operators do is no customer's to read, though their token may name one.
+            customer_id=OPERATOR if operators else principal.customer_id,
             actor=principal.subject,
             action=_action(request),
             target=_target(request),
@@ -181,9 +183,11 @@ class Mutations:
         ):
             return
         status = problems.status_of(refused)
+        act = acts.current() if mutation else None
+        asked_for = principal.customer_id if principal else ""
         self._trail.refused(
             Refusal(
-                customer_id=principal.customer_id if principal else "",
+                customer_id=act.customer_id if act is not None else asked_for,
                 actor=principal.subject if principal else "",
                 action=_action(request) if principal else "authenticate",
                 target=_target(request),

@@ -143,7 +143,7 @@ class Quotas:
             released=self._released.get(customer_id, set()),
         )
         return QuotaView(
-            limits=_shown(limits_of(customer)), used=_shown(added((self._used(customer_id), holds)))
+            limits=shown(limits_of(customer)), used=shown(added((self._used(customer_id), holds)))
         )
 
     def _used(self, customer_id: str) -> Amounts:
@@ -244,7 +244,8 @@ class Quotas:
             # The bucket was made anew since; nothing of then is in it.
 
 
-def _shown(amounts: Amounts) -> QuotaAmounts:
+def shown(amounts: Amounts) -> QuotaAmounts:
+    """Amounts as the API has them."""
     return QuotaAmounts(
         vms=amounts.slots,
         vcpus=amounts.vcpus,

@@ -39,6 +39,7 @@ from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk, ConsoleQuery
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.hosts import Customer, CustomerStatus, Operation, OperationStatus
 from schemas.quotas import QuotaView
+from schemas.requests import MAX_WAIT_S
 from schemas.subjects import usage_query, vm_key
 from schemas.usage import UsageQuery, UsageReport, decode_usage_reply
 from schemas.vms import VmRecord, VmSpec, VmState
@@ -49,7 +50,8 @@ VERBS = ("boot", "shutdown", "pause", "resume", "reboot", "delete")
 _NEED_A_STOPPED_VM = frozenset({"boot", "restore", "snapshot"})
 """Verbs for which a VM that waits for its restart is what it is: stopped."""
 
-MAX_WAIT_S = 60.0
+_WHILE_SUSPENDED = frozenset({"shutdown", "pause", "delete", "discard"})
+"""What a customer that is not active may still do to VMs: what ends them, or costs less."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +222,8 @@ class VmService:
             wait_s: How long to wait for the end.
         """
         principal.require(Scope.VMS_WRITE)
-        self._active_customer(principal)
+        if verb not in _WHILE_SUSPENDED:
+            self._active_customer(principal)
         self._require_bus()
         extra: dict[str, Any] = dict(fields or {})
         if grace_s is not None:
@@ -341,9 +344,11 @@ class VmService:
 
     def _active_customer(self, principal: Principal) -> Customer:
         customer = self._customer(principal)
-        if customer.status is CustomerStatus.SUSPENDED:
+        if customer.status is not CustomerStatus.ACTIVE:
             raise RefusedError(
-                ErrorCode.FORBIDDEN, "This customer is suspended; VMs cannot be changed."
+                ErrorCode.FORBIDDEN,
+                f"This customer is {customer.status.value}: VMs and snapshots can be looked at, "
+                "stopped and deleted, and nothing else.",
             )
         return customer
 

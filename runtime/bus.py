@@ -64,7 +64,7 @@ class Bus:
         epoch: Grows by one at each reconnect: what holds server-side state compares it.
     """
 
-    def __init__(self, client: Client, name: str, api: str = API_PREFIX) -> None:
+    def __init__(self, client: ServiceClient, name: str, api: str = API_PREFIX) -> None:
         self.name = name
         self.client = client
         self.api = api

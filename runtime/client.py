@@ -11,6 +11,7 @@ import nats.errors
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 
 from runtime.wire import MessageParser, text_of
 
@@ -66,6 +67,22 @@ class ServiceClient(Client):
         if self.is_connected:
             await self._flush_pending(force_flush=True)
         await super().flush(timeout)
+
+    async def end(self, subscription: Subscription, within_s: float = 2.0) -> None:
+        """End a subscription once all that the server has sent for it has been handed over.
+
+        What is on the wire when one unsubscribes is thrown away by the library; from a stream it
+        comes again only after the ack wait.
+        """
+        try:
+            async with asyncio.timeout(within_s):
+                await subscription.drain()  # type: ignore[no-untyped-call]
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            _log.warning("subscription.cut_off", error=str(error))
+        finally:
+            # The library does this only when all went well.
+            subscription._stop_processing()  # noqa: SLF001
+            self._remove_sub(subscription._id)  # noqa: SLF001
 
     async def request(
         self,

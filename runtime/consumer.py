@@ -201,7 +201,7 @@ class Consumer:
             async for batch in self._hand_out(stop):
                 yield batch
         finally:
-            # Unsubscribing also ends the pull request at the server.
+            # This also ends the pull request at the server.
             if self._bus.connected:
                 await self._close_inbox()
                 for message in self._arrived:
@@ -216,7 +216,7 @@ class Consumer:
 
     async def _close_inbox(self) -> None:
         if self._subscription is not None:
-            await self._subscription.unsubscribe()
+            await self._bus.client.end(self._subscription)
             self._subscription = None
 
     async def _hand_out(self, stop: asyncio.Event) -> AsyncIterator[list[Delivery]]:

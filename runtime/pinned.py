@@ -175,7 +175,7 @@ class PinnedConsumer:
                 task.cancel()
             await asyncio.wait(tasks)
             if self._bus.connected:
-                await subscription.unsubscribe()
+                await self._bus.client.end(subscription)
                 await self._give_back()
             self._arrived.clear()
 

@@ -10,6 +10,7 @@ from schemas.devices import BalloonMib, Discreet, Metadata, RateLimits, check_de
 from schemas.errors import ErrorInfo
 from schemas.hosts import OperationStatus
 from schemas.ids import CommandId, CustomerId, HostId, ImageName, VmId
+from schemas.networking import Networking
 from schemas.vms import (
     Counters,
     ExitReason,
@@ -35,6 +36,10 @@ LabelPatch = Annotated[dict[LabelName, LabelValue | None], msgspec.Meta(max_leng
 
 class RateLimitsRequest(RateLimits, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`RateLimits` in a request: a name that is none of them is a mistake."""
+
+
+class NetworkingRequest(Networking, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`Networking` in a request: a name that is none of its fields is a mistake."""
 
 
 class PlacementRequest(PlacementWishes, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,6 +70,7 @@ class CreateVmRequest(Discreet, frozen=True, kw_only=True, forbid_unknown_fields
     balloon_mib: BalloonMib = 0
     limits: RateLimitsRequest = RateLimitsRequest()
     placement: PlacementRequest = msgspec.field(default_factory=PlacementRequest)
+    networking: NetworkingRequest = msgspec.field(default_factory=NetworkingRequest)
     boot: bool = False
 
     def __post_init__(self) -> None:
@@ -74,6 +80,7 @@ class CreateVmRequest(Discreet, frozen=True, kw_only=True, forbid_unknown_fields
             metadata=self.metadata,
             balloon_mib=self.balloon_mib,
             limits=self.limits,
+            networking=self.networking,
         )
         if self.placement.apart_by and self.placement.apart_by not in self.labels:
             raise ValueError(
@@ -85,7 +92,10 @@ class CreateVmRequest(Discreet, frozen=True, kw_only=True, forbid_unknown_fields
         given = {name: getattr(self, name) for name in VmSpec.__struct_fields__}
         limits = RateLimits(**msgspec.structs.asdict(self.limits))
         placement = PlacementWishes(**msgspec.structs.asdict(self.placement))
-        return VmSpec(**given | {"limits": limits, "placement": placement})
+        networking = Networking(**msgspec.structs.asdict(self.networking))
+        return VmSpec(
+            **given | {"limits": limits, "placement": placement, "networking": networking}
+        )
 
 
 class ShutdownRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,6 +131,10 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         generation: Grows by one with each change of name or labels; over HTTP the `ETag`.
+        addresses: Its IPv6 address or network, and its IPv4 address; none where its host connects
+            no VMs, or has not heard of it yet.
+        dropped: Packets from and to it that its host has dropped, by reason; up to date within a
+            minute.
     """
 
     vm_id: VmId
@@ -140,6 +154,8 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
     failures: int = 0
     restart_at: Timestamp | None = None
     generation: int = 1
+    addresses: tuple[str, ...] = ()
+    dropped: dict[str, int] = msgspec.field(default_factory=dict)
 
 
 class VmList(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from schemas.networking import Networking
 from schemas.units import KIB
 
 MAX_METADATA_VALUE_BYTES = KIB
@@ -84,6 +85,7 @@ def check_devices(
     metadata: Mapping[str, str],
     balloon_mib: int,
     limits: RateLimits,
+    networking: Networking,
 ) -> None:
     """Check what no field can tell by itself.
 
@@ -94,6 +96,8 @@ def check_devices(
         raise ValueError("metadata is read over the network: it needs network")
     if limits.of_network and not network:
         raise ValueError("limits of the network need network")
+    if not network and msgspec.structs.asdict(networking) != msgspec.structs.asdict(Networking()):
+        raise ValueError("networking is of the network interface: it needs network")
     if balloon_mib >= memory_mib:
         raise ValueError(f"balloon_mib must be less than memory_mib, which is {memory_mib}")
     sizes = [(len(name.encode()), len(value.encode())) for name, value in metadata.items()]

@@ -75,6 +75,20 @@ class VmFailed(_VmEvent, frozen=True, kw_only=True, tag="vm_failed"):
     error: ErrorInfo
 
 
+class NetworkAbuseSuspected(_VmEvent, frozen=True, kw_only=True, tag="network_abuse_suspected"):
+    """The host has dropped more of what the VM sent than a guest in order ever sends.
+
+    Attributes:
+        reason: For which most were dropped.
+        dropped: Packets by reason, in the time that is looked at.
+        window_s: That time, up to the event.
+    """
+
+    reason: str
+    dropped: dict[str, Count]
+    window_s: Count
+
+
 class _HostEvent(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
     event_id: EventId
     at: Timestamp
@@ -183,7 +197,15 @@ class HostDrained(_HostEvent, frozen=True, kw_only=True, tag="host_drained"):
 
 
 VmEvent = (
-    VmCreated | VmStarted | VmPaused | VmResumed | VmSnapshotted | VmStopped | VmDeleted | VmFailed
+    VmCreated
+    | VmStarted
+    | VmPaused
+    | VmResumed
+    | VmSnapshotted
+    | VmStopped
+    | VmDeleted
+    | VmFailed
+    | NetworkAbuseSuspected
 )
 HostEvent = (
     GapOpened

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
@@ -23,6 +24,9 @@ from schemas.ids import (
 )
 from schemas.limits import ApiRates
 from schemas.vms import Arch, LabelName, LabelValue, PlacedWord, Timestamp, VmState
+
+HEARTBEAT_FRESH = timedelta(seconds=5)
+"""A heartbeat that is older is not believed: its host is silent."""
 
 MAX_REASON = 200
 """Characters of the reason that an operator gives."""
@@ -69,6 +73,7 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
         arch: The host's architecture; empty from agents that do not say.
         admitted: VMs that this run has taken in lately, `MAX_ADMITTED` at most: `free` is less
             what they hold.
+        networks: What VMs' addresses are from; empty where interfaces lead nowhere.
     """
 
     host_id: HostId
@@ -94,6 +99,7 @@ class HostInfo(msgspec.Struct, frozen=True, kw_only=True):
     started_at: Timestamp | None = None
     arch: Arch = ""
     admitted: Annotated[tuple[VmId, ...], msgspec.Meta(max_length=MAX_ADMITTED)] = ()
+    networks: tuple[str, ...] = ()
 
     @property
     def drained(self) -> bool:
@@ -110,6 +116,7 @@ class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
         draining: Take no new VM.
         reason: Why, for people.
         requested_by: Who says to have ordered it.
+        quarantined: VMs that are to be cut off from the network, and run on.
     """
 
     host_id: HostId
@@ -117,6 +124,7 @@ class HostOrders(msgspec.Struct, frozen=True, kw_only=True):
     reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON)] = ""
     requested_by: Annotated[str, msgspec.Meta(max_length=255)]
     ordered_at: Timestamp
+    quarantined: tuple[VmId, ...] = ()
 
 
 class HostLoss(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,10 +148,17 @@ class HostLoss(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CustomerStatus(StrEnum):
-    """Whether a customer may change things."""
+    """What a customer may do.
+
+    Attributes:
+        SUSPENDED: Look, stop and delete; nothing is made or started.
+        CLOSED: The same. The operator has closed the account: the entry stays, so that
+            bills can be answered and the name is nobody else's.
+    """
 
     ACTIVE = "active"
     SUSPENDED = "suspended"
+    CLOSED = "closed"
 
 
 class Customer(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,6 +168,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
         quota: What all VMs may take together; `slots` is their number.
         max_snapshots: How many snapshots may be kept.
         rates: How fast the API may be used, where not as fast as everybody.
+        generation: Grows by one with each change.
     """
 
     customer_id: CustomerId
@@ -163,6 +179,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
     max_snapshots: Amount = 100
     rates: ApiRates = ApiRates()
     created_at: Timestamp
+    generation: Annotated[int, msgspec.Meta(ge=1)] = 1
 
 
 class OperationStatus(StrEnum):

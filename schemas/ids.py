@@ -30,6 +30,14 @@ RegionId = Annotated[str, _token_meta]
 ImageName = Annotated[str, _token_meta]
 PricePlanId = Annotated[str, _token_meta]
 
+RESERVED_CUSTOMERS = frozenset(
+    {
+        "admin", "agent", "batcher", "collector", "core", "customer", "gateway", "operator", "sys",
+        "system",
+    }
+)  # fmt: skip
+"""Names that no customer gets: in the audit or on the bus they are somebody else's."""
+
 VmId = UUID
 CommandId = UUID
 EventId = UUID

@@ -13,6 +13,7 @@ from schemas.codec import decoder
 from schemas.devices import BalloonMib, Discreet, Metadata, RateLimits, check_devices
 from schemas.errors import ErrorInfo
 from schemas.ids import CustomerId, HostId, ImageName, PoolId, PricePlanId, RegionId, VmId
+from schemas.networking import Networking
 from schemas.units import Counter
 
 Timestamp = Annotated[datetime, msgspec.Meta(tz=True)]
@@ -97,7 +98,6 @@ MAX_HOST_LABELS = 8
 Arch = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9_]{0,16}$(?!\n)")]
 """A processor architecture as `uname -m` names it: `x86_64`, `aarch64`; empty for any."""
 
-
 PlacedWord = Annotated[str, msgspec.Meta(max_length=64)]
 """Why a host was chosen, such as `spread+apart`."""
 
@@ -143,6 +143,7 @@ class VmSpec(Discreet, frozen=True, kw_only=True):
             that there is no balloon.
         limits: The most that disk and network may move.
         placement: What it asks of its host.
+        networking: How its interface is connected.
     """
 
     image: ImageName
@@ -162,6 +163,7 @@ class VmSpec(Discreet, frozen=True, kw_only=True):
     balloon_mib: BalloonMib = 0
     limits: RateLimits = RateLimits()
     placement: PlacementWishes = msgspec.field(default_factory=PlacementWishes)
+    networking: Networking = msgspec.field(default_factory=Networking)
 
     def __post_init__(self) -> None:
         check_devices(
@@ -170,6 +172,7 @@ class VmSpec(Discreet, frozen=True, kw_only=True):
             metadata=self.metadata,
             balloon_mib=self.balloon_mib,
             limits=self.limits,
+            networking=self.networking,
         )
 
     @property
@@ -370,6 +373,8 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
         failures: How often the VM has failed in a row.
         restart_at: When it is started again by itself, while it waits for that.
         snapshots: Its snapshots, oldest first; gone with the VM.
+        addresses: Its IPv6 address or network, and its IPv4 address, as its host gave them.
+        dropped: Packets from and to it that its host has dropped, by reason, of late.
     """
 
     vm_id: VmId
@@ -387,6 +392,8 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
     restart_at: Timestamp | None = None
     snapshots: tuple[SnapshotInfo, ...] = ()
     updated_at: Timestamp
+    addresses: tuple[str, ...] = ()
+    dropped: dict[str, Counter] = msgspec.field(default_factory=dict)
 
 
 decode_vm_record: Callable[[bytes], VmRecord] = decoder(VmRecord)

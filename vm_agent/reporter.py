@@ -22,6 +22,7 @@ from runtime.publisher import Publisher
 from runtime.retry import forever
 from schemas.codec import encode
 from schemas.events import (
+    NetworkAbuseSuspected,
     VmEvent,
     VmPaused,
     VmResumed,
@@ -54,6 +55,8 @@ def event_msg_id(event: VmEvent) -> str:
             which = str(event.snapshot_id)
         case VmPaused() | VmResumed():
             which = str(event.command_id or event.event_id)
+        case NetworkAbuseSuspected():
+            which = str(event.event_id)
         case _:
             which = ""
     return f"{event.vm_id}:{event_type(event)}:{which}"

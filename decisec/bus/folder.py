@@ -29,8 +29,9 @@ from runtime.credentials import API_PREFIX, inbox_prefix, public_key_of
 from runtime.errors import FatalError
 from runtime.streams import Replicas, declared
 from schemas.errors import InvalidIdError
-from schemas.ids import token
+from schemas.ids import RESERVED_CUSTOMERS, token
 
+_CUSTOMER = "customer"
 _Text = Annotated[str, msgspec.Meta(min_length=1, max_length=500)]
 
 
@@ -162,7 +163,8 @@ class BusFolder:
             What was issued, and the seed, empty where it was made elsewhere.
 
         Raises:
-            FatalError: There is no such role, the name or key is none, or a file is in the way.
+            FatalError: There is no such role, the name or key is none or reserved, or a file is in
+                the way.
         """
         if role not in self.roles.names:
             raise FatalError(f"there is no role {role!r}; there are {', '.join(self.roles.names)}")
@@ -170,6 +172,8 @@ class BusFolder:
             token(name)
         except InvalidIdError as error:
             raise FatalError(str(error)) from error
+        if role == _CUSTOMER and name in RESERVED_CUSTOMERS:
+            raise FatalError(f"no customer can be called {name}: the name is reserved")
         seed = "" if public_key else new_seed()
         key = checked_public_key(public_key) if public_key else public_key_of(seed)
         with self._locked():

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import traceback
 from importlib import metadata
+from typing import Any
 
 import typer
 
 from decisec.cli import (
+    account,
     audit,
     backfill,
     bus,
+    bus_messages,
+    chosen,
+    completion,
+    contexts,
     dev,
     events,
     flood,
@@ -22,6 +29,7 @@ from decisec.cli import (
     logs,
     metrics,
     offered_images,
+    operations,
     place,
     rejected,
     replay,
@@ -34,6 +42,8 @@ from decisec.cli import (
     usage,
     vm,
     vm_changes,
+    vm_config,
+    vm_create,
 )
 from decisec.cli.exits import EPILOG, CommandError, Exit, Failure, failure_of
 from decisec.cli.output import Json, show_json, tell
@@ -46,21 +56,28 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+vm_create.register(vm.app)
 logs.register(vm.app)
 vm_changes.register(vm.app)
+vm.app.add_typer(vm_config.app, name="config")
+app.add_typer(contexts.app, name="context")
 app.add_typer(vm.app, name="vm")
 app.add_typer(snapshots.app, name="snapshot")
+app.add_typer(operations.app, name="operation")
 offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
 app.add_typer(place.app, name="place")
 app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
+bus_messages.register(bus.app)
 app.add_typer(bus.app, name="bus")
 app.add_typer(tail.app, name="tail")
 app.add_typer(rejected.app, name="rejected")
 app.add_typer(store.app, name="store")
 app.add_typer(backfill.app, name="backfill")
+account.register(app)
+completion.register(app)
 dev.register(app)
 services.register(app)
 flood.register(app)
@@ -85,9 +102,21 @@ def version(as_json: Json = False) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    as_json = "--json" in given
+    with chosen.none_yet():
+        return _run(given, as_json="--json" in given)
+
+
+@functools.cache
+def tree() -> Any:
+    """All commands, as the library has them; made once, since it takes longer than most of them."""
+    root = typer.main.get_command(app)
+    chosen.add_option(root)
+    return root
+
+
+def _run(given: list[str], *, as_json: bool) -> int:
     try:
-        result = app(args=given, prog_name="decisec", standalone_mode=False)
+        result = tree()(args=given, prog_name="decisec", standalone_mode=False)
     except typer.TyperException as error:
         if as_json:
             tell(Failure(error.format_message(), Exit.USAGE, "usage"), as_json=True)

@@ -106,10 +106,27 @@ async def _stay(
                 f"            (customer {endpoint.customer}; for another one: "
                 f"decisec token --customer NAME)\n"
                 f"logs        {stack.state.logs}\n\n"
+                f"{_how_to_talk(options.state_dir)}\n"
                 "Ctrl-C stops everything.\n"
             )
             sys.stdout.flush()
         await stack.supervisor.guard(asyncio.Event().wait())
+
+
+def _how_to_talk(state_dir: Path) -> str:
+    """What makes commands go to this stack, unless they do already."""
+    from decisec.cli import chosen
+
+    line = f"decisec context add dev --state-dir {state_dir.absolute()} --use"
+    try:
+        other = chosen.context(DEFAULT_STATE)
+    except CommandError as error:
+        return f"Contexts cannot be used now: {error}."
+    if other is not None and Path(other[1].state_dir or "/").absolute() != state_dir.absolute():
+        return f"Commands go to the context {other[0]}. To have them come here: {line}"
+    if other is None and state_dir != DEFAULT_STATE:
+        return f"To have commands come here: {line}"
+    return f"Commands come here when they are run in this directory. From elsewhere: {line}"
 
 
 def demo(

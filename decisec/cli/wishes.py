@@ -1,4 +1,4 @@
-"""What a VM asks of its host, as options."""
+"""What a VM asks of its host and of the network, as options."""
 
 from __future__ import annotations
 
@@ -42,6 +42,37 @@ ApartRequired = Annotated[
     ),
 ]
 
+Ipv4 = Annotated[
+    bool | None,
+    typer.Option("--ipv4/--no-ipv4", help="With an IPv4 address as well.", show_default=False),
+]
+InboundWish = Annotated[
+    str,
+    typer.Option(
+        "--inbound", help="Who may begin to talk to it: open, or closed.", show_default="open"
+    ),
+]
+OpenPort = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--port",
+        metavar="PROTOCOL/PORT[-PORT]",
+        help="With --inbound closed: open to anybody, such as tcp/443; repeatable.",
+    ),
+]
+Prefix = Annotated[
+    int | None,
+    typer.Option(
+        "--prefix",
+        help="128 for one IPv6 address, 64 for a network of its own.",
+        show_default="128",
+    ),
+]
+Mtu = Annotated[
+    int | None,
+    typer.Option("--mtu", help="The largest packet in bytes, 1280 to 9000.", show_default="1500"),
+]
+
 
 def pairs(option: str, values: list[str]) -> dict[str, str]:
     """NAME=VALUE, several times.
@@ -72,3 +103,17 @@ def wishes(
         "apart_by": apart_by,
         "apart": "required" if required else "preferred",
     }
+
+
+def networking(
+    ipv4: bool | None, inbound: str, port: list[str] | None, prefix: int | None, mtu: int | None
+) -> dict[str, Any]:
+    """Those options of the network that are given, as a request has them."""
+    options = {
+        "ipv4": ipv4,
+        "inbound": inbound or None,
+        "ports": port or None,
+        "prefix": prefix,
+        "mtu": mtu,
+    }
+    return {name: value for name, value in options.items() if value is not None}

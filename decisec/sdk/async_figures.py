@@ -27,7 +27,7 @@ class AsyncFigures:
 
     _http: httpx.AsyncClient
 
-    async def _send(self, call: Call[T]) -> T:
+    async def _send(self, call: Call[T], attempts: int = 0) -> T:
         raise NotImplementedError
 
     async def event_page(

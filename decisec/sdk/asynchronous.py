@@ -19,7 +19,15 @@ from decisec.sdk.async_figures import AsyncFigures
 from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
-from decisec.sdk.transport import FIRST_PAUSE_S, TIMEOUT_S, Target, build, next_pause_s, policy
+from decisec.sdk.transport import (
+    ATTEMPTS,
+    FIRST_PAUSE_S,
+    TIMEOUT_S,
+    Target,
+    build,
+    next_pause_s,
+    policy,
+)
 from schemas.api import (
     CreateVmRequest,
     OperationView,
@@ -31,6 +39,7 @@ from schemas.api import (
 from schemas.audit import AuditEntry
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
 from schemas.hosts import OperationStatus
+from schemas.quotas import QuotaView
 from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
 
@@ -39,15 +48,19 @@ class AsyncClient(AsyncFigures):
     """Talks to the API from asyncio. `Client` has the same methods.
 
     Every method raises ApiError (a subclass tells which) when the API refuses, and
-    `httpx.TransportError` when it cannot be reached. Requests are tried again a few times first:
-    mutations carry an idempotency key, so that one whose answer was lost is not done twice.
+    `httpx.TransportError` when it cannot be reached. Requests are sent again a few times first,
+    within half a minute: after a lost connection, and after 429 and 503 when `Retry-After` says.
+    Mutations carry an idempotency key, so that one whose answer was lost is not done twice.
     `wait_s` lets a mutation answer only once it is done, 60 s at most; with 0 it answers at
     once, and the operation tells of the end.
 
     Args:
         base_url: Address of the API; `DECISEC_API_URL` or http://127.0.0.1:8080 by default.
         token: Bearer token; `DECISEC_TOKEN` by default.
+        ca: PEM file of the authority that the API's certificate comes from; `DECISEC_API_CA`, or
+            those that the system trusts, by default.
         timeout_s: For connecting, and for each answer on top of `wait_s`.
+        attempts: How often a request is sent at most; 1 for never again.
         transport: Replaces the network, for tests.
     """
 
@@ -56,12 +69,19 @@ class AsyncClient(AsyncFigures):
         base_url: str | None = None,
         token: str | None = None,
         *,
+        ca: str | None = None,
         timeout_s: float = TIMEOUT_S,
+        attempts: int = ATTEMPTS,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        target = Target(base_url, token)
+        target = Target(base_url, token, ca)
+        self._attempts = attempts
         self._http = httpx.AsyncClient(
-            base_url=target.base_url, headers=target.headers, timeout=timeout_s, transport=transport
+            base_url=target.base_url,
+            headers=target.headers,
+            timeout=timeout_s,
+            verify=target.trust,
+            transport=transport,
         )
 
     async def __aenter__(self) -> Self:
@@ -154,7 +174,9 @@ class AsyncClient(AsyncFigures):
         following = Following(offset, poll_s)
         while not following.over:
             try:
-                chunk = await self.vm_console(vm_id, offset=following.offset)
+                call = calls.vm_console(vm_id, following.offset, None, MAX_CHUNK_BYTES)
+                # It has a patience of its own.
+                chunk = await self._send(call, attempts=1)
             except (ApiError, httpx.TransportError) as error:
                 following.failed(error, time.monotonic())
             else:
@@ -325,12 +347,17 @@ class AsyncClient(AsyncFigures):
             if not cursor:
                 return
 
+    async def quotas(self) -> QuotaView:
+        """What all VMs may take together, and what they take."""
+        return await self._send(calls.quotas())
+
     async def whoami(self) -> WhoAmI:
         """What the API reads from the token."""
         return await self._send(calls.whoami())
 
-    async def _send(self, call: Call[T]) -> T:
+    async def _send(self, call: Call[T], attempts: int = 0) -> T:
         async def attempt() -> httpx.Response:
             return await self._http.send(build(self._http, call))
 
-        return decode(call, await AsyncRetrying(**policy(call))(attempt))
+        repeating = AsyncRetrying(**policy(call, attempts or self._attempts))
+        return decode(call, await repeating(attempt))

@@ -32,6 +32,7 @@ from schemas.audit_log import AuditPage
 from schemas.consoles import ConsoleChunk
 from schemas.hosts import OperationStatus
 from schemas.idempotency import IDEMPOTENCY_HEADER
+from schemas.quotas import QuotaView
 from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
 
@@ -90,10 +91,11 @@ def refusal(response: httpx.Response) -> ApiError:
         problem = msgspec.json.decode(response.content, type=Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return _unexpected(response, "no problem+json")
-    return error_of(problem, response.status_code, _retry_after_s(response))
+    return error_of(problem, response.status_code, retry_after_s(response))
 
 
-def _retry_after_s(response: httpx.Response) -> float | None:
+def retry_after_s(response: httpx.Response) -> float | None:
+    """How long to wait before the next try, if the answer says so in seconds."""
     value = response.headers.get("Retry-After", "")
     return float(value) if value.isdigit() else None
 
@@ -264,6 +266,11 @@ def audit(
     if cursor:
         params.append(("cursor", cursor))
     return Call("GET", "/v1/audit", AuditPage, params=tuple(params))
+
+
+def quotas() -> Call[QuotaView]:
+    """`GET /v1/quotas`."""
+    return Call("GET", "/v1/quotas", QuotaView)
 
 
 def whoami() -> Call[WhoAmI]:

@@ -26,7 +26,7 @@ class Figures:
 
     _http: httpx.Client
 
-    def _send(self, call: Call[T]) -> T:
+    def _send(self, call: Call[T], attempts: int = 0) -> T:
         raise NotImplementedError
 
     def event_page(

@@ -18,7 +18,15 @@ from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
 from decisec.sdk.figures import Figures
-from decisec.sdk.transport import FIRST_PAUSE_S, TIMEOUT_S, Target, build, next_pause_s, policy
+from decisec.sdk.transport import (
+    ATTEMPTS,
+    FIRST_PAUSE_S,
+    TIMEOUT_S,
+    Target,
+    build,
+    next_pause_s,
+    policy,
+)
 from schemas.api import (
     CreateVmRequest,
     OperationView,
@@ -30,6 +38,7 @@ from schemas.api import (
 from schemas.audit import AuditEntry
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
 from schemas.hosts import OperationStatus
+from schemas.quotas import QuotaView
 from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
 
@@ -38,15 +47,19 @@ class Client(Figures):
     """Talks to the API and blocks. `AsyncClient` has the same methods.
 
     Every method raises ApiError (a subclass tells which) when the API refuses, and
-    `httpx.TransportError` when it cannot be reached. Requests are tried again a few times first:
-    mutations carry an idempotency key, so that one whose answer was lost is not done twice.
+    `httpx.TransportError` when it cannot be reached. Requests are sent again a few times first,
+    within half a minute: after a lost connection, and after 429 and 503 when `Retry-After` says.
+    Mutations carry an idempotency key, so that one whose answer was lost is not done twice.
     `wait_s` lets a mutation answer only once it is done, 60 s at most; with 0 it answers at
     once, and the operation tells of the end.
 
     Args:
         base_url: Address of the API; `DECISEC_API_URL` or http://127.0.0.1:8080 by default.
         token: Bearer token; `DECISEC_TOKEN` by default.
+        ca: PEM file of the authority that the API's certificate comes from; `DECISEC_API_CA`, or
+            those that the system trusts, by default.
         timeout_s: For connecting, and for each answer on top of `wait_s`.
+        attempts: How often a request is sent at most; 1 for never again.
         transport: Replaces the network, for tests.
     """
 
@@ -55,12 +68,19 @@ class Client(Figures):
         base_url: str | None = None,
         token: str | None = None,
         *,
+        ca: str | None = None,
         timeout_s: float = TIMEOUT_S,
+        attempts: int = ATTEMPTS,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        target = Target(base_url, token)
+        target = Target(base_url, token, ca)
+        self._attempts = attempts
         self._http = httpx.Client(
-            base_url=target.base_url, headers=target.headers, timeout=timeout_s, transport=transport
+            base_url=target.base_url,
+            headers=target.headers,
+            timeout=timeout_s,
+            verify=target.trust,
+            transport=transport,
         )
 
     def __enter__(self) -> Self:
@@ -152,7 +172,9 @@ class Client(Figures):
         following = Following(offset, poll_s)
         while not following.over:
             try:
-                chunk = self.vm_console(vm_id, offset=following.offset)
+                call = calls.vm_console(vm_id, following.offset, None, MAX_CHUNK_BYTES)
+                # It has a patience of its own.
+                chunk = self._send(call, attempts=1)
             except (ApiError, httpx.TransportError) as error:
                 following.failed(error, time.monotonic())
             else:
@@ -318,12 +340,16 @@ class Client(Figures):
             if not cursor:
                 return
 
+    def quotas(self) -> QuotaView:
+        """What all VMs may take together, and what they take."""
+        return self._send(calls.quotas())
+
     def whoami(self) -> WhoAmI:
         """What the API reads from the token."""
         return self._send(calls.whoami())
 
-    def _send(self, call: Call[T]) -> T:
+    def _send(self, call: Call[T], attempts: int = 0) -> T:
         def attempt() -> httpx.Response:
             return self._http.send(build(self._http, call))
 
-        return decode(call, Retrying(**policy(call))(attempt))
+        return decode(call, Retrying(**policy(call, attempts or self._attempts))(attempt))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import ssl
 from typing import Any
 
 import httpx
@@ -14,7 +16,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from decisec.sdk.calls import Call
+from decisec.sdk.calls import Call, retry_after_s
 from decisec.sdk.errors import ConfigurationError
 from schemas.api import Problem
 from schemas.errors import ErrorCode
@@ -22,8 +24,12 @@ from schemas.errors import ErrorCode
 DEFAULT_URL = "http://127.0.0.1:8080"
 URL_VARIABLE = "DECISEC_API_URL"
 TOKEN_VARIABLE = "DECISEC_TOKEN"  # noqa: S105 - the variable's name
+CA_VARIABLE = "DECISEC_API_CA"
 TIMEOUT_S = 15.0
 ATTEMPTS = 4
+PATIENCE_S = 30.0
+"""Besides the call's own wait: no try begins later than this after the first."""
+
 IN_PROGRESS_S = 20.0
 """Besides the call's own wait: longer than a gateway that has died keeps a request for itself."""
 
@@ -31,19 +37,35 @@ IN_PROGRESS_PAUSE_S = 1.0
 
 
 class Target:
-    """Address and token, from the arguments or the environment.
+    """Address, authority and token, from the arguments or the environment.
 
     Raises:
-        ConfigurationError: There is no token, or the address is no HTTP URL.
+        ConfigurationError: There is no token, the address is no HTTP URL, or the file of the
+            authority is none.
     """
 
-    def __init__(self, base_url: str | None, token: str | None) -> None:
+    def __init__(self, base_url: str | None, token: str | None, ca: str | None = None) -> None:
         self.base_url = (base_url or os.environ.get(URL_VARIABLE) or DEFAULT_URL).rstrip("/")
         self._token = token or os.environ.get(TOKEN_VARIABLE) or ""
+        self._ca = os.environ.get(CA_VARIABLE, "") if ca is None else ca
         if not self._token:
             raise ConfigurationError(f"there is no token: pass one, or set {TOKEN_VARIABLE}")
         if not self.base_url.startswith(("http://", "https://")):
             raise ConfigurationError(f"{self.base_url!r} is no HTTP URL; see {URL_VARIABLE}")
+
+    @property
+    def trust(self) -> ssl.SSLContext | bool:
+        """Which certificates to believe: those of the authority, or those of the usual ones."""
+        if not self._ca:
+            return True
+        try:
+            return ssl.create_default_context(cafile=self._ca)
+        except OSError as error:
+            # An SSLError is an OSError as well; its words say what is wrong with the PEM.
+            raise ConfigurationError(
+                f"{self._ca!r} is no PEM file of an authority: {error.strerror or error}; "
+                f"see {CA_VARIABLE}"
+            ) from error
 
     @property
     def headers(self) -> dict[str, str]:
@@ -72,46 +94,90 @@ def build(client: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Re
     )
 
 
-def policy(call: Call[Any]) -> dict[str, Any]:
-    """How tenacity repeats a call: only what is safe twice, only when the connection failed.
+def policy(call: Call[Any], attempts: int = ATTEMPTS) -> dict[str, Any]:
+    """How tenacity repeats a call that is as good twice as once.
 
-    A repeat that comes before the first is answered is told so, and asks until it is.
+    It is repeated when the connection failed, when the API cannot serve it now (429, 503; the
+    pause is what `Retry-After` says) and when a proxy has nobody behind it. A repeat that comes
+    before the first is answered is told so, and asks until it is.
     """
-    attempts = ATTEMPTS if call.repeatable else 1
+    attempts = attempts if call.repeatable else 1
     backoff = wait_random_exponential(multiplier=0.1, max=2.0)
 
     def stop(state: RetryCallState) -> bool:
-        if state.outcome is None or state.outcome.failed:
-            return state.attempt_number >= attempts
-        return (state.seconds_since_start or 0.0) > IN_PROGRESS_S + call.wait_s
+        response = _answer(state)
+        then_s = (state.seconds_since_start or 0.0) + state.upcoming_sleep
+        if response is not None and _in_progress(response):
+            return then_s > IN_PROGRESS_S + call.wait_s
+        return state.attempt_number >= attempts or then_s > PATIENCE_S + call.wait_s
 
     def pause_s(state: RetryCallState) -> float:
-        if state.outcome is None or state.outcome.failed:
+        response = _answer(state)
+        if response is None:
             return backoff(state)
-        return IN_PROGRESS_PAUSE_S
+        if _in_progress(response):
+            return IN_PROGRESS_PAUSE_S
+        asked_s = retry_after_s(response)
+        if asked_s is None:
+            return backoff(state)
+        # Not all who were sent away come back in the same instant.
+        return asked_s + random.uniform(0.0, 0.25)  # noqa: S311 - no secret
 
     def give_up(state: RetryCallState) -> Any:
         return state.outcome.result() if state.outcome is not None else None
 
     return {
-        "retry": retry_if_exception_type(
-            (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError, httpx.ReadError)
-        )
-        | retry_if_result(_in_progress),
+        "retry": retry_if_exception_type(_LOST) | retry_if_result(_passes),
         "wait": pause_s,
         "stop": stop,
         "retry_error_callback": give_up,
     }
 
 
+_LOST = (
+    httpx.NetworkError,
+    httpx.ConnectTimeout,
+    httpx.ReadTimeout,
+    httpx.WriteTimeout,
+    httpx.RemoteProtocolError,
+)
+_REFUSED_NOW = (httpx.codes.TOO_MANY_REQUESTS, httpx.codes.SERVICE_UNAVAILABLE)
+_NOBODY_BEHIND = (httpx.codes.BAD_GATEWAY, httpx.codes.GATEWAY_TIMEOUT)
+
+
+def _answer(state: RetryCallState) -> httpx.Response | None:
+    if state.outcome is None or state.outcome.failed:
+        return None
+    response: httpx.Response = state.outcome.result()
+    return response
+
+
+def _passes(response: httpx.Response) -> bool:
+    """Whether the same request may well get another answer soon."""
+    problem = _problem(response)
+    if response.status_code in _REFUSED_NOW:
+        # That no host has room is about the hosts, and somebody may want to ask for less.
+        return problem is None or problem.code != ErrorCode.NO_CAPACITY
+    if response.status_code in _NOBODY_BEHIND:
+        # With a problem these are of a command that failed.
+        return problem is None
+    return _in_progress(response)
+
+
 def _in_progress(response: httpx.Response) -> bool:
     if response.status_code != httpx.codes.CONFLICT:
         return False
+    problem = _problem(response)
+    return problem is not None and problem.code == ErrorCode.REQUEST_IN_PROGRESS
+
+
+def _problem(response: httpx.Response) -> Problem | None:
+    if response.is_success:
+        return None
     try:
-        problem = msgspec.json.decode(response.content, type=Problem)
+        return msgspec.json.decode(response.content, type=Problem)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-    return problem.code == ErrorCode.REQUEST_IN_PROGRESS
+        return None
 
 
 def next_pause_s(pause_s: float) -> float:

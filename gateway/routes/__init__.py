@@ -7,6 +7,7 @@ from litestar.types import AfterRequestHookHandler, BeforeRequestHookHandler
 
 from gateway.routes import (
     account,
+    admin,
     audit,
     events,
     images,
@@ -36,5 +37,6 @@ def router(before: BeforeRequestHookHandler, after: AfterRequestHookHandler) -> 
             *metrics.HANDLERS,
             *account.HANDLERS,
             *audit.HANDLERS,
+            admin.router(),
         ],
     )

@@ -19,12 +19,13 @@ from gateway.background import Background
 from gateway.bodies import StrictRequest
 from gateway.errors import RefusedError, no_such_vm
 from gateway.frontage import PRINCIPAL, Desk
-from gateway.service import MAX_WAIT_S, Outcome, VmService
+from gateway.service import Outcome, VmService
 from gateway.streams import token_ends
 from schemas.api import FieldProblem, VmAndOperation, VmView
 from schemas.codec import encode
 from schemas.errors import ErrorCode, InvalidIdError
 from schemas.ids import parse_uuid
+from schemas.requests import MAX_WAIT_S
 from schemas.vms import Timestamp
 
 _WAIT = re.compile(r'(?:^|,)\s*wait\s*=\s*"?(\d{1,9})"?\s*(?=;|,|$)', re.IGNORECASE)
@@ -50,6 +51,19 @@ IfMatch = Annotated[
         name="If-Match", description="`ETag` of the VM as you know it: 412 if it has changed since."
     ),
 ]
+IfMatchOf = Annotated[
+    str,
+    HeaderParameter(
+        name="If-Match",
+        description="`ETag` of it as you know it: 412 if it has changed since.",
+        schema_extra={
+            "pattern": rf"^(\*|{_TAG}(,{_TAG})*)?$",
+            "maxLength": _MAX_IF_MATCH_CHARS,
+        },
+    ),
+]
+Token = FromPath[str]
+"""A name in a path: of a customer, a host, a price plan."""
 Prefer = Annotated[
     str, HeaderParameter(name="Prefer", description="`wait=N`: wait up to N seconds, at most 60.")
 ]

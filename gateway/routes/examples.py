@@ -86,7 +86,7 @@ class _Exemplified(Operation):
 
     def __post_init__(self) -> None:
         """Add the examples."""
-        for status in ("200", "202"):
+        for status in ("200", "201", "202"):
             answer = (self.responses or {}).get(status)
             if isinstance(answer, OpenAPIResponse) and answer.content is not None:
                 for media in answer.content.values():
@@ -99,7 +99,8 @@ class _Exemplified(Operation):
             }
 
 
-def _show(answer: msgspec.Struct, body: Any = None, *media: str) -> type[Operation]:
+def show(answer: msgspec.Struct, body: Any = None, *media: str) -> type[Operation]:
+    """The class of a route whose description shows this answer and this body."""
     shown = msgspec.to_builtins(body) if isinstance(body, msgspec.Struct) else body
     fields = {"shown_answer": answer, "shown_body": shown, "__doc__": _Exemplified.__doc__}
     if media:
@@ -107,19 +108,19 @@ def _show(answer: msgspec.Struct, body: Any = None, *media: str) -> type[Operati
     return type("Exemplified", (_Exemplified,), fields)
 
 
-vm = _show(_VIEW)
-vm_list = _show(VmList(vms=(_VIEW,), next_cursor=""))
-patch = _show(
+vm = show(_VIEW)
+vm_list = show(VmList(vms=(_VIEW,), next_cursor=""))
+patch = show(
     _VIEW,
     VmPatch(name="web-1", labels={"team": "web", "stage": None}),
     MERGE_PATCH,
     "application/json",
 )
-snapshot = _show(_begun("snapshot", snapshot_id=_SNAPSHOT), SnapshotRequest())
-restore = _show(_begun("restore", snapshot_id=_SNAPSHOT), RestoreRequest(snapshot_id=_SNAPSHOT))
-discard = _show(_begun("discard", snapshot_id=_SNAPSHOT))
-snapshot_view = _show(_SHOT)
-snapshot_list = _show(SnapshotList(snapshots=(_SHOT,)))
-operation = _show(_operation("snapshot", snapshot_id=_SNAPSHOT))
-operation_list = _show(OperationList(operations=(_operation("snapshot", snapshot_id=_SNAPSHOT),)))
-image_list = _show(ImageList(images=(ImageView(name="linux"), ImageView(name="tiny"))))
+snapshot = show(_begun("snapshot", snapshot_id=_SNAPSHOT), SnapshotRequest())
+restore = show(_begun("restore", snapshot_id=_SNAPSHOT), RestoreRequest(snapshot_id=_SNAPSHOT))
+discard = show(_begun("discard", snapshot_id=_SNAPSHOT))
+snapshot_view = show(_SHOT)
+snapshot_list = show(SnapshotList(snapshots=(_SHOT,)))
+operation = show(_operation("snapshot", snapshot_id=_SNAPSHOT))
+operation_list = show(OperationList(operations=(_operation("snapshot", snapshot_id=_SNAPSHOT),)))
+image_list = show(ImageList(images=(ImageView(name="linux"), ImageView(name="tiny"))))

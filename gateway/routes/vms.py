@@ -9,7 +9,7 @@ from litestar.params import JSONBody, QueryParameter
 
 from gateway.bodies import BODY, MEDIA, MERGE_PATCH, StrictRequest
 from gateway.documents import RawConsole
-from gateway.listing import Sort, VmQuery
+from gateway.listing import VmQuery
 from gateway.routes import examples
 from gateway.routes.common import (
     COMMITS,
@@ -29,6 +29,7 @@ from gateway.routes.common import (
 )
 from schemas.api import CreateVmRequest, ShutdownRequest, VmAndOperation, VmList, VmPatch, VmView
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
+from schemas.requests import Sort
 from schemas.units import MAX_COUNTER
 from schemas.vms import VmState
 

@@ -10,12 +10,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from decisec.bus.accounts import SYSTEM
 from decisec.bus.certificates import make_authority
+from decisec.bus.roles import CORE
 from runtime.bus import HEALTH_PART, PERMISSIONS_PART, Bus
 from runtime.errors import FatalError, SettingsError, TransientError
 from runtime.health import Health
 from runtime.publisher import Publisher
 from runtime.settings import CommonSettings
+from schemas.audit import OPERATOR
+from schemas.ids import RESERVED_CUSTOMERS
 from tests.support.nats import NatsServer, nats_server
 from tests.support.secured_bus import SecuredBus, all_sent, secured_bus
 from tests.support.shell import Done, Shell
@@ -232,6 +236,18 @@ async def test_the_command_line_issues_lists_and_revokes(
     ]  # fmt: skip
     missing = await asyncio.to_thread(call, "revoke", "customer", "acme")
     assert missing.code == 4
+
+
+def test_no_customer_is_called_as_somebody_else_is(tmp_path: Path) -> None:
+    """The operators' name in the audit, all roles, and what accounts are called: none is issued."""
+    bus = SecuredBus(tmp_path / "bus")
+    words = {OPERATOR, *bus.folder.roles.names, CORE.lower(), SYSTEM.lower()}
+    assert words <= RESERVED_CUSTOMERS
+    for name in RESERVED_CUSTOMERS:
+        with pytest.raises(FatalError, match="the name is reserved"):
+            bus.folder.issue("customer", name)
+    bus.folder.issue("agent", "gateway")
+    assert [(o.role, o.name) for o in bus.folder.registry.good] == [("agent", "gateway")]
 
 
 def test_a_configuration_that_the_server_refuses_replaces_none(tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ import pytest
 from decisec.dev.child import ChildSpec
 from decisec.dev.programs import HOST_ID
 from decisec.sdk import AsyncClient
-from gateway.door_messages import Reply
 from runtime.bus import Bus
 from schemas.api import CreateVmRequest
-from schemas.codec import decoder
+from schemas.requests import decode_reply
 from schemas.subjects import VM_EVENTS, vm_events_of, vm_request
 from schemas.usage import UsageReport
 from schemas.vms import METERS, VmState
@@ -27,7 +26,6 @@ from tests.support.stack import START_ORDER, KillableStack, running
 
 pytestmark = pytest.mark.timeout(150)
 
-decode_reply = decoder(Reply)
 _ROLES = {
     "agent": ("agent", HOST_ID),
     **{n: (n, "one") for n in ("gateway", "collector", "batcher")},
@@ -94,7 +92,9 @@ async def test_the_main_job_needs_no_more_than_the_roles_permit(tmp_path: Path) 
             msgspec.json.encode({"vm": request, "wait_s": 20}),
             timeout_s=30,
         )
-        over_bus = decode_reply(answer.data).result.vm
+        result = decode_reply(answer.data).result
+        assert result is not None
+        over_bus = result.vm
         assert {over_http.state, over_bus.state} == {VmState.RUNNING}
         await client.vm_console(over_http.vm_id)
         await asyncio.sleep(1)  # metered for a while

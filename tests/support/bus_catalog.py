@@ -46,6 +46,11 @@ def _cases() -> Iterator[tuple[str, Case]]:
         yield "host_event", _case(f"host.evt.{host}.host_drained", f"collector{own}", "operator")
         # What is said of a host is not the host's to say.
         yield "host_event", _case(f"host.evt.{host}.gap_closed", "collector", "operator")
+        # Except what a replay changes, which is the operator's.
+        yield (
+            "host_event",
+            _case(f"host.evt.{host}.metering_adjusted", "collector operator", "operator"),
+        )
         yield "host_audit", _case(f"host.audit.{host}", own, "operator")
         yield "metrics_raw", _case(f"metrics.raw.{host}", f"operator{own}", "operator")
         yield "metrics_raw_anywhere", _case(f"metrics.raw.*.{host}", "", "operator")
@@ -95,7 +100,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "LIMITS_SPENT", _case("gateway.limits.spent", "gateway", "gateway")
     yield "LIMITS_LEVELS", _case("gateway.limits.levels", "gateway", "gateway")
     yield "PLACE_EXPLAIN", _case("place.ask.explain", "operator", "gateway")
-    yield "store_ask", _case("store.ask.gaps", "operator", "batcher")
+    yield "store_ask", _case("store.ask.status", "operator", "batcher")
 
 
 CASES = tuple(_cases())
@@ -148,11 +153,14 @@ STREAMS = {
 
 BUCKETS = {
     "customers": _use(read="gateway operator", write="gateway operator"),
+    "price_plans": _use(read="gateway operator", write="gateway operator"),
     "vm_specs": _use(read="gateway collector batcher operator", write="gateway"),
     "vm_status": _use(read="gateway operator", write="agent"),
     "hosts": _use(read="gateway collector operator", write="agent"),
-    "host_orders": _use(read="gateway operator", write="operator"),
-    "lost_hosts": _use(read="collector batcher operator", write="operator collector"),
+    "host_orders": _use(read="gateway operator", write="gateway operator"),
+    "lost_hosts": _use(
+        read="gateway collector batcher operator", write="gateway operator collector"
+    ),
     "corrections": _use(read="collector batcher operator", write="batcher"),
     "revoked_tokens": _use(read="gateway operator", write="operator"),
     "secrets": _use(read="gateway", write="gateway"),

@@ -30,7 +30,7 @@ class Program:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "decisec", *arguments],
             cwd=cwd,
-            env=env | {"NO_COLOR": "1"},
+            env=env | {"NO_COLOR": "1", "XDG_CONFIG_HOME": str(cwd / "config")},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -53,11 +53,16 @@ class Shell:
         with self._patch.context() as patch:
             patch.chdir(self._cwd)
             patch.setenv("NO_COLOR", "1")
+            # Contexts of whoever runs the tests are of no concern here.
+            patch.setenv("XDG_CONFIG_HOME", str(self._cwd / "config"))
             for name in [name for name in os.environ if name.startswith("DECISEC_")]:
                 patch.delenv(name)
             for name, value in env.items():
                 patch.setenv(name, value)
-            code = main(list(arguments))
+            try:
+                code = main(list(arguments))
+            except SystemExit as ended:  # how the library ends what a shell asked with Tab
+                code = int(ended.code or 0)
         out, err = self._capture.readouterr()
         return Done(code, out, err)
 

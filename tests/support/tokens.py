@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from decisec.devkit.tokens import AUDIENCE, ISSUER, mint
+from decisec.devkit.tokens import ADMIN, AUDIENCE, ISSUER, mint
 
 KEY = b"test-key-" + b"k" * 32
 OTHER_KEY = b"other-key-" + b"o" * 32
@@ -19,6 +19,12 @@ OTHER_KEY = b"other-key-" + b"o" * 32
 def bearer(customer: str = "acme", **options: Any) -> dict[str, str]:
     """Headers with a good token."""
     return {"Authorization": f"Bearer {mint(KEY, customer, **options)}"}
+
+
+def operator(subject: str = "ops", customer: str | None = None, **options: Any) -> dict[str, str]:
+    """Headers with an operator's token, of no customer unless one is given."""
+    token = mint(KEY, customer, scopes=(ADMIN,), subject=subject, **options)
+    return {"Authorization": f"Bearer {token}"}
 
 
 def claims(**changes: Any) -> dict[str, Any]:

@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway import door_messages
-from gateway.door_messages import Request
+from schemas import requests
 from schemas.codec import decoder, encode
 from schemas.errors import MalformedMessageError
 from schemas.ids import new_id
+from schemas.requests import Request
 
 KINDS = [
     kind
-    for _, kind in inspect.getmembers(door_messages, inspect.isclass)
-    if issubclass(kind, Request) and kind.__module__ == door_messages.__name__
+    for _, kind in inspect.getmembers(requests, inspect.isclass)
+    if issubclass(kind, Request) and kind.__module__ == requests.__name__
 ]
 NEEDED: dict[str, Any] = {
     "vm": {"image": "tiny"},

@@ -8,6 +8,20 @@ import msgspec
 import pytest
 
 from decisec.devkit.api_contract import described
+from schemas.admin_customers import (
+    CreateCustomerRequest,
+    CustomerDetails,
+    CustomerList,
+    CustomerPatch,
+)
+from schemas.admin_hosts import (
+    DrainRequest,
+    FoundRequest,
+    HostList,
+    HostView,
+    HostVmList,
+    LossRequest,
+)
 from schemas.api import (
     ImageList,
     OperationList,
@@ -21,8 +35,17 @@ from schemas.api import (
     VmPatch,
     VmView,
 )
+from schemas.price_plans import (
+    CreatePricePlanRequest,
+    PricePlanDetails,
+    PricePlanList,
+    PriceVersionRequest,
+)
 
 MERGE, JSON = "application/merge-patch+json", "application/json"
+HOST = "/v1/admin/hosts/{host_id}"
+PLANS = "/v1/admin/price-plans"
+CUSTOMER = "/v1/admin/customers/{customer_id}"
 
 
 @pytest.fixture
@@ -45,6 +68,28 @@ def paths() -> Any:
         ("get", "/v1/images", "200", ImageList, {}),
         ("get", "/v1/operations", "200", OperationList, {}),
         ("get", "/v1/operations/{operation_id}", "200", OperationView, {}),
+        ("get", "/v1/admin/customers", "200", CustomerList, {}),
+        ("post", "/v1/admin/customers", "201", CustomerDetails, {JSON: CreateCustomerRequest}),
+        ("get", CUSTOMER, "200", CustomerDetails, {}),
+        ("patch", CUSTOMER, "200", CustomerDetails, {MERGE: CustomerPatch, JSON: CustomerPatch}),
+        ("post", f"{CUSTOMER}/close", "200", CustomerDetails, {}),
+        ("get", PLANS, "200", PricePlanList, {}),
+        ("post", PLANS, "201", PricePlanDetails, {JSON: CreatePricePlanRequest}),
+        ("get", f"{PLANS}/{{plan_id}}", "200", PricePlanDetails, {}),
+        (
+            "post",
+            f"{PLANS}/{{plan_id}}/versions",
+            "201",
+            PricePlanDetails,
+            {JSON: PriceVersionRequest},
+        ),
+        ("get", "/v1/admin/hosts", "200", HostList, {}),
+        ("get", HOST, "200", HostView, {}),
+        ("get", f"{HOST}/vms", "200", HostVmList, {}),
+        ("post", f"{HOST}/drain", "200", HostView, {JSON: DrainRequest}),
+        ("post", f"{HOST}/undrain", "200", HostView, {JSON: DrainRequest}),
+        ("post", f"{HOST}/lost", "200", HostView, {JSON: LossRequest}),
+        ("post", f"{HOST}/found", "200", HostView, {JSON: FoundRequest}),
     ],
 )
 async def test_routes_show_what_they_take_and_give(

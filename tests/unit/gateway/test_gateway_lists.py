@@ -18,13 +18,14 @@ from gateway.catalog import Catalog
 from gateway.cursors import Position
 from gateway.errors import RefusedError
 from gateway.history import History, place_of
-from gateway.listing import MAX_EXAMINED, Sort, VmQuery
+from gateway.listing import MAX_EXAMINED, VmQuery
 from gateway.snapshot_index import SnapshotIndex
 from runtime.clock import utc_now
 from schemas.api import VmList, VmView
 from schemas.errors import ErrorCode
 from schemas.hosts import Operation, OperationStatus
 from schemas.ids import new_id
+from schemas.requests import Sort
 from schemas.subjects import vm_key
 from schemas.vms import SnapshotInfo, SnapshotKind, VmRecord, VmSpec, VmState, VmStatus
 

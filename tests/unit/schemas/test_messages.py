@@ -130,6 +130,15 @@ MESSAGES: list[tuple[Callable[[bytes], Any], Any]] = [
         _vm_event(events.VmFailed, error=ErrorInfo(code=ErrorCode.INTERNAL, message="no")),
     ),
     (
+        events.decode_vm_event,
+        _vm_event(
+            events.NetworkAbuseSuspected,
+            reason="spoofed_source",
+            dropped={"spoofed_source": 12_000},
+            window_s=60,
+        ),
+    ),
+    (
         events.decode_host_event,
         _host_event(events.GapOpened, run_id=new_id(), seq_first=3, seq_last=9),
     ),

@@ -13,12 +13,12 @@ import httpx
 import nats.errors
 
 from decisec.sdk import ApiError, AsyncClient, NotFoundError, UnexpectedAnswerError
-from gateway.door_messages import CreateRequest, Reply, VmRequest
 from runtime.bus import Bus
 from runtime.errors import TransientError
 from schemas.api import CreateVmRequest, VmAndOperation, VmView
 from schemas.codec import decoder, encode
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
+from schemas.requests import CreateRequest, Reply, VmRequest
 from schemas.subjects import usage_query, vm_request
 from schemas.usage import UsageQuery, UsageReport, decode_usage_reply
 

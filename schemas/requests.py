@@ -1,13 +1,13 @@
-"""What is asked and answered on the bus, on `vm.req.<customer>.<verb>`."""
+"""What is asked and answered on the bus, on `vm.req.<customer>.<verb>`: the API without HTTP."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import Annotated, NamedTuple
 
 import msgspec
 
-from gateway.listing import Sort
-from gateway.service import MAX_WAIT_S
 from schemas.api import (
     CreateVmRequest,
     ImageList,
@@ -21,6 +21,7 @@ from schemas.api import (
     VmPatch,
     VmView,
 )
+from schemas.codec import decoder
 from schemas.consoles import MAX_CHUNK_BYTES, ChunkLimit, ConsoleChunk
 from schemas.errors import ErrorInfo
 from schemas.hosts import OperationStatus
@@ -30,11 +31,23 @@ from schemas.quotas import QuotaView
 from schemas.units import Counter
 from schemas.vms import SnapshotKind, VmState
 
+MAX_WAIT_S = 60.0
+"""The longest that a request waits for the end of what it has begun."""
+
 Wait = Annotated[float, msgspec.Meta(ge=0, le=MAX_WAIT_S)]
 Key = Annotated[str, msgspec.Meta(pattern=f"{KEY_PATTERN}|^$(?!\\n)", max_length=MAX_KEY)]
 """Empty for none, as the messages below are when they are encoded."""
 
 PageLimit = Annotated[int, msgspec.Meta(ge=1, le=1000)]
+
+
+class Sort(StrEnum):
+    """Orders of a list; `-` is the other way round."""
+
+    CREATED = "created_at"
+    NEWEST = "-created_at"
+    NAME = "name"
+    NAME_BACK = "-name"
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,7 +85,7 @@ class ConsoleRequest(Request, frozen=True, kw_only=True):
 
 
 class ListRequest(Request, frozen=True, kw_only=True):
-    """On `vm.req.<customer>.list`. See `VmQuery`.
+    """On `vm.req.<customer>.list`. What is left out is not asked for.
 
     Attributes:
         labels: Names, and values or null for any value.
@@ -168,3 +181,43 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     images: ImageList | None = None
     quotas: QuotaView | None = None
     error: ErrorInfo | None = None
+
+
+class Verb(NamedTuple):
+    """One verb of the door.
+
+    Attributes:
+        request: The type of what is asked.
+        answer: The field of `Reply` that is set, unless it is `error`.
+        mutates: It may change something.
+    """
+
+    request: type[Request]
+    answer: str
+    mutates: bool
+
+
+_READ, _MUTATION = False, True
+REQUESTS: Mapping[str, Verb] = {
+    "create": Verb(CreateRequest, "result", _MUTATION),
+    **{
+        verb: Verb(VmRequest, "result", _MUTATION)
+        for verb in ("boot", "shutdown", "pause", "resume", "reboot", "delete")
+    },
+    "snapshot": Verb(SnapshotVmRequest, "result", _MUTATION),
+    "restore": Verb(RestoreVmRequest, "result", _MUTATION),
+    "snapshot-delete": Verb(OneSnapshotRequest, "result", _MUTATION),
+    "patch": Verb(PatchRequest, "vm", _MUTATION),
+    "get": Verb(VmRequest, "vm", _READ),
+    "list": Verb(ListRequest, "vms", _READ),
+    "console": Verb(ConsoleRequest, "console", _READ),
+    "operation": Verb(OperationRequest, "operation", _READ),
+    "operations": Verb(OperationsRequest, "operations", _READ),
+    "snapshots": Verb(SnapshotsRequest, "snapshots", _READ),
+    "snapshot-get": Verb(OneSnapshotRequest, "snapshot", _READ),
+    "quotas": Verb(QuotasRequest, "quotas", _READ),
+    "images": Verb(ImagesRequest, "images", _READ),
+}
+"""Everything that can be asked at the door."""
+
+decode_reply: Callable[[bytes], Reply] = decoder(Reply)
