@@ -35,6 +35,12 @@ _REJECT = Message(
     headers=(*STORED, *REJECTED, *REPLAYED),
 )
 
+_AUDIT_ENTRY = Message(
+    AuditEntry,
+    headers=STORED,
+    example={"action": "create-vm", "target": "vm web-1", "outcome": "succeeded"},
+)
+
 CHANNELS: tuple[Channel, ...] = (
     Channel(
         "vmCommand",
@@ -122,14 +128,15 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(
         "audit",
         "audit.{customer}.{action}",
-        one(
-            Message(
-                AuditEntry,
-                headers=STORED,
-                example={"action": "create-vm", "target": "vm web-1", "outcome": "succeeded"},
-            )
-        ),
+        one(_AUDIT_ENTRY),
         "Who did what",
+    ),
+    Channel(
+        "hostAudit",
+        "host.audit.{host}",
+        one(_AUDIT_ENTRY),
+        "What an agent refused",
+        "Readers take refusals in the name of the subject's host, and nothing else.",
     ),
     Channel(
         "limitsSpent",
