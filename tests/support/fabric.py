@@ -128,11 +128,15 @@ class Guest:
 
 @dataclass(slots=True)
 class Fabric:
-    """Namespaces, guests by number of slot, and the wire behind the uplink."""
+    """Namespaces, guests by number of slot, the wire behind the uplink, and a service of the host.
+
+    The service is on UDP port 53, and says what it was told.
+    """
 
     netns: str
     uplink_netns: str
     wire: socket.socket
+    names: socket.socket
     guests: dict[int, Guest] = field(default_factory=dict)
 
     def send_from_outside(self, frame: bytes) -> None:
@@ -146,6 +150,13 @@ class Fabric:
                 frame, (_, _, kind, _, _) = self.wire.recvfrom(1 << 17)
                 if kind != socket.PACKET_OUTGOING:
                     yield frame
+
+    def answer(self) -> None:
+        """Let the host's service answer all that was asked so far."""
+        with suppress(BlockingIOError):
+            while True:
+                question, asker = self.names.recvfrom(1 << 16)
+                self.names.sendto(question, asker)
 
     def plug(self, *vms: Attachment) -> None:
         """Make VMs' taps, up, with routes and fixed neighbours."""
@@ -173,12 +184,14 @@ def fabric(vms: Sequence[Attachment]) -> Iterator[Fabric]:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(namespace.make, netns).result()
             pool.submit(_wire_up, uplink_netns).result()
-        made = Fabric(netns, uplink_netns, inside(uplink_netns, _listen))
+        wire = inside(uplink_netns, _listen)
+        made = Fabric(netns, uplink_netns, wire, inside(netns, _serve))
         made.plug(*vms)
         yield made
     finally:
         if made is not None:
             made.wire.close()
+            made.names.close()
             for guest in made.guests.values():
                 os.close(guest.descriptor)
         for name in (netns, uplink_netns):
@@ -210,10 +223,11 @@ def _wire_up(uplink_netns: str) -> None:
         lo = socket.if_nametoindex("lo")
         route.link("set", index=lo, state="up")
         route.addr("add", index=lo, address=str(GATEWAY), prefixlen=128)
-        route.addr("add", index=up, address="2001:db8:ffff::1", prefixlen=64)
+        route.addr("add", index=up, address="2001:db8:ffff::1", prefixlen=128)
         route.addr("add", index=up, address="fe80::1:1", prefixlen=64)
-        route.addr("add", index=up, address="203.0.113.1", prefixlen=24)
-        for address in (WAN, WAN_V4):
+        route.addr("add", index=up, address="203.0.113.1", prefixlen=32)
+        for address, length in ((WAN, 128), (WAN_V4, 32)):
+            route.route("add", dst=f"{address}/{length}", oif=up, scope="link")
             route.neigh("add", dst=str(address), lladdr=WAN_MAC, ifindex=up, state="permanent")
         route.route("add", dst="::/0", gateway=str(WAN), oif=up)
         route.route("add", dst="0.0.0.0/0", gateway=str(WAN_V4), oif=up)
@@ -233,6 +247,13 @@ def _listen() -> socket.socket:
     wire.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
     wire.setblocking(False)
     return wire
+
+
+def _serve() -> socket.socket:
+    service = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    service.setblocking(False)
+    service.bind(("::", 53))
+    return service
 
 
 def _tap(one: Attachment) -> int:

@@ -201,10 +201,10 @@ class Filter:
 
     async def _forget(self, drops: Drops) -> None:
         """Delete the counts of taps that are gone; a gone tap's do not grow any more."""
-        held = self._standing or {}
+        known = (self._standing or {}).keys() | await self._nft.in_thread(_interfaces)
 
         def gone(name: str) -> bool:
-            return standing.TAP_NAME.fullmatch(name) is not None and name not in held
+            return standing.TAP_NAME.fullmatch(name) is not None and name not in known
 
         if not any(map(gone, drops.by_tap)) and not any(gone(t) for p in drops.by_pair for t in p):
             return

@@ -1,0 +1,62 @@
+"""Crafted frames from a VM's tap: each goes where it should, or nowhere, for the right reason."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests.network.cases import CASES
+from tests.network.cases.base import UNATTACHED, VMS
+from tests.network.suite import OneCpu, Suite, write_report
+from tests.support import fabric as fabrics
+from tests.support.fabric import PLAN, fabric
+from vm_agent.network.filter import Filter
+from vm_agent.network.nft import Nft
+
+pytestmark = pytest.mark.skipif(
+    fabrics.available() is not None, reason=fabrics.available() or "rules work"
+)
+
+LEAST_HITS = 0.6
+"""Share of attacks that have to get through where there is no filter: the cases bite."""
+
+
+@asynccontextmanager
+async def suite(*, filtered: bool) -> AsyncIterator[Suite]:
+    """A fabric with all VMs."""
+    with fabric(list(VMS.values())) as place, OneCpu():
+        nft = Nft(place.netns)
+        try:
+            rules = Filter(nft) if filtered else None
+            if rules is not None:
+                await rules.install(PLAN)
+                for name, vm in VMS.items():
+                    if name not in UNATTACHED:
+                        await rules.add(vm)
+            made = Suite(place, nft, rules)
+            await made.prepare()
+            yield made
+        finally:
+            await nft.close()
+
+
+def test_cases_have_names_of_their_own() -> None:
+    """And there are enough of them."""
+    names = Counter((case.category, case.name) for case in CASES)
+    assert [name for name, times in names.items() if times > 1] == []
+    assert len(CASES) >= 120
+
+
+async def test_every_packet_goes_where_it_should() -> None:
+    """All cases with the filter; all attacks without, of which most have to get through."""
+    async with suite(filtered=True) as made:
+        problems = [problem for case in CASES if (problem := await made.wrong(case))]
+    async with suite(filtered=False) as made:
+        attacks = [case for case in CASES if case.attack]
+        hits = [case for case in attacks if await made.gets_through(case)]
+    write_report(CASES, len(CASES) - len(problems), len(hits))
+    assert not problems, "\n".join(problems)
+    assert len(hits) >= LEAST_HITS * len(attacks)
