@@ -112,6 +112,11 @@ openapi *args: setup
 asyncapi *args: setup
     {{ python }} -m decisec.devkit.bus_contract {{ args }}
 
+# Write docs/network-packets.md anew, from the cases of the packet suite
+[group('change')]
+network-packets: setup
+    {{ python }} -m tests.network.page
+
 # Resolve the dependencies anew into the hashed lock
 [group('change')]
 lock:

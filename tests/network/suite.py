@@ -25,6 +25,7 @@ REPORT = Path(__file__).resolve().parents[2] / ".decisec" / "packet-suite.json"
 
 _PATIENCE_S = 5.0
 _SENTINEL = b"SENTINEL"
+_LIMITS = ("control", "asking", "nd_learning", "nd_source")
 _SENDER, _FAR = "alice 1", IPv6Address("2001:db8:ffff::5e")
 # What got through the filter to the host's own sockets and tables, seen behind it.
 _OBSERVER = """
@@ -104,8 +105,9 @@ class Suite:
     async def _rest(self) -> None:
         """Let rate limits forget the cases before."""
         if self._rules is not None:
-            names = ("control", "asking", "nd_learning", "nd_source")
-            await self._nft.run("\n".join(f"flush set netdev decisec {name}" for name in names))
+            sets = ["netdev decisec control"]
+            sets += [f"inet decisec {name}" for name in _LIMITS]
+            await self._nft.run("\n".join(f"flush set {name}" for name in sets))
 
     async def _send(self, step: Step) -> Sight:
         self._drain()

@@ -10,13 +10,14 @@ import pytest
 
 from tests.network.cases import CASES
 from tests.network.cases.base import UNATTACHED, VMS
+from tests.network.page import PAGE, render
 from tests.network.suite import OneCpu, Suite, write_report
 from tests.support import fabric as fabrics
 from tests.support.fabric import PLAN, fabric
 from vm_agent.network.filter import Filter
 from vm_agent.network.nft import Nft
 
-pytestmark = pytest.mark.skipif(
+needs_rules = pytest.mark.skipif(
     fabrics.available() is not None, reason=fabrics.available() or "rules work"
 )
 
@@ -50,6 +51,7 @@ def test_cases_have_names_of_their_own() -> None:
     assert len(CASES) >= 120
 
 
+@needs_rules
 async def test_every_packet_goes_where_it_should() -> None:
     """All cases with the filter; all attacks without, of which most have to get through."""
     async with suite(filtered=True) as made:
@@ -60,3 +62,8 @@ async def test_every_packet_goes_where_it_should() -> None:
     write_report(CASES, len(CASES) - len(problems), len(hits))
     assert not problems, "\n".join(problems)
     assert len(hits) >= LEAST_HITS * len(attacks)
+
+
+def test_the_page_says_what_is_tested() -> None:
+    """`just network-packets` writes it anew."""
+    assert PAGE.read_text(encoding="utf-8") == render()

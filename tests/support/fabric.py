@@ -7,6 +7,7 @@ No packet leaves the two namespaces. There are no rules until a test brings some
 
 from __future__ import annotations
 
+import array
 import fcntl
 import os
 import socket
@@ -60,6 +61,7 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _OFFLOADS = 0x01 | 0x02 | 0x04 | 0x10  # checksums, segmentation, as Firecracker asks for
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
+_SIOCETHTOOL, _ETHTOOL_STXCSUM = 0x8946, 0x17
 
 
 def available() -> str | None:
@@ -232,7 +234,16 @@ def _wire_up(uplink_netns: str) -> None:
         route.route("add", dst="::/0", gateway=str(WAN), oif=up)
         route.route("add", dst="0.0.0.0/0", gateway=str(WAN_V4), oif=up)
         route.route("add", dst=str(PLAN.prefix), type="unreachable", priority=4096)
+    _compute_checksums("up0")
     inside(uplink_netns, _far_end)
+
+
+def _compute_checksums(interface: str) -> None:
+    """Take the interface's offloads away, so that frames leave it as they would leave a host."""
+    value = array.array("B", struct.pack("=II", _ETHTOOL_STXCSUM, 0))
+    request = struct.pack("16sQ16x", interface.encode(), value.buffer_info()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
 
 
 def _far_end() -> None:

@@ -82,9 +82,9 @@ for name, option in (
     ("nothing but padding", b"\x01\x01\x01\0"),
 ):
     packets.drop(f"option: {name}", _udp(packets, option=option), Reason.OPTIONS_V4)
-packets.drop("a header of 16 octets", _udp(packets, words=4), Reason.OPTIONS_V4)
-packets.drop("longer than the frame", _udp(packets, length=1400), Reason.PROTOCOL)
-packets.drop("shorter than its header", _udp(packets, length=10), Reason.PROTOCOL)
+packets.drop("a header of 16 octets", _udp(packets, words=4), None)
+packets.drop("longer than the frame", _udp(packets, length=1400), None)
+packets.drop("shorter than its header", _udp(packets, length=10), None)
 for name, number in (("IPv4 in IPv4", p.IPIP), ("IPv6 in IPv4", p.IPV6), ("GRE", p.GRE)):
     packets.drop(name, four(number, bytes(40) + packets.data()), Reason.TUNNEL)
     packets.drop(

@@ -111,9 +111,9 @@ for name, kind, payload in (
 types.drop(
     "IPv6 that says it is IPv4",
     p.ether(_MAC, GATEWAY_MAC, p.ETH_IP4, _datagram(types)),
-    Reason.SOURCE_V4,
+    None,
 )
-types.drop("a frame of 14 octets", framed(b"\x60")[:14], Reason.SOURCE)
+types.drop("a frame of 14 octets", framed(b"\x60")[:14], Reason.HOP_BY_HOP)
 types.drop("an IPv6 header cut short", framed(_datagram(types)[:30]), None)
 
 CASES = [*macs.all, *types.all]

@@ -4,7 +4,19 @@ from __future__ import annotations
 
 import struct
 
-from tests.network.cases.base import ALL_NODES, HERE, VMS, Cases, address, datagram, segment, six
+from tests.network.cases.base import (
+    ALL_NODES,
+    HERE,
+    HERE_V4,
+    OUTSIDE_V4,
+    VMS,
+    Cases,
+    address,
+    datagram,
+    four,
+    segment,
+    six,
+)
 from tests.support import packets as p
 from vm_agent.network.reasons import Reason
 
@@ -104,4 +116,86 @@ offload.drop(
     Reason.RA_GUARD,
     header=virtio(kind=_TCP6, header=_L4 + 20, size=1200, start=_L4, offset=16),
 )
-CASES = [*offload.all]
+written = Cases("Checksums written elsewhere")
+
+
+def _summing(frame: bytes, start: int, at: int, value: int) -> tuple[bytes, bytes]:
+    """A frame, and what the guest says of it, so that the host writes `value` at an octet.
+
+    The host sums from `start` to the end, where two octets of data make it come out right.
+    """
+    frame = frame[:-2] + bytes(2)
+    needed = ((value ^ 0xFFFF) - (p.checksum(frame[start:]) ^ 0xFFFF)) % 0xFFFF
+    return frame[:-2] + struct.pack(">H", needed), virtio(start=start, offset=at - start)
+
+
+def _written(name: str, frame: bytes, at: int, value: int, reason: Reason) -> None:
+    changed, header = _summing(frame, 20, at, value)
+    written.drop(name, changed, reason, header=header)
+
+
+_SOURCE6, _TO6, _SOURCE4 = 14 + 8, 14 + 24, 14 + 12
+_written(
+    "into the source: another VM's address",
+    datagram(written.data()),
+    _SOURCE6 + 14,
+    int(address("bob")) & 0xFFFF,
+    Reason.SOURCE,
+)
+_written(
+    "into the source: another prefix", datagram(written.data()), _SOURCE6, 0x2A00, Reason.SOURCE
+)
+_written(
+    "into the source: another VM's IPv4 address",
+    four(p.UDP, p.udp(HERE_V4, OUTSIDE_V4, 1, 2, written.data())),
+    _SOURCE4 + 2,
+    0x0203,
+    Reason.SOURCE_V4,
+)
+_written(
+    "into the destination: another customer's VM",
+    datagram(written.data(), to=_FRIEND),
+    _TO6 + 14,
+    int(address("bob")) & 0xFFFF,
+    Reason.TENANT,
+)
+_written(
+    "into the destination: a private network",
+    datagram(written.data()),
+    _TO6,
+    0xFD00,
+    Reason.DESTINATION,
+)
+_written(
+    "into the next header: hop-by-hop options",
+    datagram(written.data()),
+    14 + 6,
+    0x0040,
+    Reason.HOP_BY_HOP,
+)
+_written(
+    "into the next header: a router advertisement",
+    six(
+        p.UDP,
+        p.icmp6(
+            VMS["alice 1"].link_local,
+            ALL_NODES,
+            p.RA,
+            p.router_advertisement(VMS["alice 1"].mac, written.data()),
+        ),
+        source=VMS["alice 1"].link_local,
+        to=ALL_NODES,
+    ),
+    14 + 6,
+    0x3AFF,
+    Reason.RA_GUARD,
+)
+_written(
+    "into the ports: a DHCPv6 server",
+    datagram(written.data(), to=_FRIEND),
+    _L4,
+    547,
+    Reason.DHCP_SERVER,
+)
+
+CASES = [*offload.all, *written.all]

@@ -28,8 +28,6 @@ for name, source in (
     ("of the gateway", GATEWAY),
     ("of the gateway, link-local", ROUTER),
     ("of another VM, link-local", IPv6Address(int(LINK) + 1)),
-    ("of the loopback", IPv6Address("::1")),
-    ("of a group", ALL_NODES),
     ("mapped IPv4", IPv6Address("::ffff:192.0.2.1")),
     ("compatible IPv4", IPv6Address("::192.0.2.1")),
     ("6to4 of its own IPv4", IPv6Address("2002:c000:201::1")),
@@ -37,6 +35,8 @@ for name, source in (
     ("site-local", IPv6Address("fec0::1")),
 ):
     sources.drop(f"source {name}", datagram(sources.data(), source=source), Reason.SOURCE)
+for name, source in (("of the loopback", IPv6Address("::1")), ("of a group", ALL_NODES)):
+    sources.drop(f"source {name}", datagram(sources.data(), source=source), None)
 sources.drop(
     "source unspecified, a datagram",
     datagram(sources.data(), source=IPv6Address("::")),
@@ -65,7 +65,6 @@ for name, to in (
     ("site-local", IPv6Address("fec0::1")),
     ("mapped IPv4", IPv6Address("::ffff:203.0.113.2")),
     ("compatible IPv4", IPv6Address("::203.0.113.2")),
-    ("the loopback", IPv6Address("::1")),
     ("the unspecified", IPv6Address("::")),
     ("the discard prefix", IPv6Address("100::1")),
     ("Teredo", IPv6Address("2001::1")),
@@ -74,6 +73,7 @@ for name, to in (
     ("the operator's own network", IPv6Address("2001:db8:ffff:aaaa::1")),
 ):
     places.drop(f"to {name}", datagram(places.data(), to=to), Reason.DESTINATION)
+places.drop("to the loopback", datagram(places.data(), to=IPv6Address("::1")), None)
 places.drop(
     "to somebody elsewhere, from link-local",
     datagram(places.data(), source=LINK),
@@ -86,13 +86,17 @@ for name, group, ports in (
     ("LLMNR", "ff02::1:3", (5355, 5355)),
     ("SSDP", "ff02::c", (1900, 1900)),
     ("all nodes", "ff02::1", (4000, 4001)),
-    ("all nodes of the interface", "ff01::1", (4000, 4001)),
 ):
     places.drop(
         f"to a group: {name}",
         datagram(places.data(), to=IPv6Address(group), ports=ports),
         Reason.LINK_PROTOCOL,
     )
+places.drop(
+    "to a group: all nodes of the interface",
+    datagram(places.data(), to=IPv6Address("ff01::1")),
+    None,
+)
 places.drop(
     "a ping of all nodes",
     message(p.ECHO, p.echo(1, places.data()), hops=64),

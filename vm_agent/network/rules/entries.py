@@ -62,15 +62,16 @@ def entries(vm: Attachment) -> frozenset[Entry]:
     for address, length in [(int(vm.link_local), 128), *networks]:
         text = _ipv6(address)
         if length == 128:
-            found.add(_element("netdev", "source6", tap, text))
-            found.add(_element("netdev", "target6", tap, f"{address:#x}"))
+            found.add(_element("inet", "source6", tap, text))
+            found.add(_element("inet", "target6", tap, f"{address:#x}"))
         elif length == 64:
-            found.add(_element("netdev", "source6_net", tap, text))
-            found.add(_element("netdev", "target6_net", tap, f"{address >> 64:#x}"))
+            found.add(_element("inet", "source6_net", tap, text))
+            found.add(_element("inet", "target6_net", tap, f"{address >> 64:#x}"))
         else:
             raise ValueError(f"{text}/{length} is neither /64 nor /128")
     if vm.ipv4 is not None:
-        found.add(_element("netdev", "source4", tap, str(vm.ipv4)))
+        found.add(_element("inet", "source4", tap, str(vm.ipv4)))
+        found.add(_element("netdev", "arp4", tap, str(vm.ipv4)))
         found.add(_element("netdev", "source_arp", tap, vm.mac))
     if vm.quarantined:
         found |= {_element("netdev", "cut", tap), _element("inet", "cut", tap)}
