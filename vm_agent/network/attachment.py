@@ -16,6 +16,11 @@ GATEWAY_LINK_LOCAL = IPv6Address("fe80::1")
 GATEWAY_IPV4 = IPv4Address("169.254.0.1")
 """The host, on every tap, for VMs that have IPv4."""
 
+GATEWAY_MAC = "02:dc:00:00:00:01"
+"""The host's, on every tap: a guest that goes on from a snapshot still knows it."""
+
+_FIRST_INDEX = 1 << 16
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Port:
@@ -50,6 +55,8 @@ class Attachment:
         ports: What is open to everybody where `open_inbound` is false.
         peers: Customers' numbers whose VMs may talk to it, and it to theirs.
         quarantined: Nothing goes in or out, and nothing else changes.
+        incarnation: Whose interface it is; each incarnation has one of its own.
+        mtu: The largest packet on it, in bytes.
     """
 
     slot: int
@@ -63,6 +70,8 @@ class Attachment:
     ports: tuple[Port, ...] = ()
     peers: frozenset[int] = field(default_factory=frozenset)
     quarantined: bool = False
+    incarnation: int = 0
+    mtu: int = 1500
 
     @property
     def tap(self) -> str:
@@ -70,8 +79,21 @@ class Attachment:
         return f"vm{self.slot:08x}"
 
     @property
+    def index(self) -> int:
+        """The interface's index in the fabric.
+
+        The kernel would give a freed one out again at once, and whoever still asks for the bytes of
+        one VM would be told those of another.
+        """
+        return _FIRST_INDEX + self.slot % (2**31 - _FIRST_INDEX)
+
+    @property
     def link_local(self) -> IPv6Address:
         """The guest's link-local address (RFC 4291, appendix A)."""
-        octets = [int(part, 16) for part in self.mac.split(":")]
-        interface = bytes([octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]])
-        return IPv6Address(bytes.fromhex("fe80000000000000") + interface)
+        return IPv6Address("fe80::") + int(interface_id(self.mac))
+
+
+def interface_id(mac: str) -> IPv6Address:
+    """The lower half of the addresses that a guest makes of its MAC (RFC 4291, appendix A)."""
+    octets = [int(part, 16) for part in mac.split(":")]
+    return IPv6Address(bytes([*(0,) * 8, octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]]))

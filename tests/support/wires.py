@@ -1,0 +1,265 @@
+"""A fabric in namespaces of a test: the world outside, VMs as tap descriptors, rules that note."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+from pyroute2 import IPRoute
+
+from schemas.ids import new_id
+from vm_agent import namespace, network
+from vm_agent.drivers.abc import Nic
+from vm_agent.network.attachment import GATEWAY_MAC, Attachment
+from vm_agent.network.fabric import Fabric, Rules
+from vm_agent.network.layout import Layout, Owner
+from vm_agent.network.leases import Ranges, mac_of
+from vm_agent.network.taps import NetworkError
+
+PREFIX = IPv6Network("2001:db8:1::/56")
+IPV4 = IPv4Network("203.0.113.0/28")
+WORLD = IPv6Address("2001:db8:ffff::1")
+WORLD_IPV4 = IPv4Address("198.51.100.1")
+_HEADER_BYTES = 10
+"""virtio-net's, before every frame."""
+
+
+class NotedRules:
+    """`Rules` that let everything through and remember what they were told.
+
+    Attributes:
+        told: Verbs and taps, in their order.
+        standing: VMs whose rules are in force.
+        links: Says whether a link is open at the time, for who asks.
+        refuses: Verbs that fail.
+    """
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.standing: dict[str, Attachment] = {}
+        self.refuses: set[str] = set()
+        self.dropped: dict[str, dict[str, int]] = {}
+
+    async def install(self, vms: Iterable[Attachment]) -> bool:
+        """`Rules`."""
+        self.standing = {vm.tap: vm for vm in vms}
+        self._tell("install", "")
+        return True
+
+    async def add(self, vm: Attachment) -> None:
+        """`Rules`."""
+        self._tell("add", vm.tap)
+        self.standing[vm.tap] = vm
+
+    async def change(self, vm: Attachment) -> None:
+        """`Rules`."""
+        self._tell("change", vm.tap)
+        self.standing[vm.tap] = vm
+
+    async def remove(self, tap: str) -> None:
+        """`Rules`."""
+        self._tell("remove", tap)
+        self.standing.pop(tap, None)
+
+    async def reconcile(self, vms: Iterable[Attachment]) -> frozenset[str]:
+        """`Rules`."""
+        wanted = {vm.tap: vm for vm in vms}
+        taps = wanted.keys() | self.standing.keys()
+        wrong = {tap for tap in taps if wanted.get(tap) != self.standing.get(tap)}
+        self.standing = wanted
+        return frozenset(wrong)
+
+    async def drops(self) -> Mapping[str, Mapping[str, int]]:
+        """`Rules`."""
+        return self.dropped
+
+    async def close(self) -> None:
+        """`Rules`."""
+
+    def _tell(self, verb: str, tap: str) -> None:
+        if verb in self.refuses:
+            raise NetworkError(f"{verb} is refused as told")
+        self.told.append((verb, tap))
+
+
+@dataclass(eq=False)
+class Guest:
+    """A VM whose VMM is this process: the tap's descriptor."""
+
+    nic: Nic
+    vm: Attachment
+    tap: int
+    received_bytes: int = 0
+
+    @property
+    def owner(self) -> Owner:
+        """What its link's alias says."""
+        return Owner(IDENTITY, self.vm.vm_id, self.vm.incarnation)
+
+    def send(self, frame: bytes) -> None:
+        """Send an Ethernet frame."""
+        os.write(self.tap, bytes(_HEADER_BYTES) + frame)
+
+    async def frame(self, within_s: float = 2.0) -> bytes:
+        """The next frame that comes to it alone; TimeoutError.
+
+        What the host's own stack says on the link, a filter keeps from guests.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(within_s):
+            while True:
+                coming: asyncio.Future[None] = loop.create_future()
+                loop.add_reader(self.tap, _ready, coming)
+                try:
+                    await coming
+                finally:
+                    loop.remove_reader(self.tap)
+                frame = os.read(self.tap, 65_536)[_HEADER_BYTES:]
+                self.received_bytes += len(frame)
+                if frame[:2] != b"\x33\x33":
+                    return frame
+
+    def udp(self, to: IPv6Address, port: int, data: bytes) -> bytes:
+        """A frame with a datagram of its own to an address, by way of the host."""
+        source = next(iter(self.vm.addresses)).network_address
+        size = 8 + len(data)
+        pseudo = source.packed + to.packed + struct.pack("!II", size, 17)
+        head = struct.pack("!HHHH", port, port, size, 0)
+        head = head[:6] + struct.pack("!H", checksum(pseudo + head + data))
+        ip = struct.pack("!IHBB", 6 << 28, size, 17, 64) + source.packed + to.packed
+        macs = bytes.fromhex((GATEWAY_MAC + self.vm.mac).replace(":", ""))
+        return macs + b"\x86\xdd" + ip + head + data
+
+
+def _ready(coming: asyncio.Future[None]) -> None:
+    if not coming.done():
+        coming.set_result(None)
+
+
+def checksum(data: bytes) -> int:
+    """The Internet's (RFC 1071)."""
+    data += bytes(len(data) % 2)
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF or 0xFFFF
+
+
+IDENTITY = "0badcafe"
+
+
+@dataclass(eq=False)
+class FabricRig:
+    """A fabric, and all that a test makes in it."""
+
+    fabric: Fabric
+    rules: Rules
+    outside: str
+    guests: list[Guest] = field(default_factory=list)
+    slots: int = 0
+
+    @property
+    def layout(self) -> Layout:
+        """What the fabric is made of."""
+        return self.fabric.layout
+
+    async def guest(self, *, attach: bool = True, **more: object) -> Guest:
+        """A VM, attached unless told otherwise."""
+        self.slots += 1
+        slot = 0xF000_0000 + self.slots
+        own = PREFIX.network_address + (1 << 16) + self.slots
+        vm = Attachment(
+            slot=slot, vm_id=new_id(), customer_id="acme", tenant=1 << 20, mac=mac_of(slot),
+            addresses=(IPv6Network(own),), incarnation=1,
+        )  # fmt: skip
+        return await self.start(replace(vm, **more), attach=attach)  # type: ignore[arg-type]
+
+    async def start(self, vm: Attachment, *, attach: bool = True) -> Guest:
+        """A VM's interface, opened as a VMM does it."""
+        nic = replace(await network.create(vm.vm_id, vm.incarnation), mac=vm.mac)
+        guest = Guest(nic, vm, await namespace.in_own_thread(lambda: _open(nic)))
+        self.guests.append(guest)
+        if attach:
+            await self.fabric.attach(nic, vm)
+        return guest
+
+    async def inside(self, *command: str) -> str:
+        """What a command prints that runs in the fabric."""
+        return await run_in(self.layout.netns, *command)
+
+    async def outer(self, *command: str) -> str:
+        """The same where the uplink leads."""
+        return await run_in(self.outside, *command)
+
+    async def again(self, rules: Rules | None = None) -> Fabric:
+        """Let the agent start anew: another `Fabric` over what stands."""
+        attached = tuple(self.fabric.attached.values())
+        await self.fabric.close()
+        if rules is not None:
+            self.rules = rules
+        self.fabric = Fabric(self.layout, self.rules, self.outside)
+        await self.fabric.open(attached)
+        return self.fabric
+
+
+@asynccontextmanager
+async def fabric_rig(rules: Rules | None = None, mtu: int = 1500) -> AsyncIterator[FabricRig]:
+    """A fabric with a world outside that answers at `WORLD`; nothing of it is left."""
+    outside = f"dct-{new_id().hex[-8:]}"
+    layout = Layout(identity=IDENTITY, ranges=Ranges(PREFIX, (IPV4,)), mtu=mtu)
+    await namespace.in_own_thread(lambda: _make_world(outside))
+    rules = rules or NotedRules()
+    rig = FabricRig(Fabric(layout, rules, outside), rules, outside)
+    try:
+        await rig.fabric.open()
+        yield rig
+    finally:
+        await rig.fabric.close()
+        for guest in rig.guests:
+            os.close(guest.tap)
+            await network.destroy(guest.nic)
+        for name in (layout.netns, outside):
+            namespace.remove(name)
+
+
+async def run_in(netns: str, *command: str) -> str:
+    """What a command prints that runs in a namespace; it must succeed."""
+    process = await asyncio.create_subprocess_exec(
+        "nsenter", f"--net={namespace.NETNS_DIR / netns}", *command,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output.decode()
+    return output.decode()
+
+
+def udp_socket_in(netns: str, address: str, port: int) -> socket.socket:
+    """A bound socket of a namespace."""
+    namespace.enter(netns)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    made = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    made.bind((address, port))
+    return made
+
+
+def _open(nic: Nic) -> int:
+    namespace.enter(nic.netns)
+    tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+    fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", nic.tap.encode(), 0x5002))
+    return tap
+
+
+def _make_world(name: str) -> None:
+    namespace.make(name)
+    with IPRoute() as route:
+        index = socket.if_nametoindex("lo")
+        route.link("set", index=index, state="up")
+        route.addr("add", index=index, address=str(WORLD), prefixlen=128)
+        route.addr("add", index=index, address=str(WORLD_IPV4), prefixlen=32)

@@ -1,0 +1,377 @@
+"""The fabric: one namespace per agent that holds every VM's tap and the way out.
+
+A tap comes here after its VMM has opened it, closed and without an address; its rules are put in
+force first, and only then is it opened. It goes in the order rules, link. Whatever the agent dies
+amid, what is left lets nothing through, and its alias says whose it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from vm_agent import namespace
+from vm_agent.drivers.abc import Nic
+from vm_agent.network import base
+from vm_agent.network.attachment import Attachment
+from vm_agent.network.changes import delete_links, put, take
+from vm_agent.network.items import Item, Link, Route, Standing, read_all, read_links
+from vm_agent.network.layout import Layout, Owner, owner_in
+from vm_agent.network.netlink import Netlink, attribute
+from vm_agent.network.readings import Readings
+from vm_agent.network.resident import Resident, refused
+from vm_agent.network.taps import NetworkError
+from vm_agent.network.turnstile import Turnstile
+
+_log = structlog.get_logger("decisec.fabric")
+
+_RTM_SETLINK = 19
+_LINK = struct.Struct("=BxHiII")
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_IFALIAS = 1, 3, 4, 20
+_IFLA_NET_NS_FD, _IFLA_NEW_IFINDEX = 28, 49
+
+
+class Rules(Protocol):
+    """The packet filter of the fabric. All verbs may be repeated; errors are `NetworkError`."""
+
+    async def install(self, vms: Iterable[Attachment]) -> bool:
+        """Put the base rules in force, and those of these VMs. Whether they were not."""
+
+    async def add(self, vm: Attachment) -> None:
+        """Put a VM's rules in force; its tap is there, and closed."""
+
+    async def change(self, vm: Attachment) -> None:
+        """Put in force what is different now."""
+
+    async def remove(self, tap: str) -> None:
+        """Take a VM's rules away, which cuts it off."""
+
+    async def reconcile(self, vms: Iterable[Attachment]) -> frozenset[str]:
+        """Make the kernel hold just these VMs' rules; the taps it did not hold right."""
+
+    async def drops(self) -> Mapping[str, Mapping[str, int]]:
+        """Packets dropped so far, by tap and reason."""
+
+    async def close(self) -> None:
+        """Let go; what is in force stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Repairs:
+    """What a comparison has put right.
+
+    Attributes:
+        kinds: How many of each kind: `link`, `address`, `neighbour`, `route`, `rules`, `orphan`.
+        lost: Taps that are gone and cannot be brought back while their VMM runs.
+    """
+
+    kinds: Mapping[str, int]
+    lost: frozenset[str] = frozenset()
+
+
+class Fabric:
+    """One agent's fabric.
+
+    Args:
+        layout: What it is made of.
+        rules: Its packet filter.
+        outside: The namespace that the uplink leads to; empty for the agent's own.
+    """
+
+    def __init__(self, layout: Layout, rules: Rules, outside: str = "") -> None:
+        self.layout = layout
+        self._rules = rules
+        self._inside = Resident(layout.netns, make=True)
+        self._outside = Resident(outside)
+        self._outside_name = outside
+        self._turnstile = Turnstile()
+        self._ruling = asyncio.Lock()
+        self._deleting = asyncio.Lock()
+        self._leaving: dict[str, asyncio.Future[Exception | None]] = {}
+        self._attached: dict[str, Attachment] = {}
+        self._readings: Readings | None = None
+
+    @property
+    def attached(self) -> Mapping[str, Attachment]:
+        """The VMs that are connected, by tap."""
+        return self._attached
+
+    async def open(self, vms: Iterable[Attachment] = ()) -> None:
+        """Make what is missing of the fabric, with these VMs that have a tap in it already.
+
+        What else is in it of this agent's is removed by the first `reconcile`.
+
+        Raises:
+            NetworkError: The kernel refuses; no VM may be attached.
+        """
+        try:
+            await self._inside.run(lambda route: base.settle(route, self.layout))
+            await base.lay_uplink(self.layout, self._inside, self._outside)
+            self._readings = await self._inside.run(lambda _: Readings())
+        except (OSError, NetlinkError) as error:
+            raise NetworkError(f"cannot make the fabric: {refused(error)}") from error
+        self._attached = {vm.tap: vm for vm in vms}
+        await self._rules.install(self._attached.values())
+
+    async def close(self) -> None:
+        """Let go of it; everything stands and works on."""
+        await self._rules.close()
+        if self._readings is not None:
+            self._readings.close()
+            self._readings = None
+        await self._inside.close()
+        await self._outside.close()
+
+    async def attach(self, nic: Nic, vm: Attachment) -> None:
+        """Connect a VM whose VMM has opened its tap, and whose guest does not run yet. 20 ms.
+
+        Cut short, it has left what `detach` removes.
+
+        Raises:
+            NetworkError: The kernel refuses; nothing gets through.
+        """
+        async with self._turnstile.together():
+            await self._clear_name(vm)
+            try:
+                await namespace.in_own_thread(lambda: self._move(nic, vm))
+                async with self._ruling:
+                    await self._rules.add(vm)
+                    self._attached[vm.tap] = vm
+                await self._inside.run(lambda route: self._connect(route, vm))
+            except (OSError, NetlinkError) as error:
+                raise NetworkError(f"cannot connect {vm.tap}: {refused(error)}") from error
+
+    async def change(self, vm: Attachment) -> None:
+        """Let other rules hold for a VM; nothing happens if it is not attached.
+
+        Raises:
+            NetworkError: The kernel refuses.
+        """
+        async with self._turnstile.together():
+            if self._attached.get(vm.tap, vm) == vm:
+                return
+            async with self._ruling:
+                await self._rules.change(vm)
+                self._attached[vm.tap] = vm
+
+    async def detach(self, tap: str, owner: Owner) -> None:
+        """Remove a VM's tap with all that is about it; those that go at one time go together.
+
+        Nothing happens if it is not there, or is another incarnation's.
+
+        Raises:
+            NetworkError: The kernel refuses.
+        """
+        async with self._turnstile.together():
+            link = await self._link(tap)
+            if link is not None and owner_in(link.alias) != owner:
+                return
+            async with self._ruling:
+                vm = self._attached.get(tap)
+                if vm is not None and vm.incarnation != owner.incarnation:
+                    return
+                self._attached.pop(tap, None)
+                await self._rules.remove(tap)
+            if link is not None:
+                await self._delete(tap)
+            if vm is not None and self._readings is not None:
+                self._readings.forget(vm.index)
+
+    async def reconcile(self) -> Repairs:
+        """Compare all that stands with what should, and put it right. What is foreign stays.
+
+        Raises:
+            NetworkError: The kernel refuses.
+        """
+        async with self._turnstile.alone():
+            vms = tuple(self._attached.values())
+            ruled = await self._rules.reconcile(vms)
+            try:
+                repairs = await self._inside.run(lambda route: self._repair(route, vms))
+                outer = await self._outside.run(
+                    lambda route: base.mend(route, self.layout.outside())
+                )
+            except (OSError, NetlinkError) as error:
+                raise NetworkError(f"cannot repair the fabric: {refused(error)}") from error
+        kinds = dict(repairs.kinds)
+        for kind, count in (*outer.items(), ("rules", len(ruled))):
+            kinds[kind] = kinds.get(kind, 0) + count
+        return Repairs({kind: n for kind, n in kinds.items() if n}, repairs.lost)
+
+    async def taps(self) -> dict[str, Owner]:
+        """All taps of this agent in the fabric, by name."""
+        links = await self._inside.run(lambda _: _read_links())
+        found = {link.name: owner_in(link.alias) for link in links.values()}
+        return {
+            name: owner
+            for name, owner in found.items()
+            if owner is not None and owner.identity == self.layout.identity
+        }
+
+    async def drops(self) -> Mapping[str, Mapping[str, int]]:
+        """Packets dropped so far, by tap and reason."""
+        async with self._turnstile.together():
+            return await self._rules.drops()
+
+    def read(self, vm: Attachment) -> tuple[int, int] | None:
+        """Bytes that the guest has received and sent; None if its tap is not here."""
+        return self._readings.read(vm.index) if self._readings is not None else None
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Read the bytes of all taps now, for everybody who asks within the block."""
+        if self._readings is None:
+            yield
+            return
+        with self._readings.at_once():
+            yield
+
+    def _move(self, nic: Nic, vm: Attachment) -> None:
+        """Give a tap its name in the fabric, in one step; it is closed then."""
+        namespace.enter(nic.netns)
+        netlink = Netlink()
+        fabric = os.open(namespace.NETNS_DIR / self.layout.netns, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            index = next(i for i, link in read_links(netlink).items() if link.name == nic.tap)
+            link = self.layout.tap(vm)
+            body = _LINK.pack(0, 0, index, 0, 0)
+            for kind, value in (
+                (_IFLA_NET_NS_FD, struct.pack("=i", fabric)),
+                (_IFLA_IFNAME, link.name.encode() + b"\0"),
+                (_IFLA_IFALIAS, link.alias.encode() + b"\0"),
+                (_IFLA_ADDRESS, bytes.fromhex(link.mac.replace(":", ""))),
+                (_IFLA_MTU, struct.pack("=I", link.mtu)),
+                (_IFLA_NEW_IFINDEX, struct.pack("=i", vm.index)),
+            ):
+                body += attribute(kind, value)
+            netlink.tell(_RTM_SETLINK, body)
+        except StopIteration:
+            raise NetworkError(f"{nic.netns} has no {nic.tap}") from None
+        finally:
+            netlink.close()
+            os.close(fabric)
+
+    def _connect(self, route: IPRoute, vm: Attachment) -> None:
+        put(route, self.layout.tap(vm))
+        for item in sorted(self.layout.behind(vm), key=_in_order):
+            put(route, item)
+
+    async def _clear_name(self, vm: Attachment) -> None:
+        """Make way for a tap: an earlier incarnation may have left one."""
+        link = await self._link(vm.tap)
+        if link is None:
+            return
+        owner = owner_in(link.alias)
+        if owner is None or (owner.identity, owner.vm_id) != (self.layout.identity, vm.vm_id):
+            raise NetworkError(f"there is a foreign link {vm.tap} in {self.layout.netns}")
+        async with self._ruling:
+            self._attached.pop(vm.tap, None)
+            await self._rules.remove(vm.tap)
+        await self._delete(vm.tap)
+
+    async def _link(self, name: str) -> Link | None:
+        try:
+            links = await self._inside.run(lambda _: _read_links())
+        except (OSError, NetlinkError) as error:
+            raise NetworkError(f"cannot look into the fabric: {refused(error)}") from error
+        return next((link for link in links.values() if link.name == name), None)
+
+    async def _delete(self, tap: str) -> None:
+        loop = asyncio.get_running_loop()
+        done = self._leaving.setdefault(tap, loop.create_future())
+        async with self._deleting:
+            # Whoever waited for its turn may have gone with those before.
+            if not done.done():
+                batch, self._leaving = self._leaving, {}
+                problem: Exception | None = None
+                try:
+                    await self._inside.run(lambda route: delete_links(route, list(batch)))
+                except (OSError, NetlinkError) as error:
+                    problem = error
+                finally:
+                    for one in batch.values():
+                        one.set_result(problem)
+        if (cause := done.result()) is not None:
+            raise NetworkError(f"cannot remove {tap}: {cause}") from cause
+
+    def _repair(self, route: IPRoute, vms: tuple[Attachment, ...]) -> Repairs:
+        layout = self.layout
+        netlink = Netlink()
+        try:
+            standing = read_all(netlink)
+        finally:
+            netlink.close()
+        there = {link.name: link for link in standing.links.values()}
+        lost = frozenset(vm.tap for vm in vms if not _is_its(layout, vm, there.get(vm.tap)))
+        kept = [vm for vm in vms if vm.tap not in lost]
+        kinds: dict[str, int] = {}
+        links = [layout.tap(vm) for vm in kept]
+        wrong: list[Item] = [link for link in links if there[link.name] != link]
+        wanted = layout.inside().union(*map(layout.behind, kept))
+        missing = wanted - standing.items
+        for item in (*wrong, *sorted(missing, key=_in_order)):
+            put(route, item)
+            _count(kinds, item)
+        if wrong:
+            # A link that was closed has lost its routes, perhaps only after they were read.
+            for item in sorted(wanted, key=_in_order):
+                put(route, item)
+        for item in _unwanted(standing, wanted, {vm.tap for vm in kept}):
+            take(route, item)
+            _count(kinds, item)
+        orphans = _orphans(layout, standing, {vm.tap for vm in kept})
+        delete_links(route, orphans)
+        kinds["orphan"] = len(orphans)
+        return Repairs(kinds, lost)
+
+
+def _read_links() -> dict[int, Link]:
+    netlink = Netlink()
+    try:
+        return read_links(netlink)
+    finally:
+        netlink.close()
+
+
+def _is_its(layout: Layout, vm: Attachment, link: Link | None) -> bool:
+    return link is not None and owner_in(link.alias) == Owner(
+        layout.identity, vm.vm_id, vm.incarnation
+    )
+
+
+def _unwanted(standing: Standing, wanted: set[Item], taps: set[str]) -> list[Item]:
+    """What only this agent puts in place, and nobody wants: our routes, neighbours on our taps."""
+    extra = standing.items - wanted
+    return [
+        item
+        for item in extra
+        if isinstance(item, Route) or (item[0] in taps and type(item).__name__ == "Neighbour")
+    ]
+
+
+def _orphans(layout: Layout, standing: Standing, taps: set[str]) -> list[str]:
+    found = []
+    for link in standing.links.values():
+        owner = owner_in(link.alias)
+        if owner is not None and owner.identity == layout.identity and link.name not in taps:
+            found.append(link.name)
+    return found
+
+
+def _in_order(item: Item) -> int:
+    """Links first, routes last: each needs those before."""
+    return ("Link", "Address", "Neighbour", "Route").index(type(item).__name__)
+
+
+def _count(kinds: dict[str, int], item: Item) -> None:
+    kind = type(item).__name__.lower()
+    kinds[kind] = kinds.get(kind, 0) + 1
