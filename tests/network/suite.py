@@ -5,17 +5,27 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from pathlib import Path
 
 import msgspec
 
-from tests.network.cases.base import HERE, HOST, UPLINK, VMS, Case, Step, datagram, from_outside
+from tests.network.cases.base import (
+    HERE,
+    HOST,
+    UNATTACHED,
+    UPLINK,
+    VMS,
+    Case,
+    Step,
+    datagram,
+    from_outside,
+)
 from tests.support import packets as p
-from tests.support.fabric import OUTSIDE, Fabric
+from tests.support.fabric import OUTSIDE, PLAN, Fabric, fabric
 from vm_agent.network.drops import Drops
 from vm_agent.network.filter import Filter
 from vm_agent.network.nft import Nft
@@ -177,6 +187,32 @@ class Suite:
                 seen += self._guests[_SENDER].received()
             else:
                 seen += self._fabric.seen_outside()
+
+
+@asynccontextmanager
+async def guarded(*, filtered: bool = True) -> AsyncIterator[tuple[Fabric, Nft, Filter | None]]:
+    """A fabric with all VMs and their rules, but for those who are to have none."""
+    with fabric(list(VMS.values())) as place, OneCpu():
+        nft = Nft(place.netns)
+        try:
+            rules = Filter(nft) if filtered else None
+            if rules is not None:
+                await rules.install(PLAN)
+                for name, vm in VMS.items():
+                    if name not in UNATTACHED:
+                        await rules.add(vm)
+            yield place, nft, rules
+        finally:
+            await nft.close()
+
+
+@asynccontextmanager
+async def suite(*, filtered: bool) -> AsyncIterator[Suite]:
+    """A suite in such a fabric."""
+    async with guarded(filtered=filtered) as (place, nft, rules):
+        made = Suite(place, nft, rules)
+        await made.prepare()
+        yield made
 
 
 def _judge(step: Step, sight: Sight) -> str | None:

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 
 from tests.network.cases import CASES
-from tests.network.cases.base import UNATTACHED, VMS
 from tests.network.page import PAGE, render
-from tests.network.suite import OneCpu, Suite, write_report
+from tests.network.suite import suite, write_report
 from tests.support import fabric as fabrics
-from tests.support.fabric import PLAN, fabric
-from vm_agent.network.filter import Filter
-from vm_agent.network.nft import Nft
 
 needs_rules = pytest.mark.skipif(
     fabrics.available() is not None, reason=fabrics.available() or "rules work"
@@ -23,25 +17,6 @@ needs_rules = pytest.mark.skipif(
 
 LEAST_HITS = 0.6
 """Share of attacks that have to get through where there is no filter: the cases bite."""
-
-
-@asynccontextmanager
-async def suite(*, filtered: bool) -> AsyncIterator[Suite]:
-    """A fabric with all VMs."""
-    with fabric(list(VMS.values())) as place, OneCpu():
-        nft = Nft(place.netns)
-        try:
-            rules = Filter(nft) if filtered else None
-            if rules is not None:
-                await rules.install(PLAN)
-                for name, vm in VMS.items():
-                    if name not in UNATTACHED:
-                        await rules.add(vm)
-            made = Suite(place, nft, rules)
-            await made.prepare()
-            yield made
-        finally:
-            await nft.close()
 
 
 def test_cases_have_names_of_their_own() -> None:
