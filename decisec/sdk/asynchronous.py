@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from tenacity import AsyncRetrying
 
 from decisec.sdk import calls
+from decisec.sdk.async_admin import AsyncAdmin
 from decisec.sdk.async_figures import AsyncFigures
 from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
@@ -63,6 +64,9 @@ class AsyncClient(AsyncFigures):
         attempts: How often a request is sent at most; 1 for never again.
         transport: Replaces the network, for tests.
 
+    Attributes:
+        admin: Customers, hosts and price plans, for operators.
+
     Examples:
         >>> async def running() -> list[str]:
         ...     async with AsyncClient() as decisec:  # DECISEC_API_URL, DECISEC_TOKEN
@@ -90,6 +94,7 @@ class AsyncClient(AsyncFigures):
             verify=target.trust,
             transport=transport,
         )
+        self.admin = AsyncAdmin(self._send)
 
     async def __aenter__(self) -> Self:
         """The client itself."""

@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from tenacity import Retrying
 
 from decisec.sdk import calls
+from decisec.sdk.admin import Admin
 from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
@@ -62,6 +63,9 @@ class Client(Figures):
         attempts: How often a request is sent at most; 1 for never again.
         transport: Replaces the network, for tests.
 
+    Attributes:
+        admin: Customers, hosts and price plans, for operators.
+
     Examples:
         >>> with Client() as decisec:  # DECISEC_API_URL, DECISEC_TOKEN
         ...     made = decisec.create_vm(CreateVmRequest(image="tiny", boot=True), wait_s=30)
@@ -89,6 +93,7 @@ class Client(Figures):
             verify=target.trust,
             transport=transport,
         )
+        self.admin = Admin(self._send)
 
     def __enter__(self) -> Self:
         """The client itself."""
