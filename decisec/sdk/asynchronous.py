@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -66,6 +66,13 @@ class AsyncClient(AsyncFigures):
 
     Attributes:
         admin: Customers, hosts and price plans, for operators.
+
+    Examples:
+        >>> async def running() -> list[str]:
+        ...     async with AsyncClient() as decisec:  # DECISEC_API_URL, DECISEC_TOKEN
+        ...         return [vm.name async for vm in decisec.list_vms(state=VmState.RUNNING)]
+        >>> asyncio.run(running())
+        ['web']
     """
 
     def __init__(
@@ -170,7 +177,7 @@ class AsyncClient(AsyncFigures):
 
     async def follow_console(
         self, vm_id: UUID | str, *, offset: int = 0, poll_s: float = POLL_S
-    ) -> AsyncIterator[ConsoleChunk]:
+    ) -> AsyncGenerator[ConsoleChunk, None]:
         """What a VM printed from an offset on, and what it goes on to print, over its restarts.
 
         Ends once the VM is deleted. While its host does not answer this waits, half a minute at
