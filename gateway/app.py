@@ -153,6 +153,7 @@ async def gateway(
             operation_service = OperationService(operations, attempts)
             explainer = PlaceDoor(bus, fleet, placer)
             group.create_task(explainer.run(), name="place-door")
+            usage = UsageReportService(bus, names, settings)
             door = Door(
                 bus,
                 service,
@@ -164,6 +165,7 @@ async def gateway(
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
+                usage=usage,
             )
             group.create_task(door.run(), name="door")
             streams = Streams(settings.streams, settings.streams_per_customer)
@@ -182,7 +184,7 @@ async def gateway(
                 customers=CustomerService(fleet, quotas, plans),
                 hosts=hosts,
                 price_plans=plans,
-                usage_reports=UsageReportService(bus, names, settings),
+                usage_reports=usage,
                 usage_windows=UsageWindowService(bus, names, settings),
             )
             app = build(
