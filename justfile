@@ -96,6 +96,11 @@ fuzz-api seconds="300" examples="100" seed="random": setup
 chaos what *args: setup system
     {{ python }} -m tests.chaos.{{ what }} {{ args }}
 
+# Send an agent a million bad messages; exits 1 if it does or loses anything: `--messages 20000`
+[group('check')]
+fuzz-agent *args: setup system
+    {{ python }} -m tests.chaos.fuzz_agent {{ args }}
+
 # Format the code
 [group('change')]
 format: setup

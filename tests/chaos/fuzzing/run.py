@@ -19,7 +19,7 @@ from tests.chaos.fuzzing.reckoning import left_behind, misaudited, miscounted, m
 from tests.chaos.fuzzing.vitals import Counted, Vitals
 from tests.chaos.fuzzing.witnesses import Witnesses
 from tests.support.agents import AgentProcess, Client
-from tests.support.hypervisors import GUEST_ARGS, Lab
+from tests.support.hypervisors import GUEST_ARGS
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.ports import free_port
 from tests.support.raw_bus import raw_bus
@@ -27,7 +27,7 @@ from vm_agent.images import ImageStore
 
 _PORTIONS = 20
 _EARLY = 2
-"""Portions before the agent is looked at for the first time."""
+"""Portions before the agent is looked at for the first time; it is warm by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Plan:
     """What is to be done.
 
     Attributes:
-        restarts: How often the agent ends and starts again before the first tenth is over.
+        restart: Whether the agent ends and starts again early on.
         witnesses: VMs that live all the time; another one is always passing by.
         rest_s: How long they rest between two commands at most.
     """
@@ -43,17 +43,25 @@ class Plan:
     driver: str
     messages: int
     seed: int
-    restarts: int = 2
+    restart: bool = True
+    firecracker: str = ""
     witnesses: int = 3
     rest_s: float = 0.5
 
 
 async def fuzz_agent(
-    folder: Path, lab: Lab, plan: Plan, say: Callable[[str], None] = lambda _: None
+    folder: Path, kernel: Path, plan: Plan, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Fuzz a fresh agent; what it came to. `problems` is empty if all is well."""
+    """Fuzz a fresh agent; what it came to. `problems` is empty if all is well.
+
+    Args:
+        folder: For all that it leaves.
+        kernel: What its VMs boot.
+        plan: What is to be done.
+        say: Told of progress.
+    """
     async with (
-        _stage(folder, lab, plan.driver) as (server, agent, port),
+        _stage(folder, kernel, plan) as (server, agent, port),
         _client(server) as client,
     ):
         return await _Run(plan, server, agent, client, port, say).run()
@@ -108,7 +116,7 @@ class _Run:
             began_s = time.monotonic()
             await self._fuzz.pour(raw, size)
             spent_s += time.monotonic() - began_s
-            if number < self._plan.restarts and number < _EARLY:
+            if number == 0 and self._plan.restart:
                 await self._restart()
             if number == _EARLY - 1:
                 early = Vitals.of(self._agent.pid)
@@ -173,13 +181,10 @@ def _plain(counts: Counter[tuple[str, str]]) -> dict[str, int]:
 
 @asynccontextmanager
 async def _stage(
-    folder: Path, lab: Lab, driver: str
+    folder: Path, kernel: Path, plan: Plan
 ) -> AsyncIterator[tuple[NatsServer, AgentProcess, int]]:
-    lab.require(driver)
     port = free_port()
-    settings = {"driver": driver, "disk_mib": "20000"}
-    if driver == "firecracker" and lab.firecracker is not None:
-        settings["firecracker"] = str(lab.firecracker)
+    settings = {"driver": plan.driver, "disk_mib": "20000", "firecracker": plan.firecracker}
     async with bus_with_streams(folder / "nats") as (server, _):
         agent = AgentProcess(
             folder / "agent",
@@ -188,7 +193,7 @@ async def _stage(
             env={"DECISEC_HTTP_PORT": str(port), "DECISEC_LOG_LEVEL": "warning"},
         )
         ImageStore(folder / "agent" / "images").add(
-            "tiny", lab.image.kernel, allowed_args=GUEST_ARGS, driver_args={"*": "console=ttyS0"}
+            "tiny", kernel, allowed_args=GUEST_ARGS, driver_args={"*": "console=ttyS0"}
         )
         try:
             await agent.start()
