@@ -26,6 +26,10 @@ from tests.support.raw_bus import raw_bus
 from vm_agent.images import ImageStore
 
 _PORTIONS = 20
+_FEW = 4
+_MANY_MESSAGES = 100_000
+"""From so many on there are more portions; the end of each waits for what witnesses do."""
+
 _EARLY = 2
 """Portions before the agent is looked at for the first time; it is warm by then."""
 
@@ -110,8 +114,9 @@ class _Run:
     async def _pour(self, raw: Any) -> tuple[Vitals, float]:
         early = Vitals.of(self._agent.pid)
         spent_s = 0.0
-        sizes = [self._plan.messages // _PORTIONS] * _PORTIONS
-        sizes[-1] += self._plan.messages % _PORTIONS
+        portions = _PORTIONS if self._plan.messages >= _MANY_MESSAGES else _FEW
+        sizes = [self._plan.messages // portions] * portions
+        sizes[-1] += self._plan.messages % portions
         for number, size in enumerate(sizes):
             began_s = time.monotonic()
             await self._fuzz.pour(raw, size)
@@ -121,7 +126,7 @@ class _Run:
             if number == _EARLY - 1:
                 early = Vitals.of(self._agent.pid)
             self._say(
-                f"{number + 1} of {_PORTIONS} portions, {sum(sizes[: number + 1]) / spent_s:.0f}"
+                f"{number + 1} of {portions} portions, {sum(sizes[: number + 1]) / spent_s:.0f}"
                 f" messages/s, {Vitals.of(self._agent.pid)}, {len(self._fuzz.problems)} problems"
             )
         return early, spent_s
