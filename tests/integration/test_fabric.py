@@ -49,7 +49,7 @@ def standing_rules(rig: FabricRig) -> NotedRules:
 async def arrives(rig: FabricRig, guest: Guest) -> bytes:
     """What the world gets of a datagram that a guest sends there."""
     port = 4000
-    inbox = await namespace.in_own_thread(lambda: udp_socket_in(rig.outside, str(WORLD), port))
+    inbox = await namespace.in_own_thread(lambda: udp_socket_in(rig.world, str(WORLD), port))
     try:
         guest.send(guest.udp(WORLD, port, b"hello"))
         async with asyncio.timeout(2):
@@ -60,7 +60,7 @@ async def arrives(rig: FabricRig, guest: Guest) -> bytes:
 
 async def comes_back(rig: FabricRig, guest: Guest) -> bytes:
     """The frame that a guest gets of a datagram from the world."""
-    outbox = await namespace.in_own_thread(lambda: udp_socket_in(rig.outside, str(WORLD), 4001))
+    outbox = await namespace.in_own_thread(lambda: udp_socket_in(rig.world, str(WORLD), 4001))
     address = str(guest.vm.addresses[0].network_address)
     try:
         outbox.sendto(b"hi there", (address, 4001))
@@ -102,9 +102,7 @@ async def test_a_whole_network_and_ipv4_lead_to_their_vm(rig: FabricRig) -> None
     routes = await rig.inside("ip", "route", "get", "203.0.113.5")
     assert f"dev {guest.vm.tap}" in routes
     assert await arrives(rig, guest) == b"hello"
-    outbox = await namespace.in_own_thread(
-        lambda: udp_socket_in(rig.outside, str(WORLD_IPV4), 4001)
-    )
+    outbox = await namespace.in_own_thread(lambda: udp_socket_in(rig.world, str(WORLD_IPV4), 4001))
     outbox.sendto(b"over IPv4", ("203.0.113.5", 4001))
     outbox.close()
     frame = await guest.frame()
@@ -115,7 +113,7 @@ async def test_a_whole_network_and_ipv4_lead_to_their_vm(rig: FabricRig) -> None
 
 async def test_an_address_that_nobody_has_is_unreachable(rig: FabricRig) -> None:
     """It does not go back out by the default route; and the host says so itself."""
-    asker = await namespace.in_own_thread(lambda: udp_socket_in(rig.outside, str(WORLD), 4001))
+    asker = await namespace.in_own_thread(lambda: udp_socket_in(rig.world, str(WORLD), 4001))
     try:
         asker.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
         asker.connect((str(PREFIX[0x99999]), 4001))

@@ -13,6 +13,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
 import structlog
@@ -43,8 +44,13 @@ _IFLA_NET_NS_FD, _IFLA_NEW_IFINDEX = 28, 49
 class Rules(Protocol):
     """The packet filter of the fabric. All verbs may be repeated; errors are `NetworkError`."""
 
-    async def install(self, vms: Iterable[Attachment]) -> bool:
-        """Put the base rules in force, and those of these VMs. Whether they were not."""
+    async def install(
+        self, vms: Iterable[Attachment], protected: Iterable[IPv6Network | IPv4Network] = ()
+    ) -> bool:
+        """Put the base rules in force, and those of these VMs. Whether they were not.
+
+        Nothing of `protected` is reached by way of the uplink.
+        """
 
     async def add(self, vm: Attachment) -> None:
         """Put a VM's rules in force; its tap is there, and closed."""
@@ -85,14 +91,21 @@ class Fabric:
         layout: What it is made of.
         rules: Its packet filter.
         outside: The namespace that the uplink leads to; empty for the agent's own.
+        protected: What VMs must not reach through the uplink, besides the addresses out there.
     """
 
-    def __init__(self, layout: Layout, rules: Rules, outside: str = "") -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        rules: Rules,
+        outside: str = "",
+        protected: Iterable[IPv6Network | IPv4Network] = (),
+    ) -> None:
         self.layout = layout
         self._rules = rules
         self._inside = Resident(layout.netns, make=True)
         self._outside = Resident(outside)
-        self._outside_name = outside
+        self._protected = tuple(protected)
         self._turnstile = Turnstile()
         self._ruling = asyncio.Lock()
         self._deleting = asyncio.Lock()
@@ -120,7 +133,7 @@ class Fabric:
         except (OSError, NetlinkError) as error:
             raise NetworkError(f"cannot make the fabric: {refused(error)}") from error
         self._attached = {vm.tap: vm for vm in vms}
-        await self._rules.install(self._attached.values())
+        await self._install()
 
     async def close(self) -> None:
         """Let go of it; everything stands and works on."""
@@ -194,6 +207,8 @@ class Fabric:
         """
         async with self._turnstile.alone():
             vms = tuple(self._attached.values())
+            # The host's own addresses may have changed.
+            renewed = await self._install()
             ruled = await self._rules.reconcile(vms)
             try:
                 repairs = await self._inside.run(lambda route: self._repair(route, vms))
@@ -203,7 +218,7 @@ class Fabric:
             except (OSError, NetlinkError) as error:
                 raise NetworkError(f"cannot repair the fabric: {refused(error)}") from error
         kinds = dict(repairs.kinds)
-        for kind, count in (*outer.items(), ("rules", len(ruled))):
+        for kind, count in (*outer.items(), ("rules", len(ruled) + renewed)):
             kinds[kind] = kinds.get(kind, 0) + count
         return Repairs({kind: n for kind, n in kinds.items() if n}, repairs.lost)
 
@@ -234,6 +249,13 @@ class Fabric:
             return
         with self._readings.at_once():
             yield
+
+    async def _install(self) -> bool:
+        try:
+            own = await self._outside.run(lambda _: base.addresses())
+        except (OSError, NetlinkError) as error:
+            raise NetworkError(f"cannot look around the host: {refused(error)}") from error
+        return await self._rules.install(self._attached.values(), (*self._protected, *own))
 
     def _move(self, nic: Nic, vm: Attachment) -> None:
         """Give a tap its name in the fabric, in one step; it is closed then."""
