@@ -23,6 +23,7 @@ from schemas.events import VmEvent
 from schemas.ids import CommandId, CustomerId, VmId
 from schemas.vms import Counters, ExitReason, SnapshotInfo, Timestamp, VmSpec, VmState
 from vm_agent.drivers.abc import Nic, Vmm
+from vm_agent.network.lease import Lease
 
 DONE_KEPT = 16
 """Results kept per VM: more than one VM's commands that can be waiting for an ack."""
@@ -81,6 +82,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         spec: As it was asked for, with the size of the disk that the VM really has.
         vmm: The running VMM's handle; None when there is none.
         uid: User that the VM's VMMs run as, as long as the VM is here.
+        lease: Slot and addresses, as long as the VM is here; None where VMs are not connected.
         nic: The running incarnation's interface; removed idempotently if found without VMM.
         snapshots: What is told of the VM's snapshots, oldest first.
         snapshot_base: Snapshot that a diff snapshot of the running incarnation would be a diff to.
@@ -103,6 +105,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     uid: int | None = None
     vmm: Vmm | None = None
+    lease: Lease | None = None
     nic: Nic | None = None
     start: Start | None = None
     final_counters: Counters | None = None

@@ -19,8 +19,8 @@ from tests.support.wires import (
     udp_socket_in,
 )
 from vm_agent import namespace, network
-from vm_agent.network.fabric import Repairs
 from vm_agent.network.filtering import FilterRules
+from vm_agent.network.mending import Repairs
 from vm_agent.network.nft import NftMissingError, NftSession
 from vm_agent.network.taps import NetworkError
 
@@ -86,7 +86,7 @@ async def test_a_vm_reaches_the_world_and_not_the_host(rig: FabricRig) -> None:
     drops = await rig.fabric.drops()
     assert drops[guest.vm.tap]["destination"] == 1
     sent = len(guest.udp(WORLD, _PORT, b"hello"))
-    assert rig.fabric.read(guest.vm) == (guest.received_bytes, 2 * sent)
+    assert rig.fabric.read(guest.vm.index) == (guest.received_bytes, 2 * sent)
 
 
 async def test_a_new_address_of_the_host_is_out_of_reach_too(rig: FabricRig) -> None:

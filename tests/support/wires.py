@@ -22,7 +22,8 @@ from vm_agent.network.attachment import GATEWAY_MAC, Attachment
 from vm_agent.network.fabric import Fabric, Rules
 from vm_agent.network.filtering import FilterRules
 from vm_agent.network.layout import Layout, Owner
-from vm_agent.network.leases import Ranges, mac_of
+from vm_agent.network.lease import mac_of
+from vm_agent.network.leases import Ranges
 from vm_agent.network.taps import NetworkError
 
 PREFIX = IPv6Network("2001:db8:1::/56")

@@ -12,7 +12,6 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from typing import Protocol
 
@@ -24,9 +23,10 @@ from vm_agent import namespace
 from vm_agent.drivers.abc import Nic
 from vm_agent.network import base
 from vm_agent.network.attachment import Attachment
-from vm_agent.network.changes import delete_links, put, take
-from vm_agent.network.items import Item, Link, Route, Standing, read_all, read_links
+from vm_agent.network.changes import delete_links, put
+from vm_agent.network.items import Link, read_links
 from vm_agent.network.layout import Layout, Owner, owner_in
+from vm_agent.network.mending import Repairs, in_order, repair
 from vm_agent.network.netlink import Netlink, attribute
 from vm_agent.network.readings import Readings
 from vm_agent.network.resident import Resident, refused
@@ -71,19 +71,6 @@ class Rules(Protocol):
         """Let go; what is in force stays."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repairs:
-    """What a comparison has put right.
-
-    Attributes:
-        kinds: How many of each kind: `link`, `address`, `neighbour`, `route`, `rules`, `orphan`.
-        lost: Taps that are gone and cannot be brought back while their VMM runs.
-    """
-
-    kinds: Mapping[str, int]
-    lost: frozenset[str] = frozenset()
-
-
 class Fabric:
     """One agent's fabric.
 
@@ -119,7 +106,7 @@ class Fabric:
         return self._attached
 
     async def open(self, vms: Iterable[Attachment] = ()) -> None:
-        """Make what is missing of the fabric, with these VMs that have a tap in it already.
+        """Make what is missing of the fabric, with those of these VMs that have a tap in it.
 
         What else is in it of this agent's is removed by the first `reconcile`.
 
@@ -129,11 +116,22 @@ class Fabric:
         try:
             await self._inside.run(lambda route: base.settle(route, self.layout))
             await base.lay_uplink(self.layout, self._inside, self._outside)
-            self._readings = await self._inside.run(lambda _: Readings())
+            await self._recognise(vms)
         except (OSError, NetlinkError) as error:
             raise NetworkError(f"cannot make the fabric: {refused(error)}") from error
-        self._attached = {vm.tap: vm for vm in vms}
         await self._install()
+
+    async def look(self, vms: Iterable[Attachment]) -> None:
+        """Take over VMs in a fabric that takes no new ones: it is counted what they use.
+
+        Raises:
+            NetworkError: There is no fabric.
+        """
+        try:
+            await self._inside.run(lambda _: None)
+            await self._recognise(vms)
+        except (OSError, NetlinkError) as error:
+            raise NetworkError(f"cannot look into the fabric: {refused(error)}") from error
 
     async def close(self) -> None:
         """Let go of it; everything stands and works on."""
@@ -211,7 +209,7 @@ class Fabric:
             renewed = await self._install()
             ruled = await self._rules.reconcile(vms)
             try:
-                repairs = await self._inside.run(lambda route: self._repair(route, vms))
+                repairs = await self._inside.run(lambda route: repair(route, self.layout, vms))
                 outer = await self._outside.run(
                     lambda route: base.mend(route, self.layout.outside())
                 )
@@ -237,9 +235,9 @@ class Fabric:
         async with self._turnstile.together():
             return await self._rules.drops()
 
-    def read(self, vm: Attachment) -> tuple[int, int] | None:
-        """Bytes that the guest has received and sent; None if its tap is not here."""
-        return self._readings.read(vm.index) if self._readings is not None else None
+    def read(self, index: int) -> tuple[int, int] | None:
+        """Bytes that the guest of a tap has received and sent; None if it is not here."""
+        return self._readings.read(index) if self._readings is not None else None
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -249,6 +247,17 @@ class Fabric:
             return
         with self._readings.at_once():
             yield
+
+    async def _recognise(self, vms: Iterable[Attachment]) -> None:
+        if self._readings is None:
+            self._readings = await self._inside.run(lambda _: Readings())
+        there = await self.taps()
+        identity = self.layout.identity
+        self._attached = {
+            vm.tap: vm
+            for vm in vms
+            if there.get(vm.tap) == Owner(identity, vm.vm_id, vm.incarnation)
+        }
 
     async def _install(self) -> bool:
         try:
@@ -283,8 +292,7 @@ class Fabric:
             os.close(fabric)
 
     def _connect(self, route: IPRoute, vm: Attachment) -> None:
-        put(route, self.layout.tap(vm))
-        for item in sorted(self.layout.behind(vm), key=_in_order):
+        for item in sorted((self.layout.tap(vm), *self.layout.behind(vm)), key=in_order):
             put(route, item)
 
     async def _clear_name(self, vm: Attachment) -> None:
@@ -325,36 +333,6 @@ class Fabric:
         if (cause := done.result()) is not None:
             raise NetworkError(f"cannot remove {tap}: {cause}") from cause
 
-    def _repair(self, route: IPRoute, vms: tuple[Attachment, ...]) -> Repairs:
-        layout = self.layout
-        netlink = Netlink()
-        try:
-            standing = read_all(netlink)
-        finally:
-            netlink.close()
-        there = {link.name: link for link in standing.links.values()}
-        lost = frozenset(vm.tap for vm in vms if not _is_its(layout, vm, there.get(vm.tap)))
-        kept = [vm for vm in vms if vm.tap not in lost]
-        kinds: dict[str, int] = {}
-        links = [layout.tap(vm) for vm in kept]
-        wrong: list[Item] = [link for link in links if there[link.name] != link]
-        wanted = layout.inside().union(*map(layout.behind, kept))
-        missing = wanted - standing.items
-        for item in (*wrong, *sorted(missing, key=_in_order)):
-            put(route, item)
-            _count(kinds, item)
-        if wrong:
-            # A link that was closed has lost its routes, perhaps only after they were read.
-            for item in sorted(wanted, key=_in_order):
-                put(route, item)
-        for item in _unwanted(standing, wanted, {vm.tap for vm in kept}):
-            take(route, item)
-            _count(kinds, item)
-        orphans = _orphans(layout, standing, {vm.tap for vm in kept})
-        delete_links(route, orphans)
-        kinds["orphan"] = len(orphans)
-        return Repairs(kinds, lost)
-
 
 def _read_links() -> dict[int, Link]:
     netlink = Netlink()
@@ -362,38 +340,3 @@ def _read_links() -> dict[int, Link]:
         return read_links(netlink)
     finally:
         netlink.close()
-
-
-def _is_its(layout: Layout, vm: Attachment, link: Link | None) -> bool:
-    return link is not None and owner_in(link.alias) == Owner(
-        layout.identity, vm.vm_id, vm.incarnation
-    )
-
-
-def _unwanted(standing: Standing, wanted: set[Item], taps: set[str]) -> list[Item]:
-    """What only this agent puts in place, and nobody wants: our routes, neighbours on our taps."""
-    extra = standing.items - wanted
-    return [
-        item
-        for item in extra
-        if isinstance(item, Route) or (item[0] in taps and type(item).__name__ == "Neighbour")
-    ]
-
-
-def _orphans(layout: Layout, standing: Standing, taps: set[str]) -> list[str]:
-    found = []
-    for link in standing.links.values():
-        owner = owner_in(link.alias)
-        if owner is not None and owner.identity == layout.identity and link.name not in taps:
-            found.append(link.name)
-    return found
-
-
-def _in_order(item: Item) -> int:
-    """Links first, routes last: each needs those before."""
-    return ("Link", "Address", "Neighbour", "Route").index(type(item).__name__)
-
-
-def _count(kinds: dict[str, int], item: Item) -> None:
-    kind = type(item).__name__.lower()
-    kinds[kind] = kinds.get(kind, 0) + 1
