@@ -11,7 +11,7 @@ import pyarrow as pa
 from runtime.consumer import Delivery
 from runtime.errors import PoisonError
 from schemas import subjects
-from schemas.audit import decode_audit_entry
+from schemas.audit import AuditEntry, decode_audit_entry, is_of_host
 from schemas.errors import InvalidIdError
 from schemas.events import (
     GapClosed,
@@ -107,6 +107,20 @@ def audit_row(delivery: Delivery) -> Row:
     """A row of `audit_log`. Raises as `vm_event_row` does."""
     entry = decode_audit_entry(delivery.data)
     _expect(delivery, lambda: subjects.audit(entry))
+    return _audit_row(entry, delivery)
+
+
+def host_audit_row(delivery: Delivery) -> Row:
+    """The same of an entry that a host wrote: of what it refused, and in its own name only."""
+    entry = decode_audit_entry(delivery.data)
+    host_id = delivery.subject.rpartition(".")[2]
+    _expect(delivery, lambda: subjects.host_audit(host_id))
+    if not is_of_host(entry, host_id):
+        raise PoisonError("not_the_hosts", f"{host_id} writes as {entry.actor[:80]!r}")
+    return _audit_row(entry, delivery)
+
+
+def _audit_row(entry: AuditEntry, delivery: Delivery) -> Row:
     return {
         "customer_id": entry.customer_id,
         "at": entry.at,
@@ -130,6 +144,12 @@ def _expect(delivery: Delivery, subject: Callable[[], str]) -> None:
     if delivery.subject != expected:
         raise PoisonError("wrong_subject", f"{delivery.subject} holds what belongs on {expected}")
 
+
+_AUDIT_COLUMNS = {
+    "customer_id": _WORD, "at": _WHEN, "event_id": _UUID, "actor": _WORD,
+    "action": _WORD, "target": _WORD, "reason": _WORD, "outcome": _WORD,
+    "details": pa.map_(_WORD, _WORD), "recorded_at": _WHEN,
+}  # fmt: skip
 
 VM_EVENTS_DURABLE = "batcher-vm-events"
 
@@ -168,10 +188,13 @@ FEEDS = (
         durable="batcher-audit",
         table="audit_log",
         read=audit_row,
-        columns={
-            "customer_id": _WORD, "at": _WHEN, "event_id": _UUID, "actor": _WORD,
-            "action": _WORD, "target": _WORD, "reason": _WORD, "outcome": _WORD,
-            "details": pa.map_(_WORD, _WORD), "recorded_at": _WHEN,
-        },
+        columns=_AUDIT_COLUMNS,
+    ),
+    Feed(
+        stream=subjects.HOST_AUDIT,
+        durable="batcher-host-audit",
+        table="audit_log",
+        read=host_audit_row,
+        columns=_AUDIT_COLUMNS,
     ),
 )  # fmt: skip

@@ -31,6 +31,7 @@ class Act:
         actor: Who asks: the token's subject.
         action: What for: a token.
         target: What is to be changed, for people.
+        reason: Why, in one line, where that is asked for.
         door: `http` or `bus`.
         address: Where the request comes from, if the door knows it.
         begin: Tells the trail of this act.
@@ -57,6 +58,7 @@ class Act:
     seed: UUID = field(default_factory=new_id)
     repeated: bool = False
     claim: Claim | None = None
+    reason: str = ""
 
     def take(self, claim: Claim) -> None:
         """Go under a claimed key."""
@@ -76,12 +78,13 @@ def current() -> Act | None:
     return _CURRENT.get()
 
 
-async def commit(*, target: str = "", operation_id: UUID | None = None) -> None:
+async def commit(*, target: str = "", operation_id: UUID | None = None, reason: str = "") -> None:
     """Tell of the running act before its first effect; later calls do nothing.
 
     Args:
         target: What is changed, where the door could not know it.
         operation_id: The operation that tells how it goes on.
+        reason: What the caller has given as one.
 
     Raises:
         RefusedError: UNAVAILABLE: it could not be told of, and must not be done.
@@ -91,6 +94,7 @@ async def commit(*, target: str = "", operation_id: UUID | None = None) -> None:
         return
     act.target = target or act.target
     act.operation_id = operation_id
+    act.reason = reason
     await act.begin(act)
     act.committed = True
 

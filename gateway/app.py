@@ -21,6 +21,7 @@ from gateway.door import Door
 from gateway.event_hub import EventHub
 from gateway.events import EventService
 from gateway.fleet import Fleet
+from gateway.hosts import HostService
 from gateway.http import Services, build
 from gateway.idempotency import Keys
 from gateway.images import ImageService
@@ -35,6 +36,7 @@ from gateway.operations import Operations
 from gateway.place_door import PlaceDoor
 from gateway.placement import Strategy
 from gateway.placing import Placer, strategies_of
+from gateway.price_plans import PricePlanService
 from gateway.quota_records import SnapshotRecords, VmRecords
 from gateway.quotas import Quotas
 from gateway.revocations import Revocations
@@ -101,6 +103,7 @@ async def gateway(
             quotas = Quotas(
                 bus, fleet.customer, (VmRecords(fleet), SnapshotRecords(fleet)), background
             )
+            hosts, plans = HostService(bus, fleet), PricePlanService(bus)
             limits = Limits(bus, settings, fleet.customer)
             admission = Admission(settings)
             addresses = Addresses(settings.trusted_proxies)
@@ -121,6 +124,8 @@ async def gateway(
             group.create_task(operations.run(), name="operations")
             group.create_task(operations.remember(), name="history")
             group.create_task(quotas.run(), name="quotas")
+            group.create_task(hosts.run(), name="hosts")
+            group.create_task(plans.run(), name="price-plans")
             group.create_task(limits.sharing.run(), name="limits")
             group.create_task(tombstones.run(fleet), name="tombstones")
             if not await _ready(
@@ -129,6 +134,8 @@ async def gateway(
                 operations.following,
                 authenticator.synced,
                 quotas.synced,
+                hosts.synced,
+                plans.synced,
                 limits.sharing.joined,
             ):
                 yield port
@@ -168,7 +175,9 @@ async def gateway(
                 images=images,
                 metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
                 audit_log=AuditLog(bus, settings.usage_timeout_s),
-                customers=CustomerService(fleet, quotas),
+                customers=CustomerService(fleet, quotas, plans),
+                hosts=hosts,
+                price_plans=plans,
                 usage_windows=UsageWindowService(bus, settings),
             )
             app = build(

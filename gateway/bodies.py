@@ -10,6 +10,7 @@ from litestar import Request
 
 from gateway.errors import RefusedError
 from schemas.admin_customers import CreateCustomerRequest, CustomerPatch
+from schemas.admin_hosts import DrainRequest, FoundRequest, LossRequest
 from schemas.api import (
     CreateVmRequest,
     FieldProblem,
@@ -19,6 +20,7 @@ from schemas.api import (
     VmPatch,
 )
 from schemas.errors import ErrorCode
+from schemas.price_plans import CreatePricePlanRequest, PriceVersionRequest
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at (?P<where>.+))?$", re.DOTALL)
 _NAMED = re.compile(r"(?:missing required|contains unknown) field `(?P<name>[^`]*)`")
@@ -33,6 +35,11 @@ _DECODERS: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {
         VmPatch,
         CreateCustomerRequest,
         CustomerPatch,
+        DrainRequest,
+        LossRequest,
+        FoundRequest,
+        CreatePricePlanRequest,
+        PriceVersionRequest,
     )
 }
 BODY = "body"

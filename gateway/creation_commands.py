@@ -25,6 +25,8 @@ def create_command(
         deadline=deadline,
         requested_by=by,
         spec=record.spec,
+        pool=record.pool,
+        region=record.region,
     )
 
 

@@ -17,8 +17,10 @@ import msgspec
 from gateway.errors import RefusedError
 from schemas.api import FieldProblem
 from schemas.errors import ErrorCode
+from schemas.subjects import parse_vm_key
 
 MAX_CURSOR_CHARS = 512
+_NO_ID = UUID(int=0)
 
 
 class Position(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -27,10 +29,21 @@ class Position(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
     name: Annotated[str, msgspec.Meta(max_length=63)]
     item_id: UUID
 
+    @classmethod
+    def of_key(cls, key: str) -> Position:
+        """The place of a record, by its key `<customer>.<vm>`."""
+        customer_id, vm_id = parse_vm_key(key)
+        return cls(customer_id, vm_id)
+
     @property
     def key(self) -> tuple[str, str]:
         """What is compared: ids sort as text as they do as numbers."""
         return self.name, str(self.item_id)
+
+
+def name_only(name: str) -> Position:
+    """A place in an order by names that are unique."""
+    return Position(name, _NO_ID)
 
 
 class _Cursor(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

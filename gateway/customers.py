@@ -11,17 +11,17 @@ import asyncio
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from uuid import UUID
 
 import msgspec
 
 from gateway import acts
 from gateway.auth import Principal, Scope
-from gateway.cursors import Position, digest, seal, unseal
+from gateway.cursors import digest, name_only, seal, unseal
 from gateway.customer_changes import made, patched
 from gateway.errors import RETRY_AFTER_S, RefusedError
 from gateway.fleet import Fleet
 from gateway.ledger import limits_of
+from gateway.price_plans import PricePlanService
 from gateway.quotas import Quotas, shown
 from runtime.buckets import RevisionConflictError
 from runtime.clock import utc_now
@@ -42,7 +42,6 @@ MAX_EXAMINED = 10_240
 _SLICE = 512
 _WITHIN_S = 5.0
 _PAUSE_S = 0.02
-_NO_ID = UUID(int=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +70,14 @@ class CustomerService:
     Args:
         fleet: The entries, and what customers have.
         quotas: Knows what is used.
+        plans: Knows which price plans there are.
     """
 
-    def __init__(self, fleet: Fleet, quotas: Quotas) -> None:
+    def __init__(self, fleet: Fleet, quotas: Quotas, plans: PricePlanService) -> None:
         self._book = fleet.customers
         self._fleet = fleet
         self._quotas = quotas
+        self._plans = plans
 
     async def page(
         self, principal: Principal, query: CustomerQuery, *, cursor: str, limit: int
@@ -119,7 +120,7 @@ class CustomerService:
         """Enter a customer.
 
         Raises:
-            RefusedError: CONFLICT, the name is taken or reserved.
+            RefusedError: CONFLICT, the name is taken or reserved; UNKNOWN_PRICE_PLAN.
         """
         principal.require(Scope.ADMIN)
         customer_id = request.customer_id
@@ -127,6 +128,7 @@ class CustomerService:
             raise RefusedError(
                 ErrorCode.CONFLICT, f"The name {customer_id} is reserved. Take another one."
             )
+        await self._plans.check(request.price_plan)
         wanted = made(request, utc_now())
         await acts.commit(target=f"customer {customer_id}")
         try:
@@ -152,10 +154,12 @@ class CustomerService:
         """Change what the patch names.
 
         Raises:
-            RefusedError: NOT_FOUND, PRECONDITION_FAILED, or UNAVAILABLE if others change this
-                customer all the time.
+            RefusedError: NOT_FOUND, PRECONDITION_FAILED, UNKNOWN_PRICE_PLAN, or UNAVAILABLE if
+                others change this customer all the time.
         """
         principal.require(Scope.ADMIN)
+        if isinstance(wanted.price_plan, str):
+            await self._plans.check(wanted.price_plan)
         return await self._change(
             customer_id, lambda customer: patched(customer, wanted), generations
         )
@@ -272,5 +276,5 @@ def _changed() -> RefusedError:
 
 def _page(found: list[CustomerView], query: str, last: str) -> CustomerList:
     return CustomerList(
-        customers=tuple(found), next_cursor=seal(query, Position(last, _NO_ID)) if last else ""
+        customers=tuple(found), next_cursor=seal(query, name_only(last)) if last else ""
     )

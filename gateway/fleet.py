@@ -15,15 +15,16 @@ import structlog
 
 from gateway.catalog import Catalog
 from gateway.customer_book import CustomerBook
+from gateway.host_index import HostIndex
 from gateway.inventory import Inventory
-from gateway.placement import FRESH, need_of, total
+from gateway.placement import need_of, total
 from gateway.snapshot_index import SnapshotIndex
 from runtime.buckets import Bucket, Entry, Mirror
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from schemas.api import VmView
 from schemas.errors import InvalidIdError
-from schemas.hosts import Customer, HostInfo, Resources, decode_host_info
+from schemas.hosts import HEARTBEAT_FRESH, Customer, HostInfo, Resources, decode_host_info
 from schemas.subjects import HOSTS, VM_SPECS, VM_STATUS, parse_vm_key, vm_key
 from schemas.vms import VmRecord, VmSpec, VmState, VmStatus, decode_vm_record, decode_vm_status
 
@@ -85,6 +86,7 @@ class Fleet:
         self.specs = Bucket(bus, VM_SPECS, decode_vm_record)
         self.statuses = Bucket(bus, VM_STATUS, decode_vm_status)
         self.catalog = Catalog()
+        self.on_host = HostIndex()
         self.snapshots = SnapshotIndex()
         self._on_deleted = on_deleted
         self._records: dict[str, VmRecord] = {}
@@ -293,10 +295,13 @@ class Fleet:
             self.catalog.add(record.customer_id, record.name, record.vm_id)
         elif known.name != record.name:
             self.catalog.rename(record.customer_id, known.name, record.name, record.vm_id)
+        if record.deleted_at is None:
+            self.on_host.move(key, known.host_id if known else None, record.host_id)
         self.inventory.take_record(known, record, self.status(key))
 
     def _unlist(self, record: VmRecord) -> None:
         self.catalog.remove(record.customer_id, record.name, record.vm_id)
+        self.on_host.move(vm_key(record.customer_id, record.vm_id), record.host_id, None)
 
     async def status_heard(self) -> None:
         """Return once all statuses that stand on the server now are known here; in a second.
@@ -315,7 +320,7 @@ class Fleet:
         Args:
             now_s: Monotonic time.
         """
-        limit_s = FRESH.total_seconds()
+        limit_s = HEARTBEAT_FRESH.total_seconds()
         return frozenset(
             host_id for host_id, heard_s in self._heard_s.items() if now_s - heard_s > limit_s
         )

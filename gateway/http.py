@@ -18,11 +18,13 @@ from gateway.bodies import StrictRequest
 from gateway.customers import CustomerService
 from gateway.events import EventService
 from gateway.frontage import Frontage
+from gateway.hosts import HostService
 from gateway.images import ImageService
 from gateway.limits import Limits
 from gateway.metrics import MetricService
 from gateway.mutations import Mutations
 from gateway.operation_service import OperationService
+from gateway.price_plans import PricePlanService
 from gateway.service import VmService
 from gateway.snapshots import SnapshotService
 from gateway.telemetry import Observed
@@ -44,6 +46,8 @@ class Services:
     images: ImageService
     audit_log: AuditLog
     customers: CustomerService
+    hosts: HostService
+    price_plans: PricePlanService
 
 
 def build(

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
 
 from schemas.errors import ErrorCode, ErrorInfo
-from schemas.hosts import HostInfo, Resources
+from schemas.hosts import HEARTBEAT_FRESH, HostInfo, Resources
 from schemas.vms import Apart, PlacementWishes, VmSpec
-
-FRESH = timedelta(seconds=5)
-"""A host whose heartbeat is older gets no new VMs; agents write one every second."""
 
 _NO_WISHES = PlacementWishes()
 _NOTHING = Resources()
@@ -137,7 +134,7 @@ class Demand:
         self.avoid = avoid
         self.peers = peers or {}
         self.required = spec.placement.apart is Apart.REQUIRED
-        self._oldest = now - FRESH
+        self._oldest = now - HEARTBEAT_FRESH
         self._out = silent
         self._image = spec.image
         self._vcpus = spec.vcpus

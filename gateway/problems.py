@@ -36,6 +36,7 @@ STATUS_OF: Mapping[ErrorCode, HTTPStatus] = {
     # The request was right and may succeed later: not the caller's conflict.
     ErrorCode.NO_CAPACITY: HTTPStatus.SERVICE_UNAVAILABLE,
     ErrorCode.UNKNOWN_IMAGE: HTTPStatus.UNPROCESSABLE_ENTITY,
+    ErrorCode.UNKNOWN_PRICE_PLAN: HTTPStatus.UNPROCESSABLE_ENTITY,
     ErrorCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
     ErrorCode.RATE_LIMITED: HTTPStatus.TOO_MANY_REQUESTS,
     ErrorCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -65,6 +66,7 @@ _QUERY_NAMES: Mapping[str, str] = {
     "vm_state": "state",
     "operation_status": "status",
     "customer_status": "status",
+    "host_state": "state",
     "vm_ids": "vm_id",
     "labels": "label",
     "answer_format": "format",

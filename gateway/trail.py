@@ -33,6 +33,7 @@ from runtime.telemetry import inject, meter
 from schemas.audit import (
     DETAIL_ACT,
     DETAIL_PHASE,
+    MAX_AUDIT_REASON,
     OPERATOR,
     AuditEntry,
     AuditOutcome,
@@ -367,6 +368,7 @@ def _entry_of(
         customer_id=act.customer_id,
         action=act.action,
         target=act.target[:255],
+        reason=act.reason[:MAX_AUDIT_REASON],
         outcome=outcome,
         details=details,
     )

@@ -13,6 +13,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from runtime.wire import MessageParser, text_of
+
 _log = structlog.get_logger("decisec.bus")
 
 _VIOLATION = re.compile(
@@ -45,6 +47,7 @@ class ServiceClient(Client):
 
     def __init__(self, *, encrypted: bool = False) -> None:
         super().__init__()
+        self._ps = MessageParser(self)
         self._encrypted = encrypted
         self._asked: dict[str, set[asyncio.Future[None]]] = {}
 
@@ -126,6 +129,26 @@ class ServiceClient(Client):
             for waiting in self._asked.get(found[2].lower(), ()):
                 if not waiting.done():
                     waiting.set_result(None)
+
+    async def _process_headers(self, headers: bytes | None) -> dict[str, str] | None:
+        try:
+            found: dict[str, str] | None = await super()._process_headers(headers)
+        except (ValueError, IndexError):
+            # Whoever wrote them meant no good: a message without headers is what is left.
+            return None
+        return found
+
+    def _build_message(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: dict[str, str] | None
+    ) -> Msg:
+        return self.msg_class(
+            subject=text_of(subject),
+            reply=text_of(reply),
+            data=data,
+            headers=headers,
+            _client=self,
+            _sid=sid,
+        )
 
     async def _process_connect_init(self) -> None:
         try:

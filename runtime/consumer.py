@@ -33,6 +33,7 @@ _HEARTBEAT_S = 1.0
 _EXPIRES_S = 30.0
 _STATUS_HEARTBEAT = "100"
 _REPLY_TOKENS = 9
+_ACKS = "$JS.ACK."
 _PULLS_PER_INBOX = 32
 """A server that passes requests on from another account remembers each until its inbox is gone."""
 
@@ -329,8 +330,11 @@ def floor_of(info: ConsumerInfo) -> int:
 
 
 def status_of(message: Msg) -> str:
-    """The status code of a message that is none of a stream's; empty for one that is."""
-    if message.data or not message.headers:
+    """The status code of a message that is none of a stream's; empty for one that is.
+
+    A message of a stream says where to acknowledge it, and may say anything else.
+    """
+    if message.data or not message.headers or message.reply.startswith(_ACKS):
         return ""
     return message.headers.get("Status", "")
 

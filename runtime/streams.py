@@ -39,6 +39,8 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     Attributes:
         partitions: The one subject `a.b.*` is stored as `a.b.<partition>.*`; 0 leaves it as it is.
         republish: What is stored under the one subject is published here as well; empty for none.
+        max_per_subject: Messages with one subject; the oldest of that subject goes first.
+        max_message_bytes: A larger message is refused.
     """
 
     name: str
@@ -53,6 +55,8 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     replicas: Replicas = 1
     partitions: Annotated[int, msgspec.Meta(ge=0, le=MAX_PARTITIONS)] = 0
     republish: str = ""
+    max_per_subject: _Size = 0
+    max_message_bytes: _Size = 0
 
 
 class BucketDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +102,8 @@ _COMPARED = (
     "discard",
     "max_age",
     "max_bytes",
+    "max_msgs_per_subject",
+    "max_msg_size",
     "duplicate_window",
     "compression",
     "num_replicas",
@@ -200,6 +206,8 @@ def _stream_config(s: StreamDeclaration) -> StreamConfig:
         discard=DiscardPolicy(s.discard),
         max_age=s.max_age_s,
         max_bytes=s.max_bytes or -1,
+        max_msgs_per_subject=s.max_per_subject or -1,
+        max_msg_size=s.max_message_bytes or -1,
         duplicate_window=s.duplicate_window_s,
         storage=StorageType.FILE,
         compression=StoreCompression.S2 if s.compression else StoreCompression.NONE,

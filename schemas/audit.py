@@ -15,6 +15,9 @@ from schemas.vms import Timestamp
 OPERATOR: Final = "operator"
 """Stands where a customer's id does in entries of what operators did."""
 
+HOST_ACTIONS: Final = frozenset({"refuse-command", "refuse-question"})
+"""What hosts have to tell of."""
+
 MAX_AUDIT_REASON: Final = 200
 """Characters: one line that people read."""
 
@@ -67,3 +70,18 @@ class AuditEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 
 decode_audit_entry: Callable[[bytes], AuditEntry] = decoder(AuditEntry)
+
+
+def is_of_host(entry: AuditEntry, host_id: str) -> bool:
+    """Whether an entry is one that a host may write: of what it refused, in its own name."""
+    return (
+        entry.actor == host_actor(host_id)
+        and entry.customer_id == OPERATOR
+        and entry.action in HOST_ACTIONS
+        and entry.outcome == AuditOutcome.REFUSED
+    )
+
+
+def host_actor(host_id: str) -> str:
+    """Who an agent is in entries."""
+    return f"agent@{host_id}"

@@ -5,14 +5,26 @@ The W3C trace context travels in the NATS headers, not in the message.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Final
 
 import msgspec
 
 from schemas.codec import decoder
 from schemas.ids import CommandId, CustomerId, HostId, VmId
+from schemas.units import KIB
 from schemas.vms import PlacedWord, SnapshotKind, Timestamp, VmSpec
+
+MAX_COMMAND_BYTES: Final = 256 * KIB
+"""The largest that can be made of a spec has less than half of it."""
+
+MAX_COMMAND_LIFE_S: Final = 86_400
+"""The longest from issue to deadline: far less than results are kept for, so that a command which
+comes again finds its result or is too late."""
+
+
+_Place = Annotated[str, msgspec.Meta(pattern=r"^([a-z0-9][a-z0-9-]{0,62})?$(?!\n)")]
 
 
 class _Command(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
@@ -42,10 +54,14 @@ class CreateVm(_Command, frozen=True, kw_only=True, tag="CreateVm"):
 
     Attributes:
         placed: Why it was placed here, for the operation.
+        pool: The pool that the host must be in; empty from gateways that do not say.
+        region: The same of the region.
     """
 
     spec: VmSpec
     placed: PlacedWord = ""
+    pool: _Place = ""
+    region: _Place = ""
 
 
 class BootVm(_Command, frozen=True, kw_only=True, tag="BootVm"):
@@ -126,3 +142,20 @@ VERB_OF: dict[type, str] = {
 COMMAND_OF: dict[str, type] = {verb: kind for kind, verb in VERB_OF.items()}
 
 decode_command: Callable[[bytes], Command] = decoder(Command)
+
+
+def digest_of(command: Command) -> str:
+    """What a command is to do, in 32 characters: equal for all deliveries of one command.
+
+    Times, who asked and why a host was chosen are no part of it, nor are labels: a gateway that
+    sends a command again makes it anew, of what stands about the VM by then.
+    """
+    effect = msgspec.to_builtins(command)
+    for name in ("issued_at", "deadline", "requested_by", "placed", "pool", "region"):
+        effect.pop(name, None)
+    if isinstance(command, CreateVm):
+        effect["spec"].pop("labels", None)
+    return hashlib.sha256(_canonical.encode(effect)).hexdigest()[:32]
+
+
+_canonical = msgspec.json.Encoder(order="sorted")

@@ -39,6 +39,7 @@ class ErrorCode(StrEnum):
     UNSUPPORTED = "unsupported"
     NO_CAPACITY = "no_capacity"
     UNKNOWN_IMAGE = "unknown_image"
+    UNKNOWN_PRICE_PLAN = "unknown_price_plan"
     DEADLINE_EXCEEDED = "deadline_exceeded"
     RATE_LIMITED = "rate_limited"
     UNAVAILABLE = "unavailable"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
 
@@ -23,6 +24,9 @@ from schemas.ids import (
 )
 from schemas.limits import ApiRates
 from schemas.vms import Arch, LabelName, LabelValue, PlacedWord, Timestamp, VmState
+
+HEARTBEAT_FRESH = timedelta(seconds=5)
+"""A heartbeat that is older is not believed: its host is silent."""
 
 MAX_REASON = 200
 """Characters of the reason that an operator gives."""
@@ -196,6 +200,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         placed: Why a VM that is made got this host, in a word for operators.
         snapshot_id: The snapshot that the command is about, if it is about one.
+        digest: `digest_of` the command that was answered; empty from those who do not say.
     """
 
     operation_id: CommandId
@@ -212,6 +217,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     finished_at: Timestamp | None = None
     placed: PlacedWord = ""
     snapshot_id: VmId | None = None
+    digest: str = ""
 
     @property
     def finished(self) -> bool:

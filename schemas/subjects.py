@@ -22,6 +22,7 @@ METRICS_RAW = "METRICS_RAW"
 METRICS_ENRICHED = "METRICS_ENRICHED"
 METRICS_REJECTED = "METRICS_REJECTED"
 AUDIT = "AUDIT"
+HOST_AUDIT = "HOST_AUDIT"
 
 CUSTOMERS = "customers"
 VM_SPECS = "vm_specs"
@@ -29,6 +30,7 @@ VM_STATUS = "vm_status"
 HOSTS = "hosts"
 HOST_ORDERS = "host_orders"
 LOST_HOSTS = "lost_hosts"
+PRICE_PLANS = "price_plans"
 CORRECTIONS = "corrections"
 OPERATIONS = "operations"
 QUOTAS = "quotas"
@@ -180,6 +182,7 @@ def filters_of_host(stream: str, host_id: str) -> tuple[str, ...]:
         METRICS_ENRICHED: (f"metrics.enriched.{host}",),
         METRICS_REJECTED: (f"metrics.rejected.*.{host}",),
         HOST_EVENTS: (f"host.evt.{host}.>",),
+        HOST_AUDIT: (f"host.audit.{host}",),
         VM_COMMANDS: (f"vm.cmd.{host}.>",),
     }
     return filters.get(stream, ())
@@ -193,6 +196,11 @@ def filters_of_frames(stream: str) -> tuple[str, ...]:
 def audit(entry: AuditEntry) -> str:
     """`audit.<customer>.<action>`."""
     return f"audit.{token(entry.customer_id)}.{token(entry.action)}"
+
+
+def host_audit(host_id: str) -> str:
+    """`host.audit.<host>`: entries of what a host refused, which only that host may write."""
+    return f"host.audit.{token(host_id)}"
 
 
 def usage_query(customer_id: str) -> str:

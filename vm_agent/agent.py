@@ -8,6 +8,7 @@ frame, send the frames, leave the rest to the next run. The VMs run on.
 from __future__ import annotations
 
 import asyncio
+import platform
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,7 @@ from vm_agent.orders import Announce, OrderBook, Orders
 from vm_agent.places import Places
 from vm_agent.ports import Host
 from vm_agent.questions import Answers, Questions
+from vm_agent.refusals import Refusals, Write
 from vm_agent.reporter import Desk
 from vm_agent.sampler import Sampler
 from vm_agent.sender import Outlet, Sender
@@ -46,6 +48,7 @@ from vm_agent.spool import Outgoing, Spool
 from vm_agent.store import RecordStore
 from vm_agent.telemetry import Telemetry
 from vm_agent.watchdog import Watchdog
+from vm_agent.wishes import Offer
 
 _log = structlog.get_logger("decisec.agent")
 
@@ -59,6 +62,7 @@ class World:
         write_heartbeat: Stores a heartbeat.
         orders: What the operator has ordered for this host.
         announce: Stores an event of the host.
+        audit: Stores an entry of what was refused.
         questions: What is asked about this host's VMs.
         ready: Called once commands are taken.
     """
@@ -72,6 +76,7 @@ class World:
     write_heartbeat: Callable[[HostInfo], Awaitable[object]]
     orders: OrderBook
     announce: Announce
+    audit: Write
     questions: Questions
     clock: Clock
     ready: Callable[[], None]
@@ -161,12 +166,22 @@ class Agent:
             host, fleet, incarnations, admission, SnapshotStore(host.data_dir / "snapshots")
         )
         orders = Orders(settings, host, fleet, world.orders, world.announce, world.clock)
+        offer = Offer(
+            driver=host.driver.name,
+            arch=platform.machine().lower(),
+            labels=settings.host_labels,
+            pool=settings.pool,
+            region=settings.region,
+        )
         lifecycle = Lifecycle(
-            host, fleet, places, incarnations, admission, snapshots, draining=orders.draining
-        )
+            host, fleet, places, incarnations, admission, snapshots,
+            offer=offer, draining=orders.draining,
+        )  # fmt: skip
+        refusals = Refusals(host.host_id, world.audit, telemetry)
         intake = Intake(
-            host.host_id, world.inbox, lifecycle, world.desk, fleet.reporter, telemetry, tasks.spawn
-        )
+            host.host_id, world.inbox, lifecycle, world.desk, fleet.reporter, refusals,
+            telemetry, tasks.spawn,
+        )  # fmt: skip
         heartbeat = Heartbeat(
             settings, host, self.run_id, world.driver, admission, fleet, orders,
             world.write_heartbeat, world.clock, telemetry,
@@ -184,8 +199,9 @@ class Agent:
         sending = tasks.spawn(sender.run(), "sender")
         sampling = tasks.spawn(sampler.run(sampled), "sampler")
         tasks.spawn(orders.run(), "orders")
-        answers = Answers(host.host_id, fleet, consoles)
-        tasks.spawn(world.questions.run(answers.to), "questions")
+        answers = Answers(host.host_id, fleet, consoles, refusals, telemetry)
+        tasks.spawn(refusals.run(), "refusals")
+        tasks.spawn(world.questions.run(answers), "questions")
         tasks.spawn(intake.keep_alive(), "keepalive")
         tasks.spawn(Forgetting(fleet, world.inbox).run(), "forgetting")
         tasks.spawn(watchdog.run(), "watchdog")
@@ -202,6 +218,7 @@ class Agent:
         sender.close()
         await self._bounded("frames", asyncio.wait({sending}), 0.3)
         open_commands = await intake.give_back()
+        await refusals.flush()
         await tasks.cancel()
         if await sender.put_away():
             await asyncio.to_thread(former.settle)

@@ -22,6 +22,7 @@ from runtime.key_mirror import KeyMirror
 from runtime.memory import spare_the_collector
 from runtime.publisher import Publisher
 from runtime.service import Service
+from schemas.audit import AuditEntry
 from schemas.codec import encode
 from schemas.commands import COMMAND_OF
 from schemas.errors import ErrorCode
@@ -32,6 +33,7 @@ from schemas.subjects import (
     HOST_ORDERS,
     HOSTS,
     VM_COMMANDS,
+    host_audit,
     host_event,
     metrics_raw,
     vm_command_to,
@@ -52,6 +54,7 @@ from vm_agent.probe import Choice, candidates, choose_driver
 from vm_agent.process import VmmProcesses
 from vm_agent.punctuality import GENERATIONS, YOUNG_OBJECTS, run_first
 from vm_agent.questions import NatsQuestions
+from vm_agent.refusals import Write
 from vm_agent.reporter import NatsDesk
 from vm_agent.settings import AgentSettings
 from vm_agent.spool import Outgoing
@@ -217,6 +220,7 @@ async def main(service: Service[AgentSettings]) -> None:
             write_heartbeat=_heartbeats(bus, settings.host_id),
             orders=KeyMirror(Bucket(bus, HOST_ORDERS, decode_host_orders), settings.host_id),
             announce=_announcements(bus),
+            audit=_audit(bus, settings.host_id),
             questions=NatsQuestions(bus, settings.host_id),
             clock=SystemClock(),
             ready=lambda: service.health.ready(_HEALTH_PART),
@@ -281,3 +285,13 @@ def _announcements(bus: Bus) -> Announce:
         await publisher.publish(host_event(event), encode(event), msg_id=str(event.event_id))
 
     return announce
+
+
+def _audit(bus: Bus, host_id: str) -> Write:
+    publisher = Publisher(bus)
+    subject = host_audit(host_id)
+
+    async def write(entry: AuditEntry) -> None:
+        await publisher.publish(subject, encode(entry), msg_id=str(entry.event_id))
+
+    return write

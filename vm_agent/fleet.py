@@ -178,14 +178,21 @@ class Fleet:
         for report in reports:
             self.reporter.report(report)
 
-    async def begin(self, vm: Vm, command_id: UUID, verb: str) -> None:
+    async def begin(self, vm: Vm, command_id: UUID, verb: str, digest: str) -> None:
         """Note durably that a command is at work, so that a crash leaves it half done, not lost."""
         vm.stage(
-            current=Current(command_id=command_id, verb=verb, incarnation=vm.record.incarnation)
+            current=Current(
+                command_id=command_id,
+                verb=verb,
+                incarnation=vm.record.incarnation,
+                digest=digest,
+            )
         )
         await self.commit(vm)
 
-    async def finish(self, vm: Vm, command_id: UUID, verb: str, error: ErrorInfo | None) -> Done:
+    async def finish(
+        self, vm: Vm, command_id: UUID, verb: str, error: ErrorInfo | None, digest: str
+    ) -> Done:
         """Commit what was staged together with the command's result."""
         done = Done(
             command_id=command_id,
@@ -193,6 +200,7 @@ class Fleet:
             state=vm.record.state,
             error=error,
             finished_at=utc_now(),
+            digest=digest,
         )
         vm.stage(current=None, done=(*vm.record.done, done)[-DONE_KEPT:])
         await self.commit(vm)

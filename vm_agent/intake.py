@@ -1,7 +1,8 @@
 """Commands from the bus: checked, queued per VM, carried out, reported, and only then acked.
 
 A command is acknowledged once its result stands in `operations` and its events are stored. Until
-then a redelivery finds the work begun or finished, never undone by being done twice.
+then a redelivery finds the work begun or finished, never undone by being done twice. What is no
+command for this host, or not what its id stands for, is refused: told, and never delivered again.
 """
 
 from __future__ import annotations
@@ -16,21 +17,26 @@ from uuid import UUID
 import structlog
 from opentelemetry.trace import SpanKind
 
+from runtime.clock import utc_now
 from runtime.errors import PoisonError, TransientError
 from runtime.retry import forever
 from runtime.telemetry import span
-from schemas.commands import Command, CreateVm, decode_command
-from schemas.errors import ErrorCode, MalformedMessageError
+from schemas.commands import Command, CreateVm, digest_of
+from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.hosts import Operation, OperationStatus
-from schemas.subjects import parse_vm_command
 from vm_agent.lifecycle import Lifecycle
+from vm_agent.refusals import Door, Refusals
 from vm_agent.reporter import Desk, Reporter, Spawn
+from vm_agent.scrutiny import Claims, Objection, Reason, claims_in, is_same, read_command
 from vm_agent.store import Done
 from vm_agent.telemetry import Telemetry
 
 _log = structlog.get_logger("decisec.intake")
 
 ACK_WAIT_S = 10.0
+_SET_ASIDE_AT_ONCE = 32
+"""Messages that are no commands; further ones wait, and with them what came behind."""
+
 _KEEPALIVE_S = 3.0
 
 
@@ -48,6 +54,10 @@ class Message(Protocol):
     @property
     def headers(self) -> Mapping[str, str]:
         """Trace context among others."""
+
+    @property
+    def attempts(self) -> int:
+        """How often it was delivered, this time included."""
 
     async def ack_sync(self) -> None:
         """Done, confirmed by the server."""
@@ -72,10 +82,15 @@ class Inbox(Protocol):
         """See `vm_agent.forgetting.Waiting`."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Job:
     message: Message
     command: Command
+    digest: str
+
+
+class _ReusedError(Exception):
+    """The command's id stands for another one."""
 
 
 class Intake:
@@ -87,6 +102,7 @@ class Intake:
         lifecycle: Carries commands out.
         desk: Knows results of commands that no record holds any more.
         reporter: Writes results, after everything else there is to say about the VM.
+        refusals: Told of what is refused.
         telemetry: Counts commands.
         spawn: Starts a named task in the agent's group.
     """
@@ -98,6 +114,7 @@ class Intake:
         lifecycle: Lifecycle,
         desk: Desk,
         reporter: Reporter,
+        refusals: Refusals,
         telemetry: Telemetry,
         spawn: Spawn,
     ) -> None:
@@ -106,10 +123,13 @@ class Intake:
         self._lifecycle = lifecycle
         self._desk = desk
         self._reporter = reporter
+        self._refusals = refusals
         self._telemetry = telemetry
         self._spawn = spawn
         self._queues: dict[UUID, deque[_Job]] = {}
         self._open: dict[int, Message] = {}
+        self._at_work: dict[UUID, _Job] = {}
+        self._setting_aside = asyncio.Semaphore(_SET_ASIDE_AT_ONCE)
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -151,44 +171,51 @@ class Intake:
         return len(messages)
 
     async def _take(self, message: Message) -> None:
-        try:
-            command = self._read(message)
-        except (MalformedMessageError, PoisonError) as error:
-            _log.error("command.malformed", subject=message.subject, error=str(error))
-            self._telemetry.commands_malformed.add(1, {"reason": error.reason})
-            try:
-                await message.term()
-            except TransientError as failure:
-                # Delivered again, it is refused again.
-                _log.warning("command.not_terminated", error=str(failure))
-            return
         self._open[id(message)] = message
         self._idle.clear()
+        try:
+            command = read_command(self._host_id, message.subject, message.data)
+        except (MalformedMessageError, PoisonError) as error:
+            await self._setting_aside.acquire()
+            self._spawn(self._set_aside(message, Reason(error.reason), str(error)), "set-aside")
+            return
+        job = _Job(message, command, digest_of(command))
+        self._at_work.setdefault(command.command_id, job)
         queue = self._queues.get(command.vm_id)
         if queue is None:
             queue = self._queues[command.vm_id] = deque()
             self._spawn(self._work_off(command.vm_id, queue), f"commands-{command.vm_id}")
-        queue.append(_Job(message, command))
+        queue.append(job)
 
-    def _read(self, message: Message) -> Command:
-        address = parse_vm_command(message.subject)
-        command = decode_command(message.data)
-        said = (command.host_id, command.vm_id, command.verb)
-        if said != tuple(address):
-            raise PoisonError("subject_mismatch", f"the message is for {said}, not as its subject")
-        if command.host_id != self._host_id:
-            raise PoisonError("wrong_host", f"the command is for host {command.host_id}")
-        return command
+    def _close(self, message: Message) -> None:
+        del self._open[id(message)]
+        if not self._open:
+            self._idle.set()
+
+    async def _set_aside(self, message: Message, reason: Reason, detail: str) -> None:
+        """Refuse what is no command for this host."""
+        try:
+            claims = claims_in(self._host_id, message.subject, message.data)
+            self._refusals.note(Door.COMMAND, reason, claims, message.subject, detail)
+            failure = _failure(self._host_id, claims, reason)
+            if failure is not None and claims.command_id not in self._at_work:
+                async for attempt in forever("refusal"):
+                    with attempt:
+                        await self._desk.refuse(failure)
+            await self._term(message)
+            self._close(message)
+        finally:
+            self._setting_aside.release()
 
     async def _work_off(self, vm_id: UUID, queue: deque[_Job]) -> None:
         while queue:
             job = queue[0]
             await self._handle(job)
             queue.popleft()
-            del self._open[id(job.message)]
+            if self._at_work.get(job.command.command_id) is job:
+                del self._at_work[job.command.command_id]
+            self._close(job.message)
         del self._queues[vm_id]
-        if not self._open:
-            self._idle.set()
 
     async def _handle(self, job: _Job) -> None:
         command = job.command
@@ -203,33 +230,93 @@ class Intake:
                 command_id=str(command.command_id), vm_id=str(command.vm_id), verb=command.verb
             ),
         ):
-            done = self._lifecycle.result_of(command)
-            if done is None and await self._answered(command):
-                _log.info("command.repeated")
-            else:
-                done = done or await self._lifecycle.execute(command)
-                outcome = done.error.code if done.error else "succeeded"
-                await self._reporter.report(_operation(command, done)).wait()
-                self._telemetry.commands.add(1, {"verb": command.verb, "outcome": outcome})
-                _log.info("command.finished", outcome=outcome, state=done.state)
+            try:
+                await self._answer(job)
+            except _ReusedError as error:
+                # What stands under the id is another command's answer, so it stays.
+                self._note(job, Reason.ID_REUSED, str(error))
+                await self._term(job.message)
+                return
             if await self._ack(job.message):
                 await self._lifecycle.answered(command)
 
-    async def _answered(self, command: Command) -> bool:
+    async def _answer(self, job: _Job) -> None:
+        """See to it that a command's result stands; it was found, or comes of it now.
+
+        Raises:
+            _ReusedError: The id is another command's.
+        """
+        command = job.command
+        done = self._lifecycle.result_of(command)
+        if done is not None:
+            _check(done.digest, job)
+            await self._reporter.report(_operation(command, done, job.digest)).wait()
+            self._repeated(job)
+            return
+        if await self._answered(job):
+            self._repeated(job)
+            return
+        objection = self._lifecycle.objection(command, job.digest)
+        if objection is not None:
+            refused = _refused(command, objection)
+            await self._reporter.report(_operation(command, refused, job.digest)).wait()
+            self._note(job, objection.reason, objection.error.message)
+            return
+        done = await self._lifecycle.execute(command, job.digest)
+        outcome = done.error.code if done.error else "succeeded"
+        await self._reporter.report(_operation(command, done, job.digest)).wait()
+        self._telemetry.commands.add(1, {"verb": command.verb, "outcome": outcome})
+        _log.info("command.finished", outcome=outcome, state=done.state)
+
+    def _repeated(self, job: _Job) -> None:
+        """A result was there. One that was lost on its way to us is no matter of the audit."""
+        if job.message.attempts > 1:
+            self._telemetry.commands_redelivered.add(1)
+            _log.info("command.redelivered")
+        else:
+            self._note(job, Reason.REPEATED, "it has its result already")
+
+    def _note(self, job: _Job, reason: Reason, detail: str) -> None:
+        claims = Claims.of(job.command)
+        self._refusals.note(Door.COMMAND, reason, claims, job.message.subject, detail)
+
+    async def _answered(self, job: _Job) -> bool:
         """Whether a result stands on the bus. Waits while NATS is away.
 
         From then on a create that has none is this host's: a gateway that finds it pending for too
         long gives it to another one.
+
+        Raises:
+            _ReusedError: Something else stands there, or is at work.
         """
-        look = self._desk.begin if isinstance(command, CreateVm) else self._desk.operation
+        command = job.command
+        first = self._at_work.get(command.command_id)
+        if first is not None and first.command.vm_id != command.vm_id:
+            raise _ReusedError(f"it is at work for VM {first.command.vm_id}")
+        operation = await self._standing(command, begin=False)
+        if operation is None or _finished(operation, job):
+            return operation is not None
+        if isinstance(command, CreateVm):
+            operation = await self._standing(command, begin=True)
+            return operation is not None and _finished(operation, job)
+        return False
+
+    async def _standing(self, command: Command, *, begin: bool) -> Operation | None:
+        look = self._desk.begin if begin else self._desk.operation
         async for attempt in forever("operation"):
             with attempt:
                 try:
-                    operation = await look(command.command_id)
+                    return await look(command.command_id)
                 except PoisonError as error:
                     _log.error("operation.damaged", error=str(error))
-                    return False
-        return operation is not None and operation.finished
+        return None
+
+    async def _term(self, message: Message) -> None:
+        try:
+            await message.term()
+        except TransientError as failure:
+            # Delivered again, it is refused again.
+            _log.warning("command.not_terminated", error=str(failure))
 
     async def _ack(self, message: Message) -> bool:
         try:
@@ -241,7 +328,53 @@ class Intake:
         return True
 
 
-def _operation(command: Command, done: Done) -> Operation:
+def _finished(operation: Operation, job: _Job) -> bool:
+    """Whether this is the command's result; _ReusedError if it is about another one."""
+    if not is_same(operation, job.command):
+        raise _ReusedError(f"it is another command's: {operation.verb} VM {operation.vm_id}")
+    if operation.finished:
+        _check(operation.digest, job)
+    return operation.finished
+
+
+def _check(digest: str, job: _Job) -> None:
+    if digest and digest != job.digest:
+        raise _ReusedError("another command of this VM was answered under it")
+
+
+def _failure(host_id: str, claims: Claims, reason: Reason) -> Operation | None:
+    """The bad end of what is no command, if it is known whose it would have been."""
+    if claims.command_id is None or claims.vm_id is None or not claims.customer_id:
+        return None
+    now = utc_now()
+    return Operation(
+        operation_id=claims.command_id,
+        customer_id=claims.customer_id,
+        vm_id=claims.vm_id,
+        host_id=host_id,
+        verb=claims.verb or "unknown",
+        status=OperationStatus.FAILED,
+        error=ErrorInfo(
+            code=ErrorCode.BAD_REQUEST, message=f"The host cannot read the command: {reason}."
+        ),
+        requested_by=claims.requested_by,
+        created_at=now,
+        deadline=now,
+        finished_at=now,
+    )
+
+
+def _refused(command: Command, objection: Objection) -> Done:
+    return Done(
+        command_id=command.command_id,
+        verb=command.verb,
+        state=objection.state,
+        error=objection.error,
+        finished_at=utc_now(),
+    )
+
+
+def _operation(command: Command, done: Done, digest: str) -> Operation:
     failed = done.error is not None
     # A VM of somebody else and no VM look the same from outside.
     hidden = done.error is not None and done.error.code is ErrorCode.NOT_FOUND
@@ -260,4 +393,5 @@ def _operation(command: Command, done: Done) -> Operation:
         finished_at=done.finished_at,
         placed=command.placed if isinstance(command, CreateVm) else "",
         snapshot_id=getattr(command, "snapshot_id", None),
+        digest=digest,
     )

@@ -41,10 +41,11 @@ from vm_agent.incarnations import Incarnations
 from vm_agent.network import NetworkError
 from vm_agent.places import Places
 from vm_agent.ports import Host
+from vm_agent.scrutiny import Objection, objection
 from vm_agent.snapshotting import Snapshotting
 from vm_agent.states import RefusedError, permit
 from vm_agent.store import Current, Done, Record
-from vm_agent.wishes import require
+from vm_agent.wishes import Offer, require, suit
 
 _log = structlog.get_logger("decisec.lifecycle")
 
@@ -61,6 +62,7 @@ class Lifecycle:
         incarnations: Starts and ends VMMs.
         admission: What the host has left.
         snapshots: Takes and restores them.
+        offer: What the host has to offer to those who are particular about it.
         draining: Says whether new VMs are refused. Those that are here may do everything.
         now: The wall clock, for deadlines.
     """
@@ -74,6 +76,7 @@ class Lifecycle:
         admission: Admission,
         snapshots: Snapshotting,
         *,
+        offer: Offer | None = None,
         draining: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -83,6 +86,7 @@ class Lifecycle:
         self._incarnations = incarnations
         self._admission = admission
         self._snapshots = snapshots
+        self._offer = offer or Offer(driver=host.driver.name)
         self._draining = draining
         self._now = now
         self._disks = Disks()
@@ -99,13 +103,23 @@ class Lifecycle:
         if isinstance(command, DeleteVm) and self.result_of(command) is not None:
             await self._fleet.answered(command.vm_id)
 
-    async def execute(self, command: Command) -> Done:
+    def objection(self, command: Command, digest: str) -> Objection | None:
+        """What speaks against a command that has no result, unless it is at work already."""
+        vm = self._fleet.get(command.vm_id)
+        record = vm.record if vm is not None else None
+        if record is not None and record.customer_id == command.customer_id:
+            begun = record.current
+            if begun is not None and begun.is_of(command.command_id, digest):
+                return None
+        return objection(command, record, self._now())
+
+    async def execute(self, command: Command, digest: str = "") -> Done:
         """Carry a command out, or go on with it, or repeat its result. Safe to cancel."""
         vm = self._fleet.get(command.vm_id)
         if vm is not None and vm.record.customer_id != command.customer_id:
             vm = None
         try:
-            return await self._dispatch(command, vm)
+            return await self._dispatch(command, vm, digest)
         except RefusedError as error:
             # Nothing was begun, so nothing is in the record.
             return Done(
@@ -116,30 +130,30 @@ class Lifecycle:
                 finished_at=self._now(),
             )
 
-    async def _dispatch(self, command: Command, vm: Vm | None) -> Done:
+    async def _dispatch(self, command: Command, vm: Vm | None, digest: str) -> Done:
         if isinstance(command, CreateVm):
-            return await self._create(command, vm)
+            return await self._create(command, vm, digest)
         if vm is None:
             raise RefusedError(ErrorCode.NOT_FOUND, "there is no such VM")
         async with vm.lock:
-            return await self._on(vm, command)
+            return await self._on(vm, command, digest)
 
-    async def _on(self, vm: Vm, command: Command) -> Done:
+    async def _on(self, vm: Vm, command: Command, digest: str) -> Done:
         if (done := vm.record.result_of(command.command_id)) is not None:
             return done
         begun = vm.record.current
-        if begun is None or begun.command_id != command.command_id:
+        if begun is None or not begun.is_of(command.command_id, digest):
             if vm.record.state is _S.DELETED:
                 raise RefusedError(ErrorCode.NOT_FOUND, "there is no such VM")
             self._in_time(command)
             if not (vm.record.restart_at and isinstance(command, ShutdownVm)):
                 permit(command.verb, vm.record.state)
-            await self._fleet.begin(vm, command.command_id, command.verb)
+            await self._fleet.begin(vm, command.command_id, command.verb, digest)
         begun = vm.record.current
         if begun is None:
             raise RuntimeError("a command that was begun is not in the record")
         error = await self._attempt(vm, command, begun)
-        return await self._fleet.finish(vm, command.command_id, command.verb, error)
+        return await self._fleet.finish(vm, command.command_id, command.verb, error, digest)
 
     async def _attempt(self, vm: Vm, command: Command, begun: Current) -> ErrorInfo | None:
         try:
@@ -176,17 +190,17 @@ class Lifecycle:
                 ErrorCode.DEADLINE_EXCEEDED, "the command's deadline passed before it began"
             )
 
-    async def _create(self, command: CreateVm, vm: Vm | None) -> Done:
+    async def _create(self, command: CreateVm, vm: Vm | None, digest: str) -> Done:
         if vm is None:
             if self._fleet.get(command.vm_id) is not None:
                 raise RefusedError(ErrorCode.NOT_FOUND, "there is no such VM")
             self._in_time(command)
-            vm = await self._admit(command)
+            vm = await self._admit(command, digest)
         async with vm.lock:
             if (done := vm.record.result_of(command.command_id)) is not None:
                 return done
             begun = vm.record.current
-            if begun is None or begun.command_id != command.command_id:
+            if begun is None or not begun.is_of(command.command_id, digest):
                 raise RefusedError(ErrorCode.CONFLICT, "this VM exists")
             error: ErrorInfo | None = None
             try:
@@ -201,11 +215,12 @@ class Lifecycle:
             else:
                 vm.enter(_S.CREATED)
                 vm.happened(VmCreated)
-            return await self._fleet.finish(vm, command.command_id, command.verb, error)
+            return await self._fleet.finish(vm, command.command_id, command.verb, error, digest)
 
-    async def _admit(self, command: CreateVm) -> Vm:
+    async def _admit(self, command: CreateVm, digest: str) -> Vm:
         """Reserve what the VM needs and take it in. What is refused here leaves no trace."""
         self._not_draining()
+        suit(command, self._offer)
         image = await self._host.images.prepare_new(self._host.driver.name, command.spec)
         # The order may have come meanwhile. From here on the VM counts as one that is here.
         self._not_draining()
@@ -227,7 +242,9 @@ class Lifecycle:
             driver=self._host.driver.name,
             simulated=self._host.driver.simulated,
             uid=uid,
-            current=Current(command_id=command.command_id, verb="create", incarnation=0),
+            current=Current(
+                command_id=command.command_id, verb="create", incarnation=0, digest=digest
+            ),
         )
         vm = self._fleet.add(record)
         vm.enter(_S.CREATING)

@@ -8,34 +8,55 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter as Tally
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Protocol
 from uuid import UUID
 
+import msgspec
 import structlog
 from opentelemetry.trace import SpanKind
 
 from runtime.bus import Bus, Message
-from runtime.errors import TransientError
+from runtime.errors import PoisonError, TransientError
 from runtime.telemetry import span
-from schemas.codec import encode
+from schemas.codec import decoder, encode
 from schemas.consoles import ConsoleChunk, ConsoleQuery, ConsoleReply, decode_console_query
-from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
+from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
+from schemas.ids import token
 from schemas.subjects import parse_vm_ask, vm_asks_of
+from schemas.units import KIB
 from schemas.vms import VmState
 from vm_agent.consoles import Consoles
 from vm_agent.fleet import Fleet
+from vm_agent.refusals import Door, Refusals
+from vm_agent.scrutiny import Claims, Reason, check_size
+from vm_agent.telemetry import Telemetry
 
 _log = structlog.get_logger("decisec.questions")
 
 _MAX_OPEN = 64
 _MAX_OPEN_PER_VM = 16
+_MAX_TAKEN = 512
+"""Questions that are looked at; further ones are refused unread."""
+
+_MAX_BYTES = 4 * KIB
+_NOBODY = Claims()
+
+
+class Answerer(Protocol):
+    """Who answers; `Answers` does."""
+
+    async def to(self, message: Message) -> bytes:
+        """The encoded answer, errors included."""
+
+    def refused(self, message: Message, reason: Reason) -> bytes:
+        """The encoded refusal of a message that is not looked at."""
 
 
 class Questions(Protocol):
     """Where questions come from."""
 
-    async def run(self, answer: Callable[[Message], Awaitable[bytes]]) -> None:
+    async def run(self, answers: Answerer) -> None:
         """Have each question answered, several at the same time, until cancelled."""
 
 
@@ -45,14 +66,20 @@ class NatsQuestions:
     def __init__(self, bus: Bus, host_id: str) -> None:
         self._bus = bus
         self._subject = vm_asks_of(host_id)
+        self._taken = 0
 
-    async def run(self, answer: Callable[[Message], Awaitable[bytes]]) -> None:
+    async def run(self, answers: Answerer) -> None:
         """Have each question answered, several at the same time, until cancelled."""
         async with asyncio.TaskGroup() as group:
 
             async def take(message: Message) -> None:
-                if message.reply:
-                    group.create_task(self._answer(message, answer), name="question")
+                if not message.reply:
+                    answers.refused(message, Reason.NO_REPLY)
+                elif self._taken >= _MAX_TAKEN:
+                    await self._send(message, answers.refused(message, Reason.TOO_MANY))
+                else:
+                    self._taken += 1
+                    group.create_task(self._answer(message, answers), name="question")
 
             subscription = await self._bus.subscribe(self._subject, take)
             try:
@@ -61,18 +88,22 @@ class NatsQuestions:
                 if self._bus.connected:
                     await subscription.unsubscribe()
 
-    async def _answer(
-        self, message: Message, answer: Callable[[Message], Awaitable[bytes]]
-    ) -> None:
+    async def _answer(self, message: Message, answers: Answerer) -> None:
         try:
             with span(
                 "process vm.ask.{host}.{vm}.{what}", kind=SpanKind.SERVER, parent=message.headers
             ):
-                await self._bus.publish(message.reply, await answer(message))
-        except TransientError as error:
-            _log.warning("answer.lost", subject=message.subject, error=str(error))
+                await self._send(message, await answers.to(message))
         except Exception:  # noqa: BLE001 - a defect in one answer must not end the agent
             _log.exception("question.failed", subject=message.subject)
+        finally:
+            self._taken -= 1
+
+    async def _send(self, message: Message, answer: bytes) -> None:
+        try:
+            await self._bus.publish(message.reply, answer)
+        except TransientError as error:
+            _log.warning("answer.lost", subject=message.subject, error=str(error))
 
 
 class Answers:
@@ -82,52 +113,75 @@ class Answers:
         host_id: This host.
         fleet: Its VMs.
         consoles: What they print.
+        refusals: Told of what is refused.
+        telemetry: Counts what is answered.
     """
 
-    def __init__(self, host_id: str, fleet: Fleet, consoles: Consoles) -> None:
+    def __init__(
+        self,
+        host_id: str,
+        fleet: Fleet,
+        consoles: Consoles,
+        refusals: Refusals,
+        telemetry: Telemetry,
+    ) -> None:
         self._host_id = host_id
         self._fleet = fleet
         self._consoles = consoles
+        self._refusals = refusals
+        self._telemetry = telemetry
         self._open: Tally[UUID] = Tally()
 
     async def to(self, message: Message) -> bytes:
         """The encoded answer: a `ConsoleReply`, whatever was asked."""
         try:
             query = self._read(message)
-            refusal = self._refusal(query)
-            if refusal is not None:
-                return encode(ConsoleReply(error=refusal))
-            return encode(ConsoleReply(chunk=await self._console(query)))
-        except MalformedMessageError as error:
-            _log.error("question.malformed", subject=message.subject, error=str(error))
-            return encode(ConsoleReply(error=_error(ErrorCode.BAD_REQUEST, str(error))))
+        except (MalformedMessageError, PoisonError) as error:
+            claims = _claims(message)
+            reason = Reason(error.reason)
+            self._refusals.note(Door.QUESTION, reason, claims, message.subject, str(error))
+            return _reply(ErrorCode.BAD_REQUEST, str(error))
+        reason_why = self._refusal(query)
+        if reason_why is not None:
+            claims = Claims(customer_id=query.customer_id, vm_id=query.vm_id, verb="console")
+            self._refusals.note(Door.QUESTION, reason_why, claims, message.subject, "")
+            if reason_why is Reason.TOO_MANY:
+                return _too_many()
+            return _reply(ErrorCode.NOT_FOUND, "There is no such VM.")
+        try:
+            chunk = await self._console(query)
         except OSError as error:
+            self._telemetry.questions.add(1, {"outcome": "failed"})
             _log.warning("console.not_read", subject=message.subject, error=str(error))
-            return encode(
-                ConsoleReply(error=_error(ErrorCode.INTERNAL, "The console cannot be read."))
-            )
+            return _reply(ErrorCode.INTERNAL, "The console cannot be read.")
+        self._telemetry.questions.add(1, {"outcome": "answered"})
+        return encode(ConsoleReply(chunk=chunk))
+
+    def refused(self, message: Message, reason: Reason) -> bytes:
+        """The encoded refusal of a message that is not looked at."""
+        self._refusals.note(Door.QUESTION, reason, _NOBODY, message.subject, "")
+        return _too_many()
 
     def _read(self, message: Message) -> ConsoleQuery:
         address = parse_vm_ask(message.subject)
         if address.what != "console":
-            raise MalformedMessageError("bad_subject", f"nobody answers {address.what!r} here")
+            raise PoisonError(Reason.BAD_SUBJECT, f"nobody answers {address.what!r} here")
+        check_size(message.data, _MAX_BYTES)
         query = decode_console_query(message.data)
-        if (self._host_id, query.vm_id) != (address.host_id, address.vm_id):
-            raise MalformedMessageError("subject_mismatch", "the question is not as its subject")
+        if self._host_id != address.host_id:
+            raise PoisonError(Reason.WRONG_HOST, f"the question is for host {address.host_id}")
+        if query.vm_id != address.vm_id:
+            raise PoisonError(Reason.SUBJECT_MISMATCH, "the question is not as its subject")
         return query
 
-    def _refusal(self, query: ConsoleQuery) -> ErrorInfo | None:
+    def _refusal(self, query: ConsoleQuery) -> Reason | None:
         vm = self._fleet.get(query.vm_id)
-        if (
-            vm is None
-            or vm.record.customer_id != query.customer_id
-            or vm.record.state is VmState.DELETED
-        ):
-            return _error(ErrorCode.NOT_FOUND, "There is no such VM.")
+        if vm is not None and vm.record.customer_id != query.customer_id:
+            return Reason.FOREIGN_VM
+        if vm is None or vm.record.state is VmState.DELETED:
+            return Reason.NO_SUCH_VM
         if self._open.total() >= _MAX_OPEN or self._open[query.vm_id] >= _MAX_OPEN_PER_VM:
-            return _error(
-                ErrorCode.RATE_LIMITED, "Too many read consoles at the same time; try again."
-            )
+            return Reason.TOO_MANY
         return None
 
     async def _console(self, query: ConsoleQuery) -> ConsoleChunk:
@@ -140,5 +194,25 @@ class Answers:
                 del self._open[query.vm_id]
 
 
-def _error(code: ErrorCode, message: str) -> ErrorInfo:
-    return ErrorInfo(code=code, message=message)
+def _claims(message: Message) -> Claims:
+    """Who it says to be from; the rest of what cannot be read is of no use to anybody."""
+    try:
+        found = _decode_asker(message.data) if len(message.data) <= _MAX_BYTES else _Asker()
+        return Claims(customer_id=token(found.customer_id)) if found.customer_id else _NOBODY
+    except (MalformedMessageError, InvalidIdError):
+        return _NOBODY
+
+
+class _Asker(msgspec.Struct, frozen=True):
+    customer_id: str = ""
+
+
+_decode_asker: Callable[[bytes], _Asker] = decoder(_Asker)
+
+
+def _too_many() -> bytes:
+    return _reply(ErrorCode.RATE_LIMITED, "Too many read consoles at the same time; try again.")
+
+
+def _reply(code: ErrorCode, message: str) -> bytes:
+    return encode(ConsoleReply(error=ErrorInfo(code=code, message=message)))

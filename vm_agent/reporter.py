@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
+import structlog
 
 from runtime.buckets import Bucket, RevisionConflictError
 from runtime.bus import Bus
-from runtime.errors import TransientError
+from runtime.errors import PoisonError, TransientError
 from runtime.publisher import Publisher
 from runtime.retry import forever
 from schemas.codec import encode
@@ -33,6 +34,8 @@ from schemas.events import (
 from schemas.hosts import Operation, OperationStatus, decode_operation
 from schemas.subjects import OPERATIONS, VM_STATUS, vm_event, vm_key
 from schemas.vms import VmStatus, decode_vm_status
+
+_log = structlog.get_logger("decisec.reporter")
 
 Report = VmStatus | VmEvent | Operation
 Spawn = Callable[[Coroutine[Any, Any, None], str], object]
@@ -71,6 +74,9 @@ class Desk(Protocol):
     async def begin(self, command_id: UUID) -> Operation | None:
         """The same, after a pending one was marked as running: nobody withdraws it then."""
 
+    async def refuse(self, failure: Operation) -> None:
+        """Write the bad end of what is no command, unless something else stands under its id."""
+
 
 class NatsDesk:
     """Reports to KV buckets and to the stream of events."""
@@ -108,6 +114,39 @@ class NatsDesk:
         except RevisionConflictError as error:
             raise TransientError(f"{error}; it is looked at again") from error
         return running
+
+    async def refuse(self, failure: Operation) -> None:
+        """Write a bad end where nothing stands, or where this is waited for."""
+        key = str(failure.operation_id)
+        try:
+            await self._operations.create(key, failure)
+        except RevisionConflictError:
+            await self._end(key, failure)
+
+    async def _end(self, key: str, failure: Operation) -> None:
+        try:
+            entry = await self._operations.get(key)
+            if entry is None or not is_waited_for(entry.value, failure):
+                return
+            ended = msgspec.structs.replace(
+                entry.value,
+                status=failure.status,
+                error=failure.error,
+                finished_at=failure.finished_at,
+            )
+            await self._operations.update(key, ended, entry.revision)
+        except (PoisonError, RevisionConflictError) as error:
+            _log.warning("refusal.not_told", operation=key, error=str(error))
+
+
+def is_waited_for(standing: Operation, failure: Operation) -> bool:
+    """Whether what stands is pending, and about the VM that the failure is about."""
+    return (
+        standing.status is OperationStatus.PENDING
+        and standing.customer_id == failure.customer_id
+        and standing.vm_id == failure.vm_id
+        and standing.host_id == failure.host_id
+    )
 
 
 class Reporter:

@@ -50,21 +50,29 @@ class Current(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         incarnation: The VM's when the command began.
+        digest: `digest_of` the command; empty from agents that did not note it.
     """
 
     command_id: CommandId
     verb: str
     incarnation: int
+    digest: str = ""
+
+    def is_of(self, command_id: UUID, digest: str) -> bool:
+        """Whether it is this command, and not another one under its id."""
+        same = not self.digest or not digest or self.digest == digest
+        return self.command_id == command_id and same
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True):
-    """The result of a command."""
+    """The result of a command; `digest` as in `Current`."""
 
     command_id: CommandId
     verb: str
     state: VmState | None = None
     error: ErrorInfo | None = None
     finished_at: Timestamp
+    digest: str = ""
 
 
 class Settlement(msgspec.Struct, frozen=True, kw_only=True):

@@ -48,8 +48,19 @@ class Telemetry:
         self.commands = instruments.create_counter(
             "decisec_agent_commands", description="Commands by verb and outcome"
         )
-        self.commands_malformed = instruments.create_counter(
-            "decisec_agent_commands_malformed", description="Messages that are no valid command"
+        self.refused = instruments.create_counter(
+            "decisec_agent_refused",
+            description="Messages refused, by door (command, question) and reason",
+        )
+        self.commands_redelivered = instruments.create_counter(
+            "decisec_agent_commands_redelivered",
+            description="Commands that came again although they were answered",
+        )
+        self.questions = instruments.create_counter(
+            "decisec_agent_questions", description="Questions answered, by outcome"
+        )
+        self.audit_lost = instruments.create_counter(
+            "decisec_agent_audit_entries_lost", description="Audit entries given up"
         )
         self.heartbeats_failed = instruments.create_counter(
             "decisec_agent_heartbeats_failed", description="Heartbeats that could not be written"

@@ -1,15 +1,61 @@
-"""What a VM's spec wishes for beyond a plain machine, and whether a driver can fulfil it.
+"""What a VM's spec wishes for beyond a plain machine, and whether host and driver can fulfil it.
 
-Asked when a VM is made and again when it starts: its host may have got another driver meanwhile.
+Devices are asked for when a VM is made and again when it starts: its host may have got another
+driver meanwhile. The host is asked for when a VM is made, whatever a gateway has found before.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from schemas.commands import CreateVm
 from schemas.devices import RateLimits
 from schemas.errors import ErrorCode
 from schemas.vms import VmSpec
 from vm_agent.drivers.abc import Ability, Driver
 from vm_agent.states import RefusedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a host is, to those who are particular about it.
+
+    Attributes:
+        driver: What new VMs get.
+        arch: As `uname -m` has it; empty if it is not known.
+        pool: Empty for any.
+        region: Empty for any.
+    """
+
+    driver: str
+    arch: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    pool: str = ""
+    region: str = ""
+
+
+def suit(command: CreateVm, offer: Offer) -> None:
+    """Refuse a VM that asks for another host than this.
+
+    Raises:
+        RefusedError: NO_CAPACITY, which makes a gateway try the next host; says what is asked for.
+    """
+    wanted = command.spec.placement
+    for what, wish, is_here in (
+        ("pool", command.pool, offer.pool),
+        ("region", command.region, offer.region),
+        ("driver", wanted.driver, offer.driver),
+        ("architecture", wanted.arch, offer.arch),
+    ):
+        if wish and is_here and wish != is_here:
+            raise RefusedError(
+                ErrorCode.NO_CAPACITY, f"the VM asks for {what} {wish}, the host has {is_here}"
+            )
+    if not wanted.host_labels.items() <= dict(offer.labels).items():
+        raise RefusedError(
+            ErrorCode.NO_CAPACITY, "the host has not the labels that the VM asks for"
+        )
 
 
 def wishes(spec: VmSpec) -> dict[str, Ability]:

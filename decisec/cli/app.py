@@ -12,11 +12,13 @@ from typing import Any
 import typer
 
 from decisec.cli import (
+    account,
     audit,
     backfill,
     bus,
     bus_messages,
     chosen,
+    completion,
     contexts,
     dev,
     events,
@@ -27,6 +29,7 @@ from decisec.cli import (
     logs,
     metrics,
     offered_images,
+    operations,
     place,
     rejected,
     replay,
@@ -39,6 +42,8 @@ from decisec.cli import (
     usage,
     vm,
     vm_changes,
+    vm_config,
+    vm_create,
 )
 from decisec.cli.exits import EPILOG, CommandError, Exit, Failure, failure_of
 from decisec.cli.output import Json, show_json, tell
@@ -51,11 +56,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+vm_create.register(vm.app)
 logs.register(vm.app)
 vm_changes.register(vm.app)
+vm.app.add_typer(vm_config.app, name="config")
 app.add_typer(contexts.app, name="context")
 app.add_typer(vm.app, name="vm")
 app.add_typer(snapshots.app, name="snapshot")
+app.add_typer(operations.app, name="operation")
 offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
@@ -68,6 +76,8 @@ app.add_typer(tail.app, name="tail")
 app.add_typer(rejected.app, name="rejected")
 app.add_typer(store.app, name="store")
 app.add_typer(backfill.app, name="backfill")
+account.register(app)
+completion.register(app)
 dev.register(app)
 services.register(app)
 flood.register(app)

@@ -110,19 +110,34 @@ def init(
 
 
 @app.command(epilog=EPILOG)
-def config(folder: Folder = DEFAULT_FOLDER, no_reload: NoReload = False) -> None:
+def config(
+    folder: Folder = DEFAULT_FOLDER, no_reload: NoReload = False, as_json: Json = False
+) -> None:
     """Make the configuration anew, as after an update of decisec, and have the server go by it."""
     bus = _folder(folder)
     bus.write_config()
+    told = _tell_server(bus, no_reload=no_reload)
+    if as_json:
+        show_json({"config": str(bus.config), "reloaded": told})
+        return
     show(f"made {bus.config}")
-    _reload(bus, no_reload=no_reload)
+    _say(told, no_reload=no_reload)
 
 
 @app.command(epilog=EPILOG)
-def reload(folder: Folder = DEFAULT_FOLDER) -> None:
+def reload(folder: Folder = DEFAULT_FOLDER, as_json: Json = False) -> None:
     """Have the server on this machine read its configuration again."""
-    if not _folder(folder).reload():
-        raise CommandError(f"no server runs by {folder}", Exit.UNREACHABLE, "not_running")
+    bus = _folder(folder)
+    if not bus.reload():
+        raise CommandError(
+            f"no server runs by {folder}: start it (nats-server -c {bus.config}), or run this on "
+            "its machine",
+            Exit.UNREACHABLE,
+            "not_running",
+        )
+    if as_json:
+        show_json({"config": str(bus.config), "reloaded": True})
+        return
     show("the server goes by its configuration")
 
 
@@ -291,10 +306,6 @@ def _keys_of(bus: BusFolder, which: list[str], *, every: bool) -> list[str]:
 
 def _tell_server(bus: BusFolder, *, no_reload: bool) -> bool:
     return not no_reload and bus.reload()
-
-
-def _reload(bus: BusFolder, *, no_reload: bool) -> None:
-    _say(_tell_server(bus, no_reload=no_reload), no_reload=no_reload)
 
 
 def _say(told: bool, *, no_reload: bool) -> None:

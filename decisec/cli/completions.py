@@ -86,6 +86,20 @@ def operation_ids(context: typer.Context, incomplete: str) -> Offer:
     return [(str(one.operation_id), f"{one.verb} {one.status.value}") for one in found]
 
 
+def states(incomplete: str) -> list[str]:
+    """Of a VM."""
+    from schemas.vms import VmState
+
+    return [state.value for state in VmState if state.value.startswith(incomplete)]
+
+
+def event_types(incomplete: str) -> list[str]:
+    """What can happen to a VM."""
+    from schemas.event_lists import EVENT_TYPES
+
+    return [kind for kind in sorted(EVENT_TYPES) if kind.startswith(incomplete)]
+
+
 def words(*known: str) -> Callable[[str], list[str]]:
     """Of a few that are known beforehand."""
 

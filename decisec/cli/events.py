@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from decisec.cli import vm
+from decisec.cli import completions, vm
 from decisec.cli.connection import DEFAULT_STATE, ApiUrl, StateDirectory, Token, api_client
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, say, show_json, show_line, show_text
@@ -35,11 +35,22 @@ def events(
         int, typer.Option("--number", "-n", min=0, max=_MOST, help="The last so many.")
     ] = 20,
     name: Annotated[
-        list[str] | None, typer.Option("--vm", metavar="VM", help="Only of these VMs, id or name.")
+        list[str] | None,
+        typer.Option(
+            "--vm",
+            metavar="VM",
+            help="Only of these VMs, id or name.",
+            autocompletion=completions.vm_names,
+        ),
     ] = None,
     kind: Annotated[
         list[str] | None,
-        typer.Option("--type", metavar="TYPE", help="Only these, e.g. vm_stopped."),
+        typer.Option(
+            "--type",
+            metavar="TYPE",
+            help="Only these, e.g. vm_stopped.",
+            autocompletion=completions.event_types,
+        ),
     ] = None,
     start: Annotated[
         str, typer.Option(help="Not before this time (ISO 8601).", show_default=False)

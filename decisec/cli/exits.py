@@ -10,7 +10,18 @@ if TYPE_CHECKING:
 
 
 class Exit(IntEnum):
-    """What the shell sees."""
+    """What the shell sees. docs/cli.md says the same, and is checked by it.
+
+    Attributes:
+        OK: Done.
+        FAILED: It failed, or something is not as it should be.
+        USAGE: Wrong usage, or input that is refused; the same again is refused again.
+        UNREACHABLE: Not reachable, or not available now; the same again may work.
+        NOT_FOUND: It is not there, or not yours.
+        DENIED: No token, one that is not taken, or one that may not do this.
+        NOT_DONE: Accepted, and not done within the time that was to be waited.
+        INTERRUPTED: By Ctrl-C.
+    """
 
     OK = 0
     FAILED = 1
@@ -18,12 +29,13 @@ class Exit(IntEnum):
     UNREACHABLE = 3
     NOT_FOUND = 4
     DENIED = 5
+    NOT_DONE = 6
     INTERRUPTED = 130
 
 
 EPILOG = (
     "Exit codes: 0 done; 1 failed; 2 wrong usage or refused input; 3 not reachable or not "
-    "available now; 4 not found; 5 denied; 130 interrupted."
+    "available now; 4 not found; 5 denied; 6 not done in time; 130 interrupted."
 )
 
 
@@ -64,6 +76,18 @@ _OF_STATUS = {
     504: Exit.UNREACHABLE,
 }
 
+_OF_CODE = {
+    "bad_request": Exit.USAGE,
+    "unsupported": Exit.USAGE,
+    "unknown_image": Exit.USAGE,
+    "forbidden": Exit.DENIED,
+    "not_found": Exit.NOT_FOUND,
+    "no_capacity": Exit.UNREACHABLE,
+    "unavailable": Exit.UNREACHABLE,
+    "deadline_exceeded": Exit.UNREACHABLE,
+}
+"""Of operations that failed, as the API's status would have it for one that it waited for."""
+
 
 def failure_of(error: Exception) -> Failure | None:
     """What to tell of an error; None for one that only a defect can raise."""
@@ -71,7 +95,7 @@ def failure_of(error: Exception) -> Failure | None:
     import httpx
 
     from decisec.dev.errors import StackError
-    from decisec.sdk.errors import ApiError, ConfigurationError
+    from decisec.sdk.errors import ApiError, ConfigurationError, OperationFailedError
     from runtime.errors import FatalError, TransientError
 
     match error:
@@ -84,6 +108,9 @@ def failure_of(error: Exception) -> Failure | None:
                 message = f"the token is refused: {message}. Get another one: `decisec token`"
             code = _OF_STATUS.get(error.status, Exit.FAILED)
             return Failure(message, code, problem.code, error.status)
+        case OperationFailedError(operation=operation):
+            kind = str(operation.error.code) if operation.error else "failed"
+            return Failure(str(error), _OF_CODE.get(kind, Exit.FAILED), kind)
         case ConfigurationError():
             return Failure(str(error), Exit.USAGE, "bad_configuration")
         case httpx.TransportError():

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from decisec.hosts import HostView
+    from runtime.hosts import HostView
     from schemas.hosts import HostInfo, HostOrders, Resources
     from schemas.vms import VmStatus
 

@@ -17,7 +17,7 @@ from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, say, show, show_json
 
 if TYPE_CHECKING:
-    from decisec.hosts import Hosts, HostView
+    from runtime.hosts import Hosts, HostView
     from schemas.hosts import HostLoss, HostOrders
     from schemas.vms import VmStatus
 
@@ -265,7 +265,7 @@ def found(
 
 @asynccontextmanager
 async def _hosts(nats_url: str, state_dir: Path) -> AsyncIterator[Hosts]:
-    from decisec.hosts import Hosts
+    from runtime.hosts import Hosts
 
     async with bus(nats_url, state_dir) as connection:
         yield Hosts(connection)

@@ -7,10 +7,12 @@ from uuid import UUID
 
 import typer
 
+from decisec.cli import completions
 from decisec.cli.connection import DEFAULT_STATE, ApiUrl, StateDirectory, Token, api_client
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, show, show_json
-from decisec.cli.vm import NoWait, find, report, wait_s
+from decisec.cli.vm import find
+from decisec.cli.waiting import TIMEOUT_S, Timeout, Wait, carry_out
 
 if TYPE_CHECKING:
     from schemas.api import SnapshotView
@@ -40,7 +42,12 @@ def snapshot_id_of(text: str) -> UUID:
 @app.command("ls", epilog=EPILOG)
 def list_snapshots(
     vm: Annotated[
-        str, typer.Option(help="Only those of this VM, by id or name.", show_default=False)
+        str,
+        typer.Option(
+            help="Only those of this VM, by id or name.",
+            show_default=False,
+            autocompletion=completions.vm_names,
+        ),
     ] = "",
     as_json: Json = False,
     api_url: ApiUrl = "",
@@ -58,8 +65,14 @@ def list_snapshots(
 
 @app.command("rm", epilog=EPILOG)
 def remove(
-    snapshot: Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Id of the snapshot.")],
-    no_wait: NoWait = False,
+    snapshot: Annotated[
+        str,
+        typer.Argument(
+            metavar="SNAPSHOT", help="Id of the snapshot.", autocompletion=completions.snapshot_ids
+        ),
+    ],
+    wait: Wait = True,
+    timeout: Timeout = TIMEOUT_S,
     as_json: Json = False,
     api_url: ApiUrl = "",
     token: Token = "",
@@ -68,7 +81,14 @@ def remove(
     """Throw a snapshot away; VMs that were started from it go on."""
     snapshot_id = snapshot_id_of(snapshot)
     with api_client(api_url, token, state_dir) as client:
-        report(client.delete_snapshot(snapshot_id, wait_s=wait_s(no_wait)), as_json)
+        carry_out(
+            client,
+            f"discard {snapshot}",
+            lambda wait_s: client.delete_snapshot(snapshot_id, wait_s=wait_s),
+            wait=wait,
+            timeout_s=timeout,
+            as_json=as_json,
+        )
 
 
 def _table(snapshots: list[SnapshotView]) -> Any:

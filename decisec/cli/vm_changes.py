@@ -6,15 +6,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from decisec.cli import completions
 from decisec.cli.connection import DEFAULT_STATE, ApiUrl, StateDirectory, Token, api_client
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, show, show_json
-from decisec.cli.vm import NoWait, VmArgument, find, report, wait_s
+from decisec.cli.vm import VmArgument, find
+from decisec.cli.waiting import TIMEOUT_S, Timeout, Wait, carry_out
 
 if TYPE_CHECKING:
     from schemas.api import VmView
 
-SnapshotArgument = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="Id of the snapshot.")]
+SnapshotArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="SNAPSHOT", help="Id of the snapshot.", autocompletion=completions.snapshot_ids
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -71,9 +78,14 @@ def rename(
 def snapshot(
     vm: VmArgument,
     kind: Annotated[
-        str, typer.Option(help="full, or diff: what has changed since the last one.")
+        str,
+        typer.Option(
+            help="full, or diff: what has changed since the last one.",
+            autocompletion=completions.words("full", "diff"),
+        ),
     ] = "full",
-    no_wait: NoWait = False,
+    wait: Wait = True,
+    timeout: Timeout = TIMEOUT_S,
     as_json: Json = False,
     api_url: ApiUrl = "",
     token: Token = "",
@@ -85,8 +97,15 @@ def snapshot(
     if kind not in set(SnapshotKind):
         raise CommandError(f"--kind: {kind!r} is neither full nor diff", Exit.USAGE, "usage")
     with api_client(api_url, token, state_dir) as client:
-        done = client.snapshot_vm(find(client, vm), kind=SnapshotKind(kind), wait_s=wait_s(no_wait))
-    report(done, as_json)
+        vm_id = find(client, vm)
+        done = carry_out(
+            client,
+            f"snapshot {vm}",
+            lambda wait_s: client.snapshot_vm(vm_id, kind=SnapshotKind(kind), wait_s=wait_s),
+            wait=wait,
+            timeout_s=timeout,
+            as_json=as_json,
+        )
     if not as_json:
         show(f"snapshot {done.operation.snapshot_id}")
 
@@ -94,7 +113,8 @@ def snapshot(
 def restore(
     vm: VmArgument,
     snapshot: SnapshotArgument,
-    no_wait: NoWait = False,
+    wait: Wait = True,
+    timeout: Timeout = TIMEOUT_S,
     as_json: Json = False,
     api_url: ApiUrl = "",
     token: Token = "",
@@ -105,8 +125,15 @@ def restore(
 
     snapshot_id = snapshot_id_of(snapshot)
     with api_client(api_url, token, state_dir) as client:
-        done = client.restore_vm(find(client, vm), snapshot_id, wait_s=wait_s(no_wait))
-    report(done, as_json)
+        vm_id = find(client, vm)
+        carry_out(
+            client,
+            f"restore {vm}",
+            lambda wait_s: client.restore_vm(vm_id, snapshot_id, wait_s=wait_s),
+            wait=wait,
+            timeout_s=timeout,
+            as_json=as_json,
+        )
 
 
 def _labels(changes: list[str]) -> dict[str, str | None]:

@@ -43,10 +43,14 @@ ApartRequired = Annotated[
 ]
 
 Ipv4 = Annotated[
-    bool, typer.Option("--ipv4", help="With an IPv4 address as well.", show_default=False)
+    bool | None,
+    typer.Option("--ipv4/--no-ipv4", help="With an IPv4 address as well.", show_default=False),
 ]
 InboundWish = Annotated[
-    str, typer.Option("--inbound", help="Who may begin to talk to it: open, or closed.")
+    str,
+    typer.Option(
+        "--inbound", help="Who may begin to talk to it: open, or closed.", show_default="open"
+    ),
 ]
 OpenPort = Annotated[
     list[str] | None,
@@ -57,9 +61,17 @@ OpenPort = Annotated[
     ),
 ]
 Prefix = Annotated[
-    int, typer.Option("--prefix", help="128 for one IPv6 address, 64 for a network of its own.")
+    int | None,
+    typer.Option(
+        "--prefix",
+        help="128 for one IPv6 address, 64 for a network of its own.",
+        show_default="128",
+    ),
 ]
-Mtu = Annotated[int, typer.Option("--mtu", help="The largest packet in bytes, 1280 to 9000.")]
+Mtu = Annotated[
+    int | None,
+    typer.Option("--mtu", help="The largest packet in bytes, 1280 to 9000.", show_default="1500"),
+]
 
 
 def pairs(option: str, values: list[str]) -> dict[str, str]:
@@ -94,19 +106,14 @@ def wishes(
 
 
 def networking(
-    ipv4: bool, inbound: str, port: list[str] | None, prefix: int, mtu: int
+    ipv4: bool | None, inbound: str, port: list[str] | None, prefix: int | None, mtu: int | None
 ) -> dict[str, Any]:
-    """The options of the network as a request has them.
-
-    Raises:
-        CommandError: They do not go together.
-    """
-    if port and inbound != "closed":
-        raise CommandError("--port: only with --inbound closed", Exit.USAGE, "usage")
-    return {
+    """Those options of the network that are given, as a request has them."""
+    options = {
         "ipv4": ipv4,
-        "inbound": inbound,
-        "ports": port or [],
+        "inbound": inbound or None,
+        "ports": port or None,
         "prefix": prefix,
         "mtu": mtu,
     }
+    return {name: value for name, value in options.items() if value is not None}

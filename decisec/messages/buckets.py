@@ -9,6 +9,7 @@ from decisec.messages.headers import EXPECTED, OPERATION, TRACED
 from schemas.corrections import VmCorrections
 from schemas.hosts import Customer, HostInfo, HostLoss, HostOrders, Operation
 from schemas.idempotency import KeyRecord
+from schemas.price_plans import PricePlan
 from schemas.quotas import QuotaLedger
 from schemas.secrets import SharedSecret
 from schemas.tokens import Revocation, RevokedBy
@@ -39,6 +40,7 @@ def _bucket(
 
 CHANNELS: tuple[Channel, ...] = (
     _bucket("customers", "{customer}", Customer),
+    _bucket("price_plans", "{plan}", PricePlan, currency="EUR"),
     _bucket("vm_specs", "{customer}.{vm}", VmRecord),
     _bucket("vm_status", "{customer}.{vm}", VmStatus, state="running", incarnation=1),
     _bucket("hosts", "{host}", HostInfo),

@@ -119,4 +119,5 @@ PARAMETERS: Mapping[str, Parameter] = {
     "owner": Parameter("A customer's id; `_operators` for operators.", "acme"),
     "digest": Parameter("A hash of the idempotency key.", "0f9d1a36c8a14c0b8f0b8d6b0a4f2c11"),
     "secret": Parameter("What the secret is for.", "event-ids"),
+    "plan": Parameter("A price plan's id.", "standard"),
 }  # fmt: skip

@@ -23,6 +23,7 @@ from decisec.sdk.errors import (
     UnavailableError,
     UnexpectedAnswerError,
     UnknownImageError,
+    UnknownPricePlanError,
 )
 from decisec.sdk.feeds import EventsLostError, FollowedEvent
 from decisec.sdk.synchronous import Client
@@ -52,5 +53,6 @@ __all__ = [
     "UnavailableError",
     "UnexpectedAnswerError",
     "UnknownImageError",
+    "UnknownPricePlanError",
     "WhoAmI",
 ]

@@ -70,6 +70,10 @@ class UnknownImageError(ApiError):
     """422: no host has the image."""
 
 
+class UnknownPricePlanError(ApiError):
+    """422: there is no such price plan."""
+
+
 class RateLimitedError(ApiError):
     """429."""
 
@@ -128,6 +132,7 @@ _KINDS: Mapping[str, type[ApiError]] = {
     ErrorCode.ILLEGAL_TRANSITION: IllegalTransitionError,
     ErrorCode.PAYLOAD_TOO_LARGE: PayloadTooLargeError,
     ErrorCode.UNKNOWN_IMAGE: UnknownImageError,
+    ErrorCode.UNKNOWN_PRICE_PLAN: UnknownPricePlanError,
     ErrorCode.RATE_LIMITED: RateLimitedError,
     ErrorCode.UNAVAILABLE: UnavailableError,
     ErrorCode.NO_CAPACITY: NoCapacityError,

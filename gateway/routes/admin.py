@@ -10,7 +10,7 @@ from litestar.handlers import BaseRouteHandler
 
 from gateway.auth import Principal, Scope
 from gateway.frontage import PRINCIPAL
-from gateway.routes import customers
+from gateway.routes import customers, hosts, price_plans
 
 
 async def operators_only(
@@ -23,4 +23,8 @@ async def operators_only(
 
 def router() -> Router:
     """All routes for operators."""
-    return Router("/admin", guards=[operators_only], route_handlers=[*customers.HANDLERS])
+    return Router(
+        "/admin",
+        guards=[operators_only],
+        route_handlers=[*customers.HANDLERS, *hosts.HANDLERS, *price_plans.HANDLERS],
+    )

@@ -14,6 +14,8 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from runtime.reading import read_stream
+from schemas.audit import AuditEntry, decode_audit_entry, is_of_host
 from schemas.codec import encode
 from schemas.commands import (
     BootVm,
@@ -30,7 +32,7 @@ from schemas.events import VmStarted, VmStopped, event_type
 from schemas.frames import SampleFlag
 from schemas.hosts import OperationStatus
 from schemas.ids import new_id
-from schemas.subjects import vm_command
+from schemas.subjects import HOST_AUDIT, vm_command
 from schemas.vms import ExitReason, VmSpec, VmState
 from tests.support.agents import HOST, AgentProcess, Client, agent
 from tests.support.nats import NatsServer, bus_with_streams
@@ -163,7 +165,7 @@ async def test_what_cannot_be_done_is_refused_and_changes_nothing(stage: Stage) 
 
 
 async def test_malformed_commands_are_set_aside_and_the_rest_goes_on(stage: Stage) -> None:
-    """Garbage, a subject that disagrees and a wrong verb leave the stream, counted."""
+    """Garbage, a subject that disagrees and a wrong verb leave the stream, and are audited."""
     client = stage.client
     await client.host()
     js = client.bus.js
@@ -180,7 +182,13 @@ async def test_malformed_commands_are_set_aside_and_the_rest_goes_on(stage: Stag
     await stage.running_vm()
     while (await js.stream_info("VM_COMMANDS")).state.messages:
         await asyncio.sleep(0.02)
-    assert stage.agent.log().count('"event": "command.malformed"') == 5
+    entries: list[AuditEntry] = []
+    while len(entries) < 5:
+        entries = [decode_audit_entry(m.data) for m in await read_stream(client.bus, HOST_AUDIT)]
+    assert [entry.reason for entry in entries] == [
+        "not_json", "invalid_message", "bad_subject", "subject_mismatch", "subject_mismatch",
+    ]  # fmt: skip
+    assert all(is_of_host(entry, HOST) for entry in entries)
 
 
 async def test_an_agent_that_is_killed_finds_its_vm_and_meters_on(stage: Stage) -> None:

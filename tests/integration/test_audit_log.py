@@ -29,7 +29,7 @@ from tests.support.shell import Shell
 from tests.support.store import embedded_store
 from tests.support.tokens import KEY, bearer
 
-AUDIT = FEEDS[-1]
+AUDIT = FEEDS[2]
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = AuditQuery(start=NOW - timedelta(days=1), end=NOW + timedelta(days=1), limit=2)
 

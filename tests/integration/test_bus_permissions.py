@@ -20,6 +20,7 @@ from tests.support.bus_catalog import (
     CASES,
     CONSUMING,
     CUSTOMER,
+    GATEWAY,
     GENERAL_CALLS,
     HEARD_BUCKETS,
     KEYS,
@@ -35,6 +36,11 @@ from tests.support.bus_catalog import (
 )  # fmt: skip
 from tests.support.secured_bus import SecuredBus, all_sent, secured_bus
 
+GATEWAYS_CALLS = {
+    f"{call}.{stream}"
+    for call in ("CONSUMER.LIST", "STREAM.MSG.GET")
+    for stream in ("METRICS_RAW", "METRICS_ENRICHED")
+}
 AGENTS_CALLS = {
     "CONSUMER.CREATE.VM_COMMANDS.agent-h1.vm.cmd.h1.>",
     "CONSUMER.DELETE.VM_COMMANDS.agent-h1",
@@ -128,6 +134,8 @@ async def test_nobody_administers_what_is_not_his(bus: SecuredBus) -> None:
         if role == OPERATOR:
             allowed |= {f"$JS.API.{call}" for call in ("INFO", "STREAM.NAMES", "STREAM.LIST")}
             allowed.add("$JS.API.STREAM.MSG.DELETE.METRICS_REJECTED")
+        if role == GATEWAY:
+            allowed |= {f"$JS.API.{call}" for call in GATEWAYS_CALLS}
         tried = {
             f"{prefix}.{call.replace('@', stream)}"
             for prefix, call, stream in product(("$JS.API", "JS.CORE.API"), CALLS, uses)

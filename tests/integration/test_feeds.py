@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 
 from batcher.feeds import Feeder
 from batcher.records import FEEDS, Feed
@@ -43,7 +44,7 @@ from tests.support.batcher import answered
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.store import embedded_store
 
-VM_EVENTS, GAPS, AUDIT = FEEDS
+VM_EVENTS, GAPS, AUDIT, HOST_AUDIT = FEEDS
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -219,6 +220,30 @@ async def test_what_cannot_be_stored_is_left_out_and_the_rest_goes_on(
         assert reason in line
         assert "AUDIT" in line
     assert (await bus.js.stream_info("AUDIT")).state.messages == 5
+
+
+async def test_a_host_writes_of_its_own_refusals_and_of_nothing_else(
+    bus: Bus, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An entry in another's name, of another act or for a customer is left out."""
+    good = replace(
+        entry("operator", "not_json"), actor="agent@h1", action="refuse-command", outcome="refused"
+    )
+    for forged in (
+        replace(good, actor="agent@h2"),
+        replace(good, customer_id="acme"),
+        replace(good, action="boot-vm"),
+        replace(good, outcome="succeeded"),
+    ):
+        await publish(bus, subjects.host_audit("h1"), encode(forged))
+    await publish(bus, subjects.host_audit("h1"), encode(good))
+    async with feeding(bus, store, HOST_AUDIT):
+        pass
+    rows = await store.query("SELECT actor, reason FROM audit_log WHERE reason = 'not_json'")
+    assert [tuple(row) for row in rows] == [("agent@h1", "not_json")]
+    refused = [line for line in caplog.messages if "event.refused" in line]
+    assert len(refused) == 4
+    assert all("not_the_hosts" in line for line in refused)
 
 
 async def test_what_a_store_that_is_away_did_not_take_comes_again(bus: Bus, store: Store) -> None:

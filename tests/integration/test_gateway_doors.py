@@ -78,6 +78,12 @@ async def test_the_documents_need_no_token_and_name_all_routes(shared: Stack) ->
         "/v1/admin/customers",
         "/v1/admin/customers/{customer_id}",
         "/v1/admin/customers/{customer_id}/close",
+        "/v1/admin/price-plans",
+        "/v1/admin/price-plans/{plan_id}",
+        "/v1/admin/price-plans/{plan_id}/versions",
+        "/v1/admin/hosts",
+        "/v1/admin/hosts/{host_id}",
+        *(f"/v1/admin/hosts/{{host_id}}/{v}" for v in ("drain", "undrain", "lost", "found", "vms")),
     }
     create = document["components"]["schemas"]["CreateVmRequest"]
     assert create["properties"]["vcpus"]["maximum"] == 32

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from decisec.hosts import Hosts
 from runtime.buckets import RevisionConflictError
 from runtime.bus import Bus
 from runtime.errors import TransientError
+from runtime.hosts import Hosts
 from runtime.publisher import Publisher
 from runtime.reading import read_stream
 from schemas import subjects

@@ -51,6 +51,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
             "host_event",
             _case(f"host.evt.{host}.metering_adjusted", "collector operator", "operator"),
         )
+        yield "host_audit", _case(f"host.audit.{host}", own, "operator")
         yield "metrics_raw", _case(f"metrics.raw.{host}", f"operator{own}", "operator")
         yield "metrics_raw_anywhere", _case(f"metrics.raw.*.{host}", "", "operator")
         yield "metrics_raw_of", _case(f"metrics.raw.3.{host}", "", "operator")
@@ -147,15 +148,19 @@ STREAMS = {
     "METRICS_ENRICHED": _use(consume="batcher", read="collector operator"),
     "METRICS_REJECTED": _use(read="operator"),
     "AUDIT": _use(consume="batcher", read="operator"),
+    "HOST_AUDIT": _use(consume="batcher", read="operator"),
 }
 
 BUCKETS = {
     "customers": _use(read="gateway operator", write="gateway operator"),
+    "price_plans": _use(read="gateway operator", write="gateway operator"),
     "vm_specs": _use(read="gateway collector batcher operator", write="gateway"),
     "vm_status": _use(read="gateway operator", write="agent"),
     "hosts": _use(read="gateway collector operator", write="agent"),
-    "host_orders": _use(read="gateway operator", write="operator"),
-    "lost_hosts": _use(read="collector batcher operator", write="operator collector"),
+    "host_orders": _use(read="gateway operator", write="gateway operator"),
+    "lost_hosts": _use(
+        read="gateway collector batcher operator", write="gateway operator collector"
+    ),
     "corrections": _use(read="collector batcher operator", write="batcher"),
     "revoked_tokens": _use(read="gateway operator", write="operator"),
     "secrets": _use(read="gateway", write="gateway"),

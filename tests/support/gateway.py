@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import msgspec
@@ -253,9 +253,17 @@ class Stack:
         return info.state.last_seq
 
 
+class Addressed(Protocol):
+    """A server of the bus."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+
+
 @asynccontextmanager
 async def running_gateway(
-    server: NatsServer, **options: Any
+    server: Addressed, **options: Any
 ) -> AsyncIterator[tuple[GatewaySettings, Health, str]]:
     """A gateway with a connection of its own."""
     settings = GatewaySettings(

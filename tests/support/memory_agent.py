@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from runtime.clock import SystemClock
+from schemas.audit import AuditEntry
 from schemas.codec import encode
 from schemas.commands import Command
 from schemas.frames import SampleFlag, decode_frame
@@ -38,6 +39,7 @@ from vm_agent.incarnations import Incarnations
 from vm_agent.intake import Intake, Message
 from vm_agent.lifecycle import Lifecycle
 from vm_agent.places import Places
+from vm_agent.refusals import Refusals
 from vm_agent.sampler import Sampler
 from vm_agent.snapshot_store import SnapshotStore
 from vm_agent.snapshotting import Snapshotting
@@ -84,6 +86,11 @@ class Mail:
     def headers(self) -> Mapping[str, str]:
         """No trace comes with it."""
         return {}
+
+    @property
+    def attempts(self) -> int:
+        """It comes once."""
+        return 1
 
     async def ack_sync(self) -> None:
         """Note that the command is done with."""
@@ -135,6 +142,7 @@ class Run:
         self.tasks = LooseTasks()
         self.inbox = Letterbox()
         self.frames: list[bytes] = []
+        self.entries: list[AuditEntry] = []
         host = memory_host(kernel, driver or MemoryDriver(kernel), folder, images)
         self.checkpoint = Checkpoint(folder / "checkpoint")
         self.store = RecordStore(folder / "vms")
@@ -161,12 +169,14 @@ class Run:
         self.snapshots = Snapshotting(
             host, self.fleet, incarnations, self.admission, SnapshotStore(folder / "snapshots")
         )
+        self.refusals = Refusals("h1", self._write, telemetry)
         lifecycle = Lifecycle(
             host, self.fleet, places, incarnations, self.admission, self.snapshots
         )
         self.intake = Intake(
-            "h1", self.inbox, lifecycle, desk, self.fleet.reporter, telemetry, self.tasks.spawn
-        )
+            "h1", self.inbox, lifecycle, desk, self.fleet.reporter, self.refusals, telemetry,
+            self.tasks.spawn,
+        )  # fmt: skip
 
     async def start(self) -> None:
         """Adopt what is there and begin to take commands."""
@@ -205,6 +215,9 @@ class Run:
         """End at once, whatever is at work."""
         await self.tasks.cancel()
         self.checkpoint.close()
+
+    async def _write(self, entry: AuditEntry) -> None:
+        self.entries.append(entry)
 
     def _offer(self, frame: Outgoing) -> None:
         self.frames.append(frame.payload)

@@ -29,7 +29,7 @@ from vm_agent.drivers.abc import (
     VmmState,
 )
 from vm_agent.ports import BootImage, Host
-from vm_agent.reporter import Report, event_msg_id
+from vm_agent.reporter import Report, event_msg_id, is_waited_for
 from vm_agent.states import RefusedError
 from vm_agent.uids import UidPool
 
@@ -243,6 +243,15 @@ class MemoryDesk:
             value = msgspec.structs.replace(value, status=OperationStatus.RUNNING)
             self.operations[command_id].append(value)
         return value
+
+    async def refuse(self, failure: Operation) -> None:
+        """Keep a bad end, where none of another kind stands."""
+        standing = await self.operation(failure.operation_id)
+        if standing is None:
+            self.operations[failure.operation_id] = [failure]
+        elif is_waited_for(standing, failure):
+            ended = msgspec.structs.replace(standing, status=failure.status, error=failure.error)
+            self.operations[failure.operation_id].append(ended)
 
 
 class LooseTasks:

@@ -1,6 +1,7 @@
 """What `schemathesis run` is told of this API that no schema says. Named by SCHEMATHESIS_HOOKS.
 
 Bodies that fit the schema of a create get an image that a host has, and devices that go together.
+Prices begin with a whole hour.
 Numbers of JSON Schema's `integer` such as 88.0 become 88: whoever writes a fraction is refused.
 """
 
@@ -11,6 +12,7 @@ from typing import Any
 
 import schemathesis
 
+HOUR = re.compile(r"^(\d{4}-\d\d-\d\d[Tt]\d\d):.*$", re.DOTALL)
 IMAGE = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 
@@ -37,6 +39,9 @@ def map_body(context: Any, body: Any) -> Any:
     balloon = body.get("balloon_mib")
     if isinstance(balloon, int) and not isinstance(balloon, bool) and 0 <= balloon <= 1_048_576:
         body["balloon_mib"] = 0
+    valid_from = body.get("valid_from")
+    if isinstance(valid_from, str) and HOUR.match(valid_from):
+        body["valid_from"] = HOUR.sub(r"\1:00:00Z", valid_from)
     return body
 
 

@@ -59,7 +59,10 @@ class Shell:
                 patch.delenv(name)
             for name, value in env.items():
                 patch.setenv(name, value)
-            code = main(list(arguments))
+            try:
+                code = main(list(arguments))
+            except SystemExit as ended:  # how the library ends what a shell asked with Tab
+                code = int(ended.code or 0)
         out, err = self._capture.readouterr()
         return Done(code, out, err)
 

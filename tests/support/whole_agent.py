@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -13,6 +13,7 @@ from uuid import UUID
 
 from runtime.bus import Message as BusMessage
 from runtime.clock import SystemClock, utc_now
+from schemas.audit import AuditEntry
 from schemas.codec import encode
 from schemas.commands import BootVm, Command, CreateVm
 from schemas.frames import decode_frame
@@ -25,6 +26,7 @@ from tests.support.memory_kernel import MemoryKernel
 from tests.support.memory_orders import MemoryOrders
 from vm_agent.agent import Agent, World
 from vm_agent.intake import Message
+from vm_agent.questions import Answerer
 from vm_agent.settings import AgentSettings
 from vm_agent.spool import Outgoing
 from vm_agent.telemetry import Telemetry
@@ -39,6 +41,7 @@ class Letter:
     subject: str
     data: bytes
     headers: Mapping[str, str] = field(default_factory=dict)
+    attempts: int = 1
     answers: list[str] = field(default_factory=list)
     answered: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -63,20 +66,20 @@ class MemoryQuestions:
     """`Questions` that a test asks."""
 
     def __init__(self) -> None:
-        self._answer: Callable[[BusMessage], Awaitable[bytes]] | None = None
+        self._answers: Answerer | None = None
 
-    async def run(self, answer: Callable[[BusMessage], Awaitable[bytes]]) -> None:
+    async def run(self, answers: Answerer) -> None:
         """`Questions`."""
-        self._answer = answer
+        self._answers = answers
         try:
             await asyncio.Event().wait()
         finally:
-            self._answer = None
+            self._answers = None
 
     async def ask(self, subject: str, data: bytes) -> bytes:
         """The agent's answer."""
-        assert self._answer is not None, "the agent answers no questions"
-        return await self._answer(BusMessage(subject, data, {}, "reply"))
+        assert self._answers is not None, "the agent answers no questions"
+        return await self._answers.to(BusMessage(subject, data, {}, "reply"))
 
 
 class Rig:
@@ -93,6 +96,7 @@ class Rig:
         self.frames: list[Outgoing] = []
         self.claims: list[int] = []
         self.beats: list[HostInfo] = []
+        self.entries: list[AuditEntry] = []
         self.stop = asyncio.Event()
         self.started = asyncio.Event()
         self.connected = True
@@ -112,6 +116,7 @@ class Rig:
             write_heartbeat=self._beat,
             orders=self.orders,
             announce=self.orders.announce,
+            audit=self._audit,
             questions=self.questions,
             clock=SystemClock(),
             ready=self.started.set,
@@ -142,6 +147,9 @@ class Rig:
         self.frames.append(frame)
         if complete_ms is not None:
             self.claims.append(complete_ms)
+
+    async def _audit(self, entry: AuditEntry) -> None:
+        self.entries.append(entry)
 
     async def _beat(self, info: HostInfo) -> None:
         self.beats.append(info)

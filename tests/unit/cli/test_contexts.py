@@ -15,8 +15,8 @@ from decisec.cli import chosen, connection, context_file
 from decisec.cli.app import tree
 from decisec.cli.exits import Exit
 from tests.support.certificates import loopback_tls
-from tests.support.named_api import NamedApi
 from tests.support.shell import Shell
+from tests.support.stub_api import StubApi, named_api
 
 SECRET = "hunter2-token"
 
@@ -34,11 +34,11 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def apis() -> Iterator[list[NamedApi]]:
+def apis() -> Iterator[list[StubApi]]:
     with (
-        NamedApi("one").serving() as one,
-        NamedApi("two").serving() as two,
-        NamedApi("three").serving() as three,
+        named_api("one").serving() as one,
+        named_api("two").serving() as two,
+        named_api("three").serving() as three,
     ):
         yield [one, two, three]
 
@@ -155,7 +155,7 @@ def test_contexts_that_are_made_at_once_are_all_there(
     assert [found.name for found in tmp_path.iterdir()] == ["c.toml"]
 
 
-def test_what_is_said_first_holds(shell: Shell, apis: list[NamedApi], tmp_path: Path) -> None:
+def test_what_is_said_first_holds(shell: Shell, apis: list[StubApi], tmp_path: Path) -> None:
     """Option, variable, DECISEC_CONTEXT, chosen context, the stack on .decisec."""
     one, two, three = apis
     for name, api in (("one", one), ("two", two), ("three", three)):
@@ -199,7 +199,7 @@ def test_what_is_said_first_holds(shell: Shell, apis: list[NamedApi], tmp_path: 
     assert both.code == Exit.USAGE
 
 
-def test_a_contexts_token_goes_to_its_own_api_only(shell: Shell, apis: list[NamedApi]) -> None:
+def test_a_contexts_token_goes_to_its_own_api_only(shell: Shell, apis: list[StubApi]) -> None:
     """An address given by hand gets no token but one given by hand."""
     one, two, _ = apis
     assert shell("context", "add", "a", "--api-url", one.url, "--token", SECRET, "--use").code == 0
@@ -211,7 +211,7 @@ def test_a_contexts_token_goes_to_its_own_api_only(shell: Shell, apis: list[Name
 
 
 def test_a_token_may_lie_in_a_file_or_come_from_a_program(
-    shell: Shell, apis: list[NamedApi], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shell: Shell, apis: list[StubApi], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is looked up for each command; what goes wrong names program or file, and no secret."""
     api = apis[0]
@@ -252,7 +252,7 @@ def test_a_token_may_lie_in_a_file_or_come_from_a_program(
 def test_an_authority_of_ones_own_is_trusted(shell: Shell, tmp_path: Path) -> None:
     """For its API only; without it the error says what to set."""
     tls, authority = loopback_tls(tmp_path)
-    with NamedApi("secure", tls).serving() as api:
+    with named_api("secure", tls).serving() as api:
         assert shell("context", "add", "a", "--api-url", api.url, "--token", "t", "--use").code == 0
         refused = shell("image", "offered")
         assert refused.code == Exit.UNREACHABLE

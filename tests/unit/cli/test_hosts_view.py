@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from decisec.cli.host_tables import details_tables, drain_sentence, hosts_table, progress, state_of
-from decisec.hosts import Condition, HostView, view
+from runtime.hosts import Condition, HostView, view
 from schemas.hosts import HostInfo, HostOrders, Resources
 from schemas.ids import new_id
 from schemas.units import KIB

@@ -14,6 +14,14 @@ from schemas.admin_customers import (
     CustomerList,
     CustomerPatch,
 )
+from schemas.admin_hosts import (
+    DrainRequest,
+    FoundRequest,
+    HostList,
+    HostView,
+    HostVmList,
+    LossRequest,
+)
 from schemas.api import (
     ImageList,
     OperationList,
@@ -27,8 +35,16 @@ from schemas.api import (
     VmPatch,
     VmView,
 )
+from schemas.price_plans import (
+    CreatePricePlanRequest,
+    PricePlanDetails,
+    PricePlanList,
+    PriceVersionRequest,
+)
 
 MERGE, JSON = "application/merge-patch+json", "application/json"
+HOST = "/v1/admin/hosts/{host_id}"
+PLANS = "/v1/admin/price-plans"
 CUSTOMER = "/v1/admin/customers/{customer_id}"
 
 
@@ -57,6 +73,23 @@ def paths() -> Any:
         ("get", CUSTOMER, "200", CustomerDetails, {}),
         ("patch", CUSTOMER, "200", CustomerDetails, {MERGE: CustomerPatch, JSON: CustomerPatch}),
         ("post", f"{CUSTOMER}/close", "200", CustomerDetails, {}),
+        ("get", PLANS, "200", PricePlanList, {}),
+        ("post", PLANS, "201", PricePlanDetails, {JSON: CreatePricePlanRequest}),
+        ("get", f"{PLANS}/{{plan_id}}", "200", PricePlanDetails, {}),
+        (
+            "post",
+            f"{PLANS}/{{plan_id}}/versions",
+            "201",
+            PricePlanDetails,
+            {JSON: PriceVersionRequest},
+        ),
+        ("get", "/v1/admin/hosts", "200", HostList, {}),
+        ("get", HOST, "200", HostView, {}),
+        ("get", f"{HOST}/vms", "200", HostVmList, {}),
+        ("post", f"{HOST}/drain", "200", HostView, {JSON: DrainRequest}),
+        ("post", f"{HOST}/undrain", "200", HostView, {JSON: DrainRequest}),
+        ("post", f"{HOST}/lost", "200", HostView, {JSON: LossRequest}),
+        ("post", f"{HOST}/found", "200", HostView, {JSON: FoundRequest}),
     ],
 )
 async def test_routes_show_what_they_take_and_give(

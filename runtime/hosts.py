@@ -11,14 +11,14 @@ from typing import TypeVar
 
 import msgspec
 
-from decisec.streams.acts import audited
-from gateway.placement import FRESH
+from runtime.audit import audited
 from runtime.buckets import Bucket, RevisionConflictError
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.errors import TransientError
 from runtime.transit import on_its_way
 from schemas.hosts import (
+    HEARTBEAT_FRESH,
     HostInfo,
     HostLoss,
     HostOrders,
@@ -31,6 +31,9 @@ from schemas.subjects import HOST_ORDERS, HOSTS, LOST_HOSTS, VM_STATUS
 from schemas.vms import VmState, VmStatus, decode_vm_status
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+
+Audit = Callable[[str, HostLoss, str, str], AbstractAsyncContextManager[object]]
+"""Tells of what its block does: the action, what is or was declared, who, and why."""
 
 _ANSWER_WITHIN_S = 10.0
 _LOOK_EVERY_S = 0.25
@@ -98,7 +101,7 @@ def view(host_id: str, info: HostInfo | None, order: HostOrders | None, now: dat
     if info is None:
         return HostView(host_id=host_id, state=Condition.NOT_HEARD, order=order)
     age = now - info.heartbeat_at
-    if age > FRESH:
+    if age > HEARTBEAT_FRESH:
         state = Condition.SILENT
     elif info.drained:
         state = Condition.EMPTY
@@ -112,10 +115,15 @@ class Hosts:
     """Reads heartbeats, writes orders, declares hosts lost.
 
     Every call raises TransientError when NATS or a bucket cannot be reached.
+
+    Args:
+        bus: The connection.
+        audit: Tells of declarations; into the audit stream by default.
     """
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, audit: Audit | None = None) -> None:
         self._bus = bus
+        self._audit = audit or self._audited
         self._heartbeats = Bucket(bus, HOSTS, decode_host_info)
         self._orders = Bucket(bus, HOST_ORDERS, decode_host_orders)
         self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
@@ -172,6 +180,11 @@ class Hosts:
         await self._orders.put(host_id, order)
         return order, True
 
+    async def loss(self, host_id: str) -> HostLoss | None:
+        """What is declared of a host; None if it is not lost."""
+        entry = await self._losses.get(host_id)
+        return entry.value if entry else None
+
     async def losses(self) -> list[HostLoss]:
         """The hosts that are lost, by name."""
         found = await _all(self._losses)
@@ -196,7 +209,7 @@ class Hosts:
             requested_by=requested_by,
             declared_at=stands.declared_at if stands is not None else utc_now(),
         )
-        async with self._audited("host-lost", loss, actor=requested_by, reason=reason):
+        async with self._audit("host-lost", loss, requested_by, reason):
             try:
                 await self._losses.update(host_id, loss, mark.revision)
             except RevisionConflictError as error:
@@ -212,12 +225,12 @@ class Hosts:
         lost = await self._losses.get(host_id)
         if lost is None:
             return False
-        async with self._audited("host-found", lost.value, actor=requested_by, reason=reason):
+        async with self._audit("host-found", lost.value, requested_by, reason):
             await self._losses.delete(host_id)
         return True
 
     def _audited(
-        self, action: str, loss: HostLoss, *, actor: str, reason: str
+        self, action: str, loss: HostLoss, actor: str, reason: str
     ) -> AbstractAsyncContextManager[dict[str, str]]:
         return audited(
             self._bus,
