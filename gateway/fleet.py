@@ -64,6 +64,7 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         restart_at=status.restart_at,
         addresses=status.addresses,
         dropped=status.dropped,
+        quarantined=status.quarantined,
     )
 
 

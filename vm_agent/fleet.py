@@ -127,6 +127,10 @@ def status_of(record: Record, host_id: str, at: datetime | None = None) -> VmSta
         restart_at=record.restart_at,
         snapshots=() if record.state is VmState.DELETED else record.snapshots,
         updated_at=at or utc_now(),
+        addresses=record.lease.addresses
+        if record.lease is not None and record.state is not VmState.DELETED
+        else (),
+        quarantined=record.quarantined,
     )
 
 

@@ -91,6 +91,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         vmm: The running VMM's handle; None when there is none.
         uid: User that the VM's VMMs run as, as long as the VM is here.
         lease: Slot and addresses, as long as the VM is here; None where VMs are not connected.
+        quarantined: The operator wants it cut off from the network.
         nic: The running incarnation's interface; removed idempotently if found without VMM.
         snapshots: What is told of the VM's snapshots, oldest first.
         snapshot_base: Snapshot that a diff snapshot of the running incarnation would be a diff to.
@@ -114,6 +115,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     uid: int | None = None
     vmm: Vmm | None = None
     lease: Lease | None = None
+    quarantined: bool = False
     nic: Nic | None = None
     start: Start | None = None
     final_counters: Counters | None = None

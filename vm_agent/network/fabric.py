@@ -99,6 +99,7 @@ class Fabric:
         self._leaving: dict[str, asyncio.Future[Exception | None]] = {}
         self._attached: dict[str, Attachment] = {}
         self._readings: Readings | None = None
+        self._ruling_here = False
 
     @property
     def attached(self) -> Mapping[str, Attachment]:
@@ -119,6 +120,7 @@ class Fabric:
             await self._recognise(vms)
         except (OSError, NetlinkError) as error:
             raise NetworkError(f"cannot make the fabric: {refused(error)}") from error
+        self._ruling_here = True
         await self._install()
 
     async def look(self, vms: Iterable[Attachment]) -> None:
@@ -191,7 +193,7 @@ class Fabric:
                 if vm is not None and vm.incarnation != owner.incarnation:
                     return
                 self._attached.pop(tap, None)
-                await self._rules.remove(tap)
+                await self._unrule(tap)
             if link is not None:
                 await self._delete(tap)
             if vm is not None and self._readings is not None:
@@ -307,6 +309,14 @@ class Fabric:
             self._attached.pop(vm.tap, None)
             await self._rules.remove(vm.tap)
         await self._delete(vm.tap)
+
+    async def _unrule(self, tap: str) -> None:
+        try:
+            await self._rules.remove(tap)
+        except NetworkError:
+            # Where this agent keeps no rules there may be none; the link goes all the same.
+            if self._ruling_here:
+                raise
 
     async def _link(self, name: str) -> Link | None:
         try:

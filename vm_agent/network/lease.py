@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from vm_agent.network.attachment import tap_of
+
 _MAC_START = (0x06, 0xDC)
 """Locally administered, unicast."""
 
@@ -25,6 +27,11 @@ class Lease(msgspec.Struct, frozen=True, kw_only=True):
     def mac(self) -> str:
         """The guest's."""
         return mac_of(self.slot)
+
+    @property
+    def tap(self) -> str:
+        """The interface's name in the fabric."""
+        return tap_of(self.slot)
 
     @property
     def addresses(self) -> tuple[str, ...]:
