@@ -19,6 +19,7 @@ from tests.support.wires import (
     udp_socket_in,
 )
 from vm_agent import namespace, network
+from vm_agent.network.advertising import advertisement
 from vm_agent.network.filtering import FilterRules
 from vm_agent.network.mending import Repairs
 from vm_agent.network.nft import NftMissingError, NftSession
@@ -202,6 +203,28 @@ async def test_many_come_and_go_at_once(rig: FabricRig) -> None:
         group.create_task(rig.fabric.reconcile())
     assert await rig.fabric.taps() == {}
     assert await rig.fabric.reconcile() == Repairs({})
+
+
+async def test_a_guest_that_asks_is_told_all_it_needs(rig: FabricRig) -> None:
+    """Its prefix, not on the link; the gateway; MTU. Once a second at most."""
+    guest = await rig.guest(mtu=1400)
+    guest.send(guest.solicitation())
+    told = await guest.advertised()
+    assert (
+        told
+        == advertisement(guest.vm.addresses[0], 1400, ())[:2]
+        + told[2:4]
+        + (advertisement(guest.vm.addresses[0], 1400, ())[4:])
+    )
+    guest.send(guest.solicitation())
+    with pytest.raises(TimeoutError):
+        await guest.advertised(within_s=0.3)
+    other = await rig.guest()
+    other.send(other.solicitation(hops=254))
+    with pytest.raises(TimeoutError):
+        await other.advertised(within_s=0.3)
+    other.send(other.solicitation())
+    assert other.vm.addresses[0].network_address.packed[:8] in await other.advertised()
 
 
 def test_interfaces_of_the_machine_are_as_before() -> None:

@@ -119,10 +119,30 @@ class Guest:
         """Send an Ethernet frame."""
         os.write(self.tap, bytes(_HEADER_BYTES) + frame)
 
-    async def frame(self, within_s: float = 2.0) -> bytes:
-        """The next frame that comes to it alone; TimeoutError.
+    def solicitation(self, hops: int = 255) -> bytes:
+        """A frame that asks for a router, as a guest that has its link-local address does."""
+        source, to = self.vm.link_local, IPv6Address("ff02::2")
+        body = struct.pack("!BBHI", 133, 0, 0, 0)
+        pseudo = source.packed + to.packed + struct.pack("!II", len(body), 58)
+        body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
+        ip = struct.pack("!IHBB", 6 << 28, len(body), 58, hops) + source.packed + to.packed
+        return bytes.fromhex(f"333300000002{self.vm.mac.replace(':', '')}86dd") + ip + body
 
-        What the host's own stack says on the link, a filter keeps from guests.
+    async def advertised(self, within_s: float = 2.0) -> bytes:
+        """The router advertisement that comes to it, from its type on; TimeoutError."""
+        while True:
+            frame = await self.frame(within_s, multicast=True)
+            if frame[54] == 134:
+                assert frame[:6] == bytes.fromhex("333300000001")
+                assert (frame[21], frame[22:38]) == (255, IPv6Address("fe80::1").packed)
+                return frame[54:]
+
+    async def frame(self, within_s: float = 2.0, *, multicast: bool = False) -> bytes:
+        """The next frame that comes to it; TimeoutError.
+
+        Args:
+            within_s: How long to wait.
+            multicast: Also what is for everybody: without a filter the host's own stack talks.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(within_s):
@@ -135,7 +155,7 @@ class Guest:
                     loop.remove_reader(self.tap)
                 frame = os.read(self.tap, 65_536)[_HEADER_BYTES:]
                 self.received_bytes += len(frame)
-                if frame[:2] != b"\x33\x33":
+                if multicast or frame[:2] != b"\x33\x33":
                     return frame
 
     def udp(self, to: IPv6Address, port: int, data: bytes) -> bytes:

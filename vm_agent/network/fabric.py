@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Protocol
 
 import structlog
@@ -22,6 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vm_agent import namespace
 from vm_agent.drivers.abc import Nic
 from vm_agent.network import base
+from vm_agent.network.advertising import Advertiser
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.changes import delete_links, put
 from vm_agent.network.items import Link, read_links
@@ -79,6 +80,7 @@ class Fabric:
         rules: Its packet filter.
         outside: The namespace that the uplink leads to; empty for the agent's own.
         protected: What VMs must not reach through the uplink, besides the addresses out there.
+        name_servers: What guests are told to ask for names.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Fabric:
         rules: Rules,
         outside: str = "",
         protected: Iterable[IPv6Network | IPv4Network] = (),
+        name_servers: Iterable[IPv6Address] = (),
     ) -> None:
         self.layout = layout
         self._rules = rules
@@ -100,6 +103,8 @@ class Fabric:
         self._attached: dict[str, Attachment] = {}
         self._readings: Readings | None = None
         self._ruling_here = False
+        self._by_index: dict[int, Attachment] = {}
+        self._advertiser = Advertiser(self._by_index.get, layout.mtu, name_servers)
 
     @property
     def attached(self) -> Mapping[str, Attachment]:
@@ -118,10 +123,12 @@ class Fabric:
             await self._inside.run(lambda route: base.settle(route, self.layout))
             await base.lay_uplink(self.layout, self._inside, self._outside)
             await self._recognise(vms)
+            await self._inside.run(lambda _: self._advertiser.open())
         except (OSError, NetlinkError) as error:
             raise NetworkError(f"cannot make the fabric: {refused(error)}") from error
         self._ruling_here = True
         await self._install()
+        self._advertiser.listen()
 
     async def look(self, vms: Iterable[Attachment]) -> None:
         """Take over VMs in a fabric that takes no new ones: it is counted what they use.
@@ -136,7 +143,8 @@ class Fabric:
             raise NetworkError(f"cannot look into the fabric: {refused(error)}") from error
 
     async def close(self) -> None:
-        """Let go of it; everything stands and works on."""
+        """Let go of it; everything stands and works on. May be called twice."""
+        self._advertiser.close()
         await self._rules.close()
         if self._readings is not None:
             self._readings.close()
@@ -158,7 +166,7 @@ class Fabric:
                 await namespace.in_own_thread(lambda: self._move(nic, vm))
                 async with self._ruling:
                     await self._rules.add(vm)
-                    self._attached[vm.tap] = vm
+                    self._note(vm)
                 await self._inside.run(lambda route: self._connect(route, vm))
             except (OSError, NetlinkError) as error:
                 raise NetworkError(f"cannot connect {vm.tap}: {refused(error)}") from error
@@ -174,7 +182,7 @@ class Fabric:
                 return
             async with self._ruling:
                 await self._rules.change(vm)
-                self._attached[vm.tap] = vm
+                self._note(vm)
 
     async def detach(self, tap: str, owner: Owner) -> None:
         """Remove a VM's tap with all that is about it; those that go at one time go together.
@@ -192,7 +200,7 @@ class Fabric:
                 vm = self._attached.get(tap)
                 if vm is not None and vm.incarnation != owner.incarnation:
                     return
-                self._attached.pop(tap, None)
+                self._forget(tap)
                 await self._unrule(tap)
             if link is not None:
                 await self._delete(tap)
@@ -205,6 +213,7 @@ class Fabric:
         Raises:
             NetworkError: The kernel refuses.
         """
+        self._advertiser.refresh(self._attached.values(), asyncio.get_running_loop().time())
         async with self._turnstile.alone():
             vms = tuple(self._attached.values())
             # The host's own addresses may have changed.
@@ -250,16 +259,22 @@ class Fabric:
         with self._readings.at_once():
             yield
 
+    def _note(self, vm: Attachment) -> None:
+        self._attached[vm.tap] = self._by_index[vm.index] = vm
+
+    def _forget(self, tap: str) -> None:
+        vm = self._attached.pop(tap, None)
+        if vm is not None:
+            del self._by_index[vm.index]
+
     async def _recognise(self, vms: Iterable[Attachment]) -> None:
         if self._readings is None:
             self._readings = await self._inside.run(lambda _: Readings())
         there = await self.taps()
         identity = self.layout.identity
-        self._attached = {
-            vm.tap: vm
-            for vm in vms
-            if there.get(vm.tap) == Owner(identity, vm.vm_id, vm.incarnation)
-        }
+        for vm in vms:
+            if there.get(vm.tap) == Owner(identity, vm.vm_id, vm.incarnation):
+                self._note(vm)
 
     async def _install(self) -> bool:
         try:
@@ -306,7 +321,7 @@ class Fabric:
         if owner is None or (owner.identity, owner.vm_id) != (self.layout.identity, vm.vm_id):
             raise NetworkError(f"there is a foreign link {vm.tap} in {self.layout.netns}")
         async with self._ruling:
-            self._attached.pop(vm.tap, None)
+            self._forget(vm.tap)
             await self._rules.remove(vm.tap)
         await self._delete(vm.tap)
 

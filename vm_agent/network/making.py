@@ -50,7 +50,13 @@ def _fabric(settings: NetworkSettings, identity: str, ranges: Ranges) -> Fabric:
         next_hop=settings.net_next_hop,
         mtu=settings.net_mtu,
     )
-    return Fabric(layout, FilterRules(layout), settings.net_outside, settings.protected)
+    return Fabric(
+        layout,
+        FilterRules(layout),
+        settings.net_outside,
+        settings.protected,
+        settings.name_servers,
+    )
 
 
 @dataclass(frozen=True, slots=True)
