@@ -253,8 +253,8 @@ async def fabric_rig(
     """A fabric with a world outside that answers at `WORLD`; nothing of it is left."""
     outside, world = (f"dct-{new_id().hex[-8:]}-{what}" for what in ("host", "world"))
     layout = Layout(identity=IDENTITY, ranges=Ranges(PREFIX, (IPV4,)), mtu=mtu)
-    await namespace.in_own_thread(lambda: _make_host(outside))
-    await namespace.in_own_thread(lambda: _make_world(world, outside))
+    await namespace.in_own_thread(lambda: make_host(outside))
+    await namespace.in_own_thread(lambda: make_world(world, outside))
     rules = make_rules(layout) if make_rules else NotedRules()
     rig = FabricRig(Fabric(layout, rules, outside), rules, outside, world)
     try:
@@ -296,7 +296,7 @@ def _open(nic: Nic) -> int:
     return tap
 
 
-def _make_host(name: str) -> None:
+def make_host(name: str) -> None:
     """A host that routes, and has a service of its own."""
     namespace.make(name)
     for setting in ("ipv6/conf/all/forwarding", "ipv4/ip_forward"):
@@ -307,7 +307,7 @@ def _make_host(name: str) -> None:
         route.addr("add", index=index, address=str(HOST), prefixlen=128)
 
 
-def _make_world(name: str, host: str) -> None:
+def make_world(name: str, host: str) -> None:
     """Somebody out there, one hop behind the host."""
     namespace.make(name)
     with IPRoute() as route, (namespace.NETNS_DIR / host).open("rb") as other:
