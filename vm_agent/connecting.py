@@ -18,6 +18,7 @@ from schemas.errors import ErrorCode
 from schemas.networking import Inbound, Networking, port_range
 from schemas.units import NS_PER_S
 from schemas.vms import VmSpec, VmState
+from vm_agent.dropping import Dropping
 from vm_agent.fleet import Fleet, Vm
 from vm_agent.network import NetworkError
 from vm_agent.network.attachment import Attachment, Port
@@ -30,6 +31,7 @@ from vm_agent.telemetry import Telemetry
 _log = structlog.get_logger("decisec.network")
 
 COMPARE_S = 60
+COUNT_S = 10
 _LOOK_NS = NS_PER_S // 2
 """How often it is looked whether the operator wants something else."""
 
@@ -150,18 +152,34 @@ class Watch:
         self._quarantined = quarantined
         self._clock = clock
         self._telemetry = telemetry
+        self._dropping = Dropping(fleet, telemetry)
         self._owed: set[UUID] = set()
 
     async def run(self) -> None:
-        """Compare each minute, and look at what is ordered in between, until cancelled."""
-        due_ns = self._clock.monotonic_ns() + COMPARE_S * NS_PER_S
+        """Compare each minute, count drops and follow orders in between, until cancelled."""
+        compare_ns = self._clock.monotonic_ns() + COMPARE_S * NS_PER_S
+        count_ns = 0
         while True:
             await self.follow()
             now_ns = self._clock.monotonic_ns()
-            if now_ns >= due_ns:
+            if now_ns >= count_ns:
+                await self.count()
+                count_ns = now_ns + COUNT_S * NS_PER_S
+            if now_ns >= compare_ns:
                 await self.compare()
-                due_ns = self._clock.monotonic_ns() + COMPARE_S * NS_PER_S
+                compare_ns = now_ns + COMPARE_S * NS_PER_S
             await self._clock.sleep_until(now_ns + _LOOK_NS)
+
+    async def count(self) -> None:
+        """Count what was dropped since the last time."""
+        if not self._host.networks.connects:
+            return
+        try:
+            drops = await self._host.networks.drops()
+        except NetworkError as error:
+            _log.error("network.not_counted", error=str(error))
+            return
+        await self._dropping.take(drops, self._clock.monotonic_ns())
 
     async def compare(self) -> None:
         """Compare once. What cannot be repaired now is tried again the next time."""

@@ -74,6 +74,13 @@ class Telemetry:
         self.network_repairs = instruments.create_counter(
             "decisec_agent_network_repairs", description="What was put right, by kind"
         )
+        self.network_dropped = instruments.create_counter(
+            "decisec_agent_network_dropped", description="Packets dropped, by reason"
+        )
+        self.network_abuse = instruments.create_counter(
+            "decisec_agent_network_abuse_suspected",
+            description="Times that so much of a VM was dropped that its owner was told",
+        )
         self.network_taps_lost = instruments.create_counter(
             "decisec_agent_network_taps_lost",
             description="Taps of running VMs that somebody took away",

@@ -117,7 +117,7 @@ class Netlink:
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         header = _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0)
-        self._socket.send(header + body)
+        self._socket.sendto(header + body, (0, 0))
 
     def _answers(self) -> Iterator[Message]:
         for message in _messages(self._socket.recv(_BUFFER_BYTES)):
