@@ -151,8 +151,10 @@ def judge(
     lost what it knew of the earlier one.
 
     CPU time since the last reading is at most `cpus` times the time elapsed. That is the time
-    from the last tick to this reading; between two runs the VM's own uptime counts if it says
-    more; and an incarnation never seen is measured from its start, where all counters are zero.
+    from the last tick to this reading; between two runs, and after the zero baseline, the VM's own
+    uptime counts if it says more: an agent that died before it could send the baseline sends it
+    when it is back, however long the VM has run by then. An incarnation never seen is measured
+    from its start, where all counters are zero.
 
     Args:
         counters: From `counters_of`.
@@ -174,8 +176,9 @@ def judge(
     by_uptime = (
         np.clip(counters[UPTIME] - before.counters[UPTIME], 0, _LONG_NS // NS_PER_MS) * NS_PER_MS
     )
+    by_tick_alone = before.same_run & (before.counters[UPTIME] > 0)
     elapsed = np.where(
-        seen, np.where(before.same_run, by_tick, np.maximum(by_tick, by_uptime)), by_uptime
+        seen, np.where(by_tick_alone, by_tick, np.maximum(by_tick, by_uptime)), by_uptime
     )
     allowed = cpus * (elapsed + STALE_CPU_NS) + limit.tolerance_ns
     used = counters[CPU] - before.counters[CPU]

@@ -17,18 +17,17 @@ from uuid import UUID
 import structlog
 from opentelemetry.trace import SpanKind
 
-from runtime.clock import utc_now
 from runtime.errors import PoisonError, TransientError
 from runtime.retry import forever
 from runtime.telemetry import span
 from schemas.commands import Command, CreateVm, digest_of
-from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
-from schemas.hosts import Operation, OperationStatus
+from schemas.errors import MalformedMessageError
+from schemas.hosts import Operation
 from vm_agent.lifecycle import Lifecycle
 from vm_agent.refusals import Door, Refusals
 from vm_agent.reporter import Desk, Reporter, Spawn
-from vm_agent.scrutiny import Claims, Objection, Reason, claims_in, is_same, read_command
-from vm_agent.store import Done
+from vm_agent.results import failure_of, operation_of, refused
+from vm_agent.scrutiny import Claims, Reason, claims_in, is_same, read_command
 from vm_agent.telemetry import Telemetry
 
 _log = structlog.get_logger("decisec.intake")
@@ -197,7 +196,7 @@ class Intake:
         try:
             claims = claims_in(self._host_id, message.subject, message.data)
             self._refusals.note(Door.COMMAND, reason, claims, message.subject, detail)
-            failure = _failure(self._host_id, claims, reason)
+            failure = failure_of(self._host_id, claims, reason)
             if failure is not None and claims.command_id not in self._at_work:
                 async for attempt in forever("refusal"):
                     with attempt:
@@ -250,7 +249,7 @@ class Intake:
         done = self._lifecycle.result_of(command)
         if done is not None:
             _check(done.digest, job)
-            await self._reporter.report(_operation(command, done, job.digest)).wait()
+            await self._reporter.report(operation_of(command, done, job.digest)).wait()
             self._repeated(job)
             return
         if await self._answered(job):
@@ -258,13 +257,14 @@ class Intake:
             return
         objection = self._lifecycle.objection(command, job.digest)
         if objection is not None:
-            refused = _refused(command, objection)
-            await self._reporter.report(_operation(command, refused, job.digest)).wait()
+            await self._reporter.report(
+                operation_of(command, refused(command, objection), job.digest)
+            ).wait()
             self._note(job, objection.reason, objection.error.message)
             return
         done = await self._lifecycle.execute(command, job.digest)
         outcome = done.error.code if done.error else "succeeded"
-        await self._reporter.report(_operation(command, done, job.digest)).wait()
+        await self._reporter.report(operation_of(command, done, job.digest)).wait()
         self._telemetry.commands.add(1, {"verb": command.verb, "outcome": outcome})
         _log.info("command.finished", outcome=outcome, state=done.state)
 
@@ -290,12 +290,15 @@ class Intake:
             _ReusedError: Something else stands there, or is at work.
         """
         command = job.command
+        # Before the look: if it ends meanwhile, its result stands there.
         first = self._at_work.get(command.command_id)
+        operation = await self._standing(command, begin=False)
+        if operation is not None and _finished(operation, job):
+            return True
         if first is not None and first.command.vm_id != command.vm_id:
             raise _ReusedError(f"it is at work for VM {first.command.vm_id}")
-        operation = await self._standing(command, begin=False)
-        if operation is None or _finished(operation, job):
-            return operation is not None
+        if operation is None:
+            return False
         if isinstance(command, CreateVm):
             operation = await self._standing(command, begin=True)
             return operation is not None and _finished(operation, job)
@@ -340,58 +343,3 @@ def _finished(operation: Operation, job: _Job) -> bool:
 def _check(digest: str, job: _Job) -> None:
     if digest and digest != job.digest:
         raise _ReusedError("another command of this VM was answered under it")
-
-
-def _failure(host_id: str, claims: Claims, reason: Reason) -> Operation | None:
-    """The bad end of what is no command, if it is known whose it would have been."""
-    if claims.command_id is None or claims.vm_id is None or not claims.customer_id:
-        return None
-    now = utc_now()
-    return Operation(
-        operation_id=claims.command_id,
-        customer_id=claims.customer_id,
-        vm_id=claims.vm_id,
-        host_id=host_id,
-        verb=claims.verb or "unknown",
-        status=OperationStatus.FAILED,
-        error=ErrorInfo(
-            code=ErrorCode.BAD_REQUEST, message=f"The host cannot read the command: {reason}."
-        ),
-        requested_by=claims.requested_by,
-        created_at=now,
-        deadline=now,
-        finished_at=now,
-    )
-
-
-def _refused(command: Command, objection: Objection) -> Done:
-    return Done(
-        command_id=command.command_id,
-        verb=command.verb,
-        state=objection.state,
-        error=objection.error,
-        finished_at=utc_now(),
-    )
-
-
-def _operation(command: Command, done: Done, digest: str) -> Operation:
-    failed = done.error is not None
-    # A VM of somebody else and no VM look the same from outside.
-    hidden = done.error is not None and done.error.code is ErrorCode.NOT_FOUND
-    return Operation(
-        operation_id=command.command_id,
-        customer_id=command.customer_id,
-        vm_id=command.vm_id,
-        host_id=command.host_id,
-        verb=command.verb,
-        status=OperationStatus.FAILED if failed else OperationStatus.SUCCEEDED,
-        state=None if hidden else done.state,
-        error=done.error,
-        requested_by=command.requested_by,
-        created_at=command.issued_at,
-        deadline=command.deadline,
-        finished_at=done.finished_at,
-        placed=command.placed if isinstance(command, CreateVm) else "",
-        snapshot_id=getattr(command, "snapshot_id", None),
-        digest=digest,
-    )

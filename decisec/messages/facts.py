@@ -28,6 +28,11 @@ _VM_EVENTS = {
     for kind in get_args(VmEvent)
 }
 _FRAME = Message(Frame, content_type=MSGPACK, headers=(*STORED, HEADER_COMPLETE_MS, *PUT_BACK))
+_ENTRY = Message(
+    AuditEntry,
+    headers=STORED,
+    example={"action": "create-vm", "target": "vm web-1", "outcome": "succeeded"},
+)
 _REJECT = Message(
     name="Rejected",
     content_type=BYTES,
@@ -122,14 +127,15 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(
         "audit",
         "audit.{customer}.{action}",
-        one(
-            Message(
-                AuditEntry,
-                headers=STORED,
-                example={"action": "create-vm", "target": "vm web-1", "outcome": "succeeded"},
-            )
-        ),
+        one(_ENTRY),
         "Who did what",
+    ),
+    Channel(
+        "hostAudit",
+        "host.audit.{host}",
+        one(_ENTRY),
+        "What a host refused to do",
+        "Entries that only this host may write; readers take no other entry from there.",
     ),
     Channel(
         "limitsSpent",

@@ -13,7 +13,8 @@ class RawBus:
     """Sends any bytes as subject, header and body.
 
     Args:
-        hear: Called with subject and body of each message that comes to `_INBOX.raw.>`.
+        hear: Called with subject and body of each message that comes to `_INBOX.raw.>`, and of
+            what else is subscribed to.
     """
 
     def __init__(
@@ -36,6 +37,10 @@ class RawBus:
             self._writer.write(b"HPUB %b %b\r\n%b%b\r\n" % (where, sizes, header, data))
         else:
             self._writer.write(b"PUB %b %d\r\n%b\r\n" % (where, len(data), data))
+
+    def subscribe(self, subject: bytes) -> None:
+        """Hear of these messages as well."""
+        self._writer.write(b"SUB %b 2\r\n" % subject)
 
     async def flush(self) -> None:
         """Return once the server has taken all that was sent."""

@@ -232,6 +232,15 @@ def test_the_first_sample_seen_is_measured_from_its_start() -> None:
     assert outcome.rejected == {RejectReason.CPU_IMPLAUSIBLE: 1}
 
 
+def test_what_ran_before_its_baseline_was_sent_is_measured_by_its_uptime() -> None:
+    """The agent died before the first frame; back after 10 s, it sends baseline and end at once."""
+    for cpu_ns, good in ((30_000 * NS_PER_MS, True), (31_000 * NS_PER_MS, False)):
+        feed = Feed(record(VM))
+        feed(frame([Row(VM)], run_id=RUN))
+        outcome = feed(frame([Row(VM, uptime(10_000, cpu_ns=cpu_ns))], run_id=RUN, seq=1))
+        assert outcome.rejected == ({} if good else {RejectReason.CPU_IMPLAUSIBLE: 1})
+
+
 def test_a_late_frame_with_lower_counters_is_no_violation() -> None:
     """Replayed frames carry what was true then; a late one that is ahead of now is refused."""
     feed = Feed(record(VM))

@@ -22,6 +22,7 @@ from schemas.commands import (
     DeleteVm,
     PauseVm,
     RebootVm,
+    ResumeVm,
     ShutdownVm,
     digest_of,
 )
@@ -222,6 +223,26 @@ async def test_two_vms_cannot_work_under_one_id_at_the_same_time(rig: Rig) -> No
     await letter.answered.wait()
     assert rig.desk.operations[first.command_id][-1].status is OperationStatus.SUCCEEDED
     assert rig.driver.kernel.living(other)
+
+
+async def test_a_thief_under_way_spoils_no_repeat(rig: Rig) -> None:
+    """Whoever uses an id that is answered does not keep its owner from hearing the answer."""
+    vm_id, other = await rig.running_vm(), await rig.running_vm()
+    first = command(PauseVm, vm_id)
+    await end(rig, first)
+    # As after many more commands: only the bus has the result.
+    for _ in range(16):
+        await rig.do(PauseVm, vm_id)
+        await rig.do(ResumeVm, vm_id)
+    rig.driver.hangs.add("pause")
+    slow = command(PauseVm, other)
+    rig.letter(vm_command(slow), encode(slow))
+    await rig.until(lambda: rig.driver.hanging)
+    thief = command(BootVm, other, command_id=first.command_id)
+    rig.letter(vm_command(thief), encode(thief))
+    assert (await end(rig, first)).answers == ["ack"]
+    assert await told(rig, 1) == Counter(repeated=1)
+    rig.driver.release.set()
 
 
 async def test_a_create_takes_over_no_operation_of_another(rig: Rig) -> None:
