@@ -71,6 +71,7 @@ def view(record: VmRecord, status: VmStatus | None, naming: Naming = real) -> Vm
         restart_at=status.restart_at,
         addresses=status.addresses,
         dropped=status.dropped,
+        quarantined=status.quarantined,
     )
 
 
