@@ -168,19 +168,23 @@ class Hosts:
             The order that stands now, and whether it is a new one. To order again what stands
             changes nothing; an empty reason leaves the one that was given before.
         """
-        entry = await self._orders.get(host_id)
-        stands = entry.value if entry else None
-        if stands and stands.draining is draining and reason in ("", stands.reason):
-            return stands, False
-        order = HostOrders(
-            host_id=host_id,
-            draining=draining,
-            reason=reason,
-            requested_by=requested_by,
-            ordered_at=utc_now(),
-        )
-        await self._orders.put(host_id, order)
-        return order, True
+        while True:
+            mark = await self._orders.mark(host_id)
+            stands = mark.value
+            if stands and stands.draining is draining and reason in ("", stands.reason):
+                return stands, False
+            order = HostOrders(
+                host_id=host_id,
+                draining=draining,
+                reason=reason,
+                requested_by=requested_by,
+                ordered_at=utc_now(),
+            )
+            try:
+                await self._orders.update(host_id, order, mark.revision)
+            except RevisionConflictError:
+                continue  # somebody else has ordered something: it is looked at first
+            return order, True
 
     async def loss(self, host_id: str) -> HostLoss | None:
         """What is declared of a host; None if it is not lost."""
@@ -228,7 +232,10 @@ class Hosts:
         if lost is None:
             return False
         async with self._audit("host-found", lost.value, requested_by, reason):
-            await self._losses.delete(host_id)
+            try:
+                await self._losses.delete(host_id, lost.revision)
+            except RevisionConflictError as error:
+                raise TransientError(f"{error}; look at it again") from error
         return True
 
     def _audited(
