@@ -16,6 +16,7 @@ import structlog
 from gateway.catalog import Catalog
 from gateway.customer_book import CustomerBook
 from gateway.host_index import HostIndex
+from gateway.host_names import Naming, real
 from gateway.inventory import Inventory
 from gateway.placement import need_of, total
 from gateway.snapshot_index import SnapshotIndex
@@ -33,8 +34,8 @@ _log = structlog.get_logger("decisec.fleet")
 _SHOWN_WITHIN_S = 1.0
 
 
-def view(record: VmRecord, status: VmStatus | None) -> VmView:
-    """A VM as its owner sees it."""
+def view(record: VmRecord, status: VmStatus | None, naming: Naming = real) -> VmView:
+    """A VM as its owner sees it, but for its host, which is called as `naming` says."""
     if status is not None and status.host_id != record.host_id:
         # Left by a host that refused the VM before it was placed elsewhere.
         status = None
@@ -44,7 +45,7 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         name=record.name,
         state=VmState.PENDING,
         spec=record.spec,
-        host_id=record.host_id,
+        host_id=naming(record),
         created_at=record.created_at,
         generation=record.generation,
     )
@@ -148,17 +149,21 @@ class Fleet:
         """What the agent last said of a VM."""
         return self._status_mirror.values.get(key)
 
-    def get(self, customer_id: str, vm_id: UUID) -> VmView | None:
+    def get(self, customer_id: str, vm_id: UUID, naming: Naming = real) -> VmView | None:
         """One VM of a customer, unless it is deleted."""
         key = vm_key(customer_id, vm_id)
         record = self._records.get(key)
         if record is None or record.deleted_at is not None:
             return None
-        found = view(record, self.status(key))
+        found = view(record, self.status(key), naming)
         return None if found.state is VmState.DELETED else found
 
     def wanted(
-        self, customer_id: str, vm_id: str, wants: Callable[[VmRecord, VmState], bool]
+        self,
+        customer_id: str,
+        vm_id: str,
+        wants: Callable[[VmRecord, VmState], bool],
+        naming: Naming = real,
     ) -> VmView | None:
         """One VM of a customer, by an id of the catalog, if it is wanted; a quick no if not."""
         key = f"{customer_id}.{vm_id}"
@@ -171,7 +176,7 @@ class Fleet:
         state = status.state if status is not None else VmState.PENDING
         if state is VmState.DELETED or not wants(record, state):
             return None
-        return view(record, status)
+        return view(record, status, naming)
 
     def placed(self, customer_id: str, vm_ids: Collection[UUID] | None = None) -> dict[UUID, str]:
         """The hosts of a customer's VMs that are there: of these, or of all."""
