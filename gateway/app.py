@@ -85,7 +85,10 @@ async def gateway(
     health.unready(HEALTH_PART, "the buckets have not been read yet")
     authenticator = _authenticator(settings, bus, health)
     tombstones = Tombstones()
-    fleet = Fleet(bus, tombstones.bury, Inventory(settings.command_deadline_s))
+    trail = Trail(bus)
+    fleet = Fleet(
+        bus, tombstones.bury, Inventory(settings.command_deadline_s), trail.refused_status
+    )
     operations = Operations(bus, tombstones.take)
     desk = CommandDesk(operations, Publisher(bus), settings.publish_limit_s)
     sock = listen(settings.api_host, settings.api_port)
@@ -147,7 +150,7 @@ async def gateway(
             resumed = creation.resume()
             snapshots = SnapshotService(fleet, service, operations, quotas)
             images = ImageService(fleet, settings.region)
-            keys, trail = Keys(bus), Trail(bus)
+            keys = Keys(bus)
             group.create_task(keys.run(), name="idempotency-keys")
             group.create_task(trail.run(), name="trail")
             operation_service = OperationService(operations, attempts)

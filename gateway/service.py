@@ -330,13 +330,10 @@ class VmService:
     async def _settled(self, record: VmRecord, naming: Naming) -> VmView:
         """The VM after a result; reads that follow on this gateway show no older state."""
         key = vm_key(record.customer_id, record.vm_id)
-        entry, status = await asyncio.gather(
-            self._fleet.specs.get(key), self._fleet.statuses.get(key)
-        )
+        entry, status = await self._fleet.read(key)
         if status is not None:
-            await self._fleet.shown(key, status.value)
-        found = status.value if status else None
-        return vm_view(entry.value if entry else record, found, naming)
+            await self._fleet.shown(key, status)
+        return vm_view(entry.value if entry else record, status, naming)
 
     def _active_customer(self, principal: Principal) -> Customer:
         customer = self._customer(principal)

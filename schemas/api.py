@@ -136,6 +136,7 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
             no VMs, or has not heard of it yet.
         dropped: Packets from and to it that its host has dropped, by reason; up to date within a
             minute.
+        quarantined: The operator has cut it off from the network; it runs on.
     """
 
     vm_id: VmId
@@ -157,6 +158,7 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 1
     addresses: tuple[str, ...] = ()
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
+    quarantined: bool = False
 
 
 class VmList(msgspec.Struct, frozen=True, kw_only=True):

@@ -22,7 +22,7 @@ from runtime.clock import utc_now
 from schemas.errors import ErrorCode
 from schemas.hosts import Operation, OperationStatus
 from schemas.ids import new_id
-from schemas.subjects import VM_SPECS, vm_key
+from schemas.subjects import VM_SPECS, status_key, vm_key
 from schemas.vms import VmRecord, VmSpec, VmState, VmStatus, decode_vm_record
 from tests.support.gateway import ScriptedAgent, refusing, running_gateway, stack, until
 from tests.support.nats import NatsServer, bus_with_streams
@@ -137,7 +137,7 @@ async def test_a_deletion_while_the_gateway_was_away_is_caught_up(tmp_path: Path
             state=VmState.DELETED,
             updated_at=utc_now(),
         )
-        await agent.statuses.put(vm_key("acme", vm_id), status)
+        await agent.statuses.put(status_key(status.host_id, "acme", vm_id), status)
 
         async def buried() -> bool:
             entry = await records.get(vm_key("acme", vm_id))
