@@ -101,6 +101,11 @@ chaos what *args: setup system
 fuzz-agent *args: setup system
     {{ python }} -m tests.chaos.fuzz_agent {{ args }}
 
+# Send random frames from a VM, and see that none gets where it must not: `just fuzz-network 1000000 SEED`
+[group('check')]
+fuzz-network *args: setup system
+    {{ python }} -m tests.network.fuzz {{ args }}
+
 # Format the code
 [group('change')]
 format: setup
@@ -116,6 +121,11 @@ openapi *args: setup
 [group('change')]
 asyncapi *args: setup
     {{ python }} -m decisec.devkit.bus_contract {{ args }}
+
+# Write docs/network-packets.md anew, from the cases of the packet suite
+[group('change')]
+network-packets: setup
+    {{ python }} -m tests.network.page
 
 # Resolve the dependencies anew into the hashed lock
 [group('change')]

@@ -51,6 +51,7 @@ from schemas.requests import (
     RestoreVmRequest,
     SnapshotsRequest,
     SnapshotVmRequest,
+    UsageRequest,
     VmRequest,
 )
 from schemas.subjects import customer_of
@@ -75,6 +76,7 @@ _ACTIONS = {
     "snapshot-get": "get-snapshot",
     "snapshot-delete": "delete-snapshot",
     "images": "list-images",
+    "usage": "get-usage",
 }
 _TOLD = frozenset({ErrorCode.FORBIDDEN, ErrorCode.NOT_FOUND, ErrorCode.RATE_LIMITED})
 """Refusals of reads that are audited."""
@@ -140,6 +142,7 @@ class Door:
             "snapshot-delete": self._delete_snapshot,
             "quotas": self._quotas,
             "images": self._list_images,
+            "usage": self._get_usage,
         }
         self._verbs: dict[str, tuple[Decode, Answer, bool]] = {
             verb: (decoder(asked.request), answers[verb], asked.mutates)
@@ -359,6 +362,12 @@ class Door:
     async def _quotas(self, who: Principal, asked: QuotasRequest) -> Reply:
         del asked
         return Reply(quotas=self._service.quotas(who))
+
+    async def _get_usage(self, who: Principal, asked: UsageRequest) -> Reply:
+        if asked.start >= asked.end:
+            raise RefusedError(ErrorCode.BAD_REQUEST, "end: must come after start")
+        report = await self._service.usage(who, asked.start, asked.end, asked.vm_ids)
+        return Reply(usage=report)
 
     async def _list_images(self, who: Principal, asked: ImagesRequest) -> Reply:
         del asked

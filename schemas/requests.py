@@ -29,7 +29,8 @@ from schemas.idempotency import KEY_PATTERN, MAX_KEY
 from schemas.ids import CommandId, ImageName, VmId
 from schemas.quotas import QuotaView
 from schemas.units import Counter
-from schemas.vms import SnapshotKind, VmState
+from schemas.usage import UsageReport
+from schemas.vms import SnapshotKind, Timestamp, VmState
 
 MAX_WAIT_S = 60.0
 """The longest that a request waits for the end of what it has begun."""
@@ -167,6 +168,14 @@ class QuotasRequest(Request, frozen=True, kw_only=True):
     """On `vm.req.<customer>.quotas`: an empty object."""
 
 
+class UsageRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.usage`: what is billed. See `UsageQuery`."""
+
+    start: Timestamp
+    end: Timestamp
+    vm_ids: Annotated[tuple[VmId, ...], msgspec.Meta(max_length=1000)] = ()
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Exactly one of these is set."""
 
@@ -180,6 +189,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     snapshots: SnapshotList | None = None
     images: ImageList | None = None
     quotas: QuotaView | None = None
+    usage: UsageReport | None = None
     error: ErrorInfo | None = None
 
 
@@ -217,6 +227,7 @@ REQUESTS: Mapping[str, Verb] = {
     "snapshot-get": Verb(OneSnapshotRequest, "snapshot", _READ),
     "quotas": Verb(QuotasRequest, "quotas", _READ),
     "images": Verb(ImagesRequest, "images", _READ),
+    "usage": Verb(UsageRequest, "usage", _READ),
 }
 """Everything that can be asked at the door."""
 

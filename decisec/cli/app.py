@@ -13,6 +13,7 @@ import typer
 
 from decisec.cli import (
     account,
+    admin,
     audit,
     backfill,
     bus,
@@ -68,6 +69,7 @@ offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
 app.add_typer(place.app, name="place")
+app.add_typer(admin.app, name="admin")
 app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")
 bus_messages.register(bus.app)

@@ -235,7 +235,8 @@ async def bus(nats_url: str, state_dir: Path) -> AsyncIterator[Bus]:
             raise CommandError(str(error), Exit.DENIED, "denied") from error
         except TimeoutError as error:
             raise CommandError(
-                f"NATS does not answer at {_shown(settings.nats_url)} within {_NATS_WITHIN_S:g} s",
+                f"NATS does not answer at {_shown(settings.nats_url)} within {_NATS_WITHIN_S:g} s: "
+                "is it up, and is the address right (`decisec context show`, DECISEC_NATS_URL)?",
                 Exit.UNREACHABLE,
                 "unreachable",
             ) from error

@@ -88,6 +88,16 @@ _OF_CODE = {
 }
 """Of operations that failed, as the API's status would have it for one that it waited for."""
 
+_TO_DO = {
+    "unauthenticated": "Get another one (`decisec token`, for a local stack), or see where this "
+    "one comes from: `decisec context show`, DECISEC_TOKEN",
+    "forbidden": "`decisec whoami` shows the scopes of the token, `decisec quota` what is left",
+    "not_found": "It is not there, or not yours: `decisec whoami` shows who you are",
+    "unknown_image": "`decisec image offered` lists the images that there are",
+    "unexpected_answer": "Is the address right (`decisec context show`, DECISEC_API_URL)?",
+}
+"""What commands can say beyond what the API, which knows no commands, says itself."""
+
 
 def failure_of(error: Exception) -> Failure | None:
     """What to tell of an error; None for one that only a defect can raise."""
@@ -105,7 +115,9 @@ def failure_of(error: Exception) -> Failure | None:
             fields = "; ".join(f"{wrong.field}: {wrong.message}" for wrong in problem.errors)
             message = fields or problem.detail or problem.title
             if error.status == httpx.codes.UNAUTHORIZED:
-                message = f"the token is refused: {message}. Get another one: `decisec token`"
+                message = f"the token is refused: {message}"
+            if (what_to_do := _TO_DO.get(problem.code)) and not fields:
+                message = f"{message.rstrip('.')}. {what_to_do}"
             code = _OF_STATUS.get(error.status, Exit.FAILED)
             return Failure(message, code, problem.code, error.status)
         case OperationFailedError(operation=operation):

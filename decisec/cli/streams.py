@@ -36,6 +36,38 @@ DRIFT = 1
 """Exit code of `diff` when the server differs, as diff(1) has it."""
 
 
+@app.command("ls", epilog=EPILOG)
+def list_declared(
+    replicas: Replicas = 0, partitions: Partitions = 0, as_json: Json = False
+) -> None:
+    """List the streams and buckets as declared. Asks no server."""
+    from runtime import streams
+
+    declared = streams.declared(replicas=replicas, partitions=partitions)
+    if as_json:
+        show_json({"streams": declared.stream, "buckets": declared.bucket})
+        return
+    from rich.table import Table
+
+    from decisec.live.quantities import size
+
+    table = Table()
+    for heading in ("stream or bucket", "subjects"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("kept for", "limit"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("holds")
+    rows = [
+        *((s.name, s.subjects, s.max_age_s, s.max_bytes, s.description) for s in declared.stream),
+        *((b.name, (f"$KV.{b.name}.>",), b.ttl_s, b.max_bytes, b.description)
+          for b in declared.bucket),
+    ]  # fmt: skip
+    for name, subjects, age_s, max_bytes, holds in rows:
+        limit = size(max_bytes) if max_bytes else "-"
+        table.add_row(name, ", ".join(subjects), _age(age_s), limit, holds)
+    show(table)
+
+
 @app.command(epilog=EPILOG)
 def apply(
     replicas: Replicas = 0,
@@ -116,6 +148,13 @@ def info(
             str(row["consumers"]),
         )
     show(table)
+
+
+def _age(seconds: int) -> str:
+    for unit, length_s in (("d", 86_400), ("h", 3600), ("s", 1)):
+        if seconds and seconds % length_s == 0:
+            return f"{seconds // length_s} {unit}"
+    return "-"
 
 
 async def _compare(

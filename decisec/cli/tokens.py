@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from decisec.cli import revocations
-from decisec.cli.connection import DEFAULT_STATE, ApiUrl, StateDirectory, endpoint
+from decisec.cli.connection import DEFAULT_STATE, ApiUrl, StateDirectory, endpoint, state_of
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, say, show, show_json
 
@@ -77,6 +77,7 @@ def token(
     from decisec.devkit.tokens import AUDIENCE, ISSUER, mint
 
     scopes = _scopes(scope)
+    state_dir = state_of(state_dir)
     whose = _customer(customer, scopes)
     ttl_s = _seconds(expires)
     if (issuer or audience) and key is None:

@@ -42,6 +42,7 @@ _SUMMARIES = {
     "snapshot-get": "One snapshot",
     "quotas": "What may be had, and what is taken",
     "images": "Images that VMs can be made from",
+    "usage": "What VMs have used, and will be billed for",
 }
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "create": {
@@ -57,6 +58,7 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     "console": {"vm_id": VM, "tail_bytes": 4096},
     "operation": {"operation_id": COMMAND},
     "operations": {"vm_id": VM, "status": "failed"},
+    "usage": {"start": "2026-01-31T00:00:00Z", "end": "2026-02-01T00:00:00Z"},
 }
 _ANSWERED_BY_GATEWAY = (
     "Any gateway answers, as `POST` or `GET` of the HTTP API would be answered. A mutation is "

@@ -28,17 +28,16 @@ _VM_EVENTS = {
     for kind in get_args(VmEvent)
 }
 _FRAME = Message(Frame, content_type=MSGPACK, headers=(*STORED, HEADER_COMPLETE_MS, *PUT_BACK))
+_ENTRY = Message(
+    AuditEntry,
+    headers=STORED,
+    example={"action": "create-vm", "target": "vm web-1", "outcome": "succeeded"},
+)
 _REJECT = Message(
     name="Rejected",
     content_type=BYTES,
     summary="What was refused: mostly a `Frame` or an `EnrichedFrame`, or rows of it",
     headers=(*STORED, *REJECTED, *REPLAYED),
-)
-
-_AUDIT_ENTRY = Message(
-    AuditEntry,
-    headers=STORED,
-    example={"action": "create-vm", "target": "vm web-1", "outcome": "succeeded"},
 )
 
 CHANNELS: tuple[Channel, ...] = (
@@ -128,15 +127,15 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(
         "audit",
         "audit.{customer}.{action}",
-        one(_AUDIT_ENTRY),
+        one(_ENTRY),
         "Who did what",
     ),
     Channel(
         "hostAudit",
         "host.audit.{host}",
-        one(_AUDIT_ENTRY),
-        "What an agent refused",
-        "Readers take refusals in the name of the subject's host, and nothing else.",
+        one(_ENTRY),
+        "What a host refused to do",
+        "Entries that only this host may write; readers take no other entry from there.",
     ),
     Channel(
         "limitsSpent",

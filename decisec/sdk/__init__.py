@@ -1,4 +1,7 @@
-"""The Python SDK: `Client` and `AsyncClient` with the same methods, and the errors they raise."""
+"""The Python SDK: `Client` and `AsyncClient` with the same methods, and the errors they raise.
+
+docs/sdk.md shows how it is used. Its examples, and those in docstrings, are run by the tests.
+"""
 
 from decisec.sdk.asynchronous import AsyncClient
 from decisec.sdk.calls import WhoAmI

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from datetime import datetime
 from uuid import UUID
 
@@ -82,7 +82,7 @@ class AsyncFigures:
         types: Iterable[str] = (),
         patience_s: float = PATIENCE_S,
         allow_lost: bool = False,
-    ) -> AsyncIterator[FollowedEvent]:
+    ) -> AsyncGenerator[FollowedEvent, None]:
         """Events as they happen, each once and in order, for ever: it connects again by itself.
 
         Args:
@@ -99,7 +99,7 @@ class AsyncFigures:
 
     async def live_metrics(
         self, vm_ids: Iterable[UUID | str] = (), *, patience_s: float = PATIENCE_S
-    ) -> AsyncIterator[LiveSample]:
+    ) -> AsyncGenerator[LiveSample, None]:
         """Each 100 ms sample of these VMs, or of all, as it comes; it connects again by itself.
 
         Who reads slowly gets the newest; `skipped` says how many it stands for besides itself.
@@ -184,7 +184,7 @@ class AsyncFigures:
             if not cursor:
                 return
 
-    async def _follow(self, feed: Feed) -> AsyncIterator[SseEvent]:
+    async def _follow(self, feed: Feed) -> AsyncGenerator[SseEvent, None]:
         while True:
             try:
                 async with self._http.stream(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 from tenacity import AsyncRetrying
 
 from decisec.sdk import calls
+from decisec.sdk.async_admin import AsyncAdmin
 from decisec.sdk.async_figures import AsyncFigures
 from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
@@ -62,6 +63,16 @@ class AsyncClient(AsyncFigures):
         timeout_s: For connecting, and for each answer on top of `wait_s`.
         attempts: How often a request is sent at most; 1 for never again.
         transport: Replaces the network, for tests.
+
+    Attributes:
+        admin: Customers, hosts and price plans, for operators.
+
+    Examples:
+        >>> async def running() -> list[str]:
+        ...     async with AsyncClient() as decisec:  # DECISEC_API_URL, DECISEC_TOKEN
+        ...         return [vm.name async for vm in decisec.list_vms(state=VmState.RUNNING)]
+        >>> asyncio.run(running())
+        ['web']
     """
 
     def __init__(
@@ -83,6 +94,7 @@ class AsyncClient(AsyncFigures):
             verify=target.trust,
             transport=transport,
         )
+        self.admin = AsyncAdmin(self._send)
 
     async def __aenter__(self) -> Self:
         """The client itself."""
@@ -165,7 +177,7 @@ class AsyncClient(AsyncFigures):
 
     async def follow_console(
         self, vm_id: UUID | str, *, offset: int = 0, poll_s: float = POLL_S
-    ) -> AsyncIterator[ConsoleChunk]:
+    ) -> AsyncGenerator[ConsoleChunk, None]:
         """What a VM printed from an offset on, and what it goes on to print, over its restarts.
 
         Ends once the VM is deleted. While its host does not answer this waits, half a minute at

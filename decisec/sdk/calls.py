@@ -113,7 +113,14 @@ def _unexpected(response: httpx.Response, why: str) -> UnexpectedAnswerError:
 
 def create_vm(request: CreateVmRequest, wait_s: float, key: str = "") -> Call[VmAndOperation]:
     """`POST /v1/vms`; `key` is its idempotency key, a random one by default."""
-    return _mutation("POST", "/v1/vms", wait_s, msgspec.json.encode(request), key)
+    # Without what stands at its default: a gateway that is older than this does not know all of it.
+    plain = CreateVmRequest(image=request.image)
+    asked = {
+        name: value
+        for name in request.__struct_fields__
+        if (value := getattr(request, name)) != getattr(plain, name) or name == "image"
+    }
+    return _mutation("POST", "/v1/vms", wait_s, msgspec.json.encode(asked), key)
 
 
 @dataclass(frozen=True, slots=True)

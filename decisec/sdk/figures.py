@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from datetime import datetime
 from uuid import UUID
 
@@ -80,7 +80,7 @@ class Figures:
         types: Iterable[str] = (),
         patience_s: float = PATIENCE_S,
         allow_lost: bool = False,
-    ) -> Iterator[FollowedEvent]:
+    ) -> Generator[FollowedEvent, None, None]:
         """Events as they happen, each once and in order, for ever: it connects again by itself.
 
         Args:
@@ -89,6 +89,16 @@ class Figures:
             types: Only of these; empty for all.
             patience_s: How long the API may be away before its error is raised.
             allow_lost: Go on although some after `after` may be gone; else EventsLostError.
+
+        Examples:
+            >>> place = client.event_page(limit=1).follow_from
+            >>> paused = client.pause_vm(vm_id, wait_s=30)
+            >>> resumed = client.resume_vm(vm_id, wait_s=30)
+            >>> stream = client.events(after=place, vm_ids=[vm_id], types=["vm_resumed"])
+            >>> event, place = next(stream)
+            >>> type(event).__name__
+            'VmResumed'
+            >>> stream.close()
         """
         feed = feeds.events_feed(after, vm_ids, types, patience_s, allow_lost=allow_lost)
         for event in self._follow(feed):
@@ -97,12 +107,19 @@ class Figures:
 
     def live_metrics(
         self, vm_ids: Iterable[UUID | str] = (), *, patience_s: float = PATIENCE_S
-    ) -> Iterator[LiveSample]:
+    ) -> Generator[LiveSample, None, None]:
         """Each 100 ms sample of these VMs, or of all, as it comes; it connects again by itself.
 
         Who reads slowly gets the newest; `skipped` says how many it stands for besides itself.
         What came while there was no connection does not come later. It ends with NotFoundError
         once all VMs that were named are deleted.
+
+        Examples:
+            >>> samples = client.live_metrics([vm_id])
+            >>> one, two = next(samples), next(samples)
+            >>> two.uptime_ms - one.uptime_ms > 0
+            True
+            >>> samples.close()
         """
         for event in self._follow(feeds.live_feed(vm_ids, patience_s)):
             if (found := feeds.sample(event)) is not None:
@@ -181,7 +198,7 @@ class Figures:
             if not cursor:
                 return
 
-    def _follow(self, feed: Feed) -> Iterator[SseEvent]:
+    def _follow(self, feed: Feed) -> Generator[SseEvent, None, None]:
         while True:
             try:
                 with self._http.stream(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Self
@@ -14,6 +14,7 @@ from msgspec import UNSET, UnsetType
 from tenacity import Retrying
 
 from decisec.sdk import calls
+from decisec.sdk.admin import Admin
 from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
@@ -61,6 +62,16 @@ class Client(Figures):
         timeout_s: For connecting, and for each answer on top of `wait_s`.
         attempts: How often a request is sent at most; 1 for never again.
         transport: Replaces the network, for tests.
+
+    Attributes:
+        admin: Customers, hosts and price plans, for operators.
+
+    Examples:
+        >>> with Client() as decisec:  # DECISEC_API_URL, DECISEC_TOKEN
+        ...     made = decisec.create_vm(CreateVmRequest(image="tiny", boot=True), wait_s=30)
+        ...     ended = decisec.delete_vm(made.vm.vm_id, wait_s=30)
+        >>> made.vm.state.value, ended.vm.state.value
+        ('running', 'deleted')
     """
 
     def __init__(
@@ -82,6 +93,7 @@ class Client(Figures):
             verify=target.trust,
             transport=transport,
         )
+        self.admin = Admin(self._send)
 
     def __enter__(self) -> Self:
         """The client itself."""
@@ -107,6 +119,13 @@ class Client(Figures):
 
         With an `idempotency_key` of your own, the same call makes no second VM for a day, not
         even from another process.
+
+        Examples:
+            >>> request = CreateVmRequest(image="tiny", memory_mib=64)
+            >>> made = client.create_vm(request, idempotency_key="order-1")
+            >>> again = client.create_vm(request, idempotency_key="order-1")
+            >>> again.vm.vm_id == made.vm.vm_id
+            True
         """
         return self._send(calls.create_vm(request, wait_s, idempotency_key))
 
@@ -131,6 +150,10 @@ class Client(Figures):
             host: Only VMs on this host; for operators.
             sort: `created_at` (the default) or `name`, with `-` before it the other way round.
             page_size: VMs that are fetched at once.
+
+        Examples:
+            >>> [vm.name for vm in client.list_vms(state=VmState.RUNNING, labels={"team": "web"})]
+            ['web']
         """
         wanted = VmFilter(
             state=state, labels=labels or {}, image=image, name=name, host=host, sort=sort
@@ -163,7 +186,7 @@ class Client(Figures):
 
     def follow_console(
         self, vm_id: UUID | str, *, offset: int = 0, poll_s: float = POLL_S
-    ) -> Iterator[ConsoleChunk]:
+    ) -> Generator[ConsoleChunk, None, None]:
         """What a VM printed from an offset on, and what it goes on to print, over its restarts.
 
         Ends once the VM is deleted. While its host does not answer this waits, half a minute at
@@ -225,6 +248,10 @@ class Client(Figures):
             name: The new one; None for none.
             labels: Those to set, and with None those to remove; None for no label at all.
             generation: Only if the VM still stands at this one; PreconditionFailedError if not.
+
+        Examples:
+            >>> client.patch_vm(vm_id, labels={"stage": "test"}).spec.labels
+            {'stage': 'test', 'team': 'web'}
         """
         given = labels if labels is UNSET or labels is None else dict(labels)
         patch = VmPatch(name=name, labels=given)
@@ -299,6 +326,13 @@ class Client(Figures):
         Raises:
             OperationFailedError: It has failed.
             TimeoutError: It has done neither within `timeout_s`.
+
+        Examples:
+            >>> asked = client.pause_vm(vm_id)
+            >>> client.wait_operation(asked.operation.operation_id).state.value
+            'paused'
+            >>> client.resume_vm(vm_id, wait_s=30).vm.state.value
+            'running'
         """
         give_up_s = time.monotonic() + timeout_s
         pause_s = FIRST_PAUSE_S
@@ -320,7 +354,13 @@ class Client(Figures):
         end: datetime | None = None,
         vm_ids: Iterable[UUID | str] = (),
     ) -> UsageReport:
-        """Usage in `[start, end)`, times with a zone; today in UTC by default."""
+        """Usage in `[start, end)`, times with a zone; today in UTC by default.
+
+        Examples:
+            >>> report = client.usage(vm_ids=[vm_id])
+            >>> [row.vm_id == vm_id for row in report.vms], report.complete
+            ([True], False)
+        """
         return self._send(calls.usage(start, end, vm_ids))
 
     def audit(

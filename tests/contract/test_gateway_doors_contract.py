@@ -89,6 +89,8 @@ def _route(
             return "GET", _VMS if verb == "list" else f"/v1/{verb}", None, params
         case "images" | "quotas":
             return "GET", f"/v1/{verb}", None, params
+        case "usage":
+            return "GET", "/v1/usage", None, [(name, str(value)) for name, value in asked.items()]
         case "operation":
             return "GET", f"/v1/operations/{asked['operation_id']}", None, params
         case "snapshot-get" | "snapshot-delete":
@@ -231,6 +233,8 @@ async def malformed(ask: Callable[..., Any]) -> None:
     await ask("list", state="flying")
     await ask("operations", status="lost")
     await ask("snapshots", vm_id="x")
+    await ask("usage", start="2026-01-02T00:00:00Z", end="2026-01-01T00:00:00Z")
+    await ask("usage", start="yesterday", end="2026-01-01T00:00:00Z")
 
 
 async def both(

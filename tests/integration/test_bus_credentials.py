@@ -13,6 +13,7 @@ import pytest
 from decisec.bus.accounts import SYSTEM
 from decisec.bus.certificates import make_authority
 from decisec.bus.roles import CORE
+from decisec.cli.exits import Exit
 from runtime.bus import HEALTH_PART, PERMISSIONS_PART, Bus
 from runtime.errors import FatalError, SettingsError, TransientError
 from runtime.health import Health
@@ -236,6 +237,28 @@ async def test_the_command_line_issues_lists_and_revokes(
     ]  # fmt: skip
     missing = await asyncio.to_thread(call, "revoke", "customer", "acme")
     assert missing.code == 4
+
+
+async def test_a_context_leads_to_a_bus_with_all_it_wants(
+    bus: SecuredBus, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """TLS with an authority of its own, and credentials; each of them is needed."""
+    shell = Shell(tmp_path, capsys, monkeypatch)
+
+    def call(*words: str, **env: str) -> Done:
+        return shell(*words, "--json", **env)
+
+    place = ("--nats-url", bus.url, "--nats-ca", str(bus.folder.authority))
+    credentials = str(bus.issue("operator", "ops"))
+    made = await asyncio.to_thread(call, "context", "add", "bare", *place)
+    assert made.code == 0
+    made = await asyncio.to_thread(call, "context", "add", "ops", *place, "--creds", credentials)
+    assert made.json["nats_credentials"] == credentials
+    done = await asyncio.to_thread(call, "streams", "info", "--context", "ops")
+    assert "AUDIT" in [stream["name"] for stream in done.json["streams"]]
+    refused = await asyncio.to_thread(call, "streams", "info", DECISEC_CONTEXT="bare")
+    assert refused.code == Exit.DENIED
 
 
 def test_no_customer_is_called_as_somebody_else_is(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -21,11 +22,13 @@ from schemas.requests import decode_reply
 from schemas.subjects import VM_EVENTS, vm_events_of, vm_request
 from schemas.usage import UsageReport
 from schemas.vms import METERS, VmState
+from tests.support.nats_tool import do, examples
 from tests.support.secured_bus import SecuredBus, all_sent
 from tests.support.stack import START_ORDER, KillableStack, running
 
 pytestmark = pytest.mark.timeout(150)
 
+PAGE = Path(__file__).parents[2] / "docs/bus.md"
 _ROLES = {
     "agent": ("agent", HOST_ID),
     **{n: (n, "one") for n in ("gateway", "collector", "batcher")},
@@ -52,6 +55,19 @@ class SecuredStack(KillableStack):
         """A connection of the operator's."""
         async with self.secured.bus("operator", "ops") as bus:
             yield bus
+
+
+async def do_examples(bus: Bus, vm_id: UUID, section: str) -> None:
+    """Type what docs/bus.md says, about a VM that is there."""
+    found = [example for example in examples(PAGE) if example.section == section]
+    assert found
+    for example in found:
+        # Mutations have their own places in this test.
+        if example.arguments[:1] in (("vm.req.acme.create",), ("vm.req.acme.shutdown",)):
+            continue
+        answer = await do(bus, example.about(vm=str(vm_id), host=HOST_ID))
+        if example.words == "request":
+            assert b'"error":{' not in answer, answer
 
 
 async def settled(client: AsyncClient, since: datetime, vms: int) -> UsageReport:
@@ -98,6 +114,9 @@ async def test_the_main_job_needs_no_more_than_the_roles_permit(tmp_path: Path) 
         assert {over_http.state, over_bus.state} == {VmState.RUNNING}
         await client.vm_console(over_http.vm_id)
         await asyncio.sleep(1)  # metered for a while
+        await do_examples(service, over_http.vm_id, "As a customer's service")
+        async with stack.bus() as operator:
+            await do_examples(operator, over_http.vm_id, "As an operator")
         ended = [await client.shutdown_vm(vm.vm_id, wait_s=30) for vm in (over_http, over_bus)]
         report = await settled(client, since, 2)
         for one in ended:

@@ -101,10 +101,10 @@ async def test_a_list_is_followed_without_a_hole(running: Stack) -> None:
         await publish(running.bus, *events)
         stream = client.events(after=place)
         assert [(await anext(stream)).event for _ in range(3)] == events
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         narrowed = client.events(after=place, vm_ids=[vm_id], types=["vm_paused"])
         assert (await anext(narrowed)).event == events[2]
-        await narrowed.aclose()  # type: ignore[attr-defined]
+        await narrowed.aclose()
 
     def again() -> list[VmEvent]:
         with Client(running.url, token) as blocking:

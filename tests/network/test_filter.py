@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Network
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.support.fabric import PLAN, Fabric, fabric, vm
 from vm_agent.network.attachment import Attachment, Port
 from vm_agent.network.filter import Filter
 from vm_agent.network.nft import Nft, NftError
+from vm_agent.network.reasons import Reason
 from vm_agent.network.rules import entries
 
 pytestmark = pytest.mark.skipif(
@@ -130,7 +132,7 @@ async def test_reconcile_repairs_just_what_is_wrong(rules: Filter, nft: Nft) -> 
     await rules.add(OPEN)
     await rules.add(CLOSED)
     assert await rules.reconcile([OPEN, CLOSED]) == frozenset()
-    await nft.run(f'delete element netdev decisec source6 {{ "{OPEN.tap}" . {OPEN.link_local} }}')
+    await nft.run(f'delete element inet decisec source6 {{ "{OPEN.tap}" . {OPEN.link_local} }}')
     await nft.run(f'add element inet decisec reach {{ 0x63 . "{CLOSED.tap}" }}')
     assert await rules.reconcile([OPEN, CLOSED]) == {OPEN.tap, CLOSED.tap}
     await nft.run(f"delete chain netdev decisec {OPEN.tap}")
@@ -156,3 +158,11 @@ async def test_a_tap_that_went_away_comes_back_with_rules(rules: Filter, place: 
     place.unplug(OPEN.slot)
     await rules.remove(OPEN.tap)
     assert await rules.actual() == {}
+
+
+def test_all_reasons_are_explained() -> None:
+    """`docs/network-filter.md` has a row for each, as the code says it."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "network-filter.md").read_text()
+    for reason in Reason:
+        ordinary = "" if reason.suspicious else "yes"
+        assert f"| `{reason.label}` | {reason.meaning} | {ordinary} |" in page

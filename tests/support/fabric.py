@@ -7,6 +7,7 @@ No packet leaves the two namespaces. There are no rules until a test brings some
 
 from __future__ import annotations
 
+import array
 import fcntl
 import os
 import socket
@@ -60,6 +61,7 @@ _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _OFFLOADS = 0x01 | 0x02 | 0x04 | 0x10  # checksums, segmentation, as Firecracker asks for
 _ETH_P_ALL = 3
 _SO_RCVBUFFORCE = 33
+_SIOCETHTOOL, _ETHTOOL_STXCSUM = 0x8946, 0x17
 
 
 def available() -> str | None:
@@ -128,11 +130,15 @@ class Guest:
 
 @dataclass(slots=True)
 class Fabric:
-    """Namespaces, guests by number of slot, and the wire behind the uplink."""
+    """Namespaces, guests by number of slot, the wire behind the uplink, and a service of the host.
+
+    The service is on UDP port 53, and says what it was told.
+    """
 
     netns: str
     uplink_netns: str
     wire: socket.socket
+    names: socket.socket
     guests: dict[int, Guest] = field(default_factory=dict)
 
     def send_from_outside(self, frame: bytes) -> None:
@@ -146,6 +152,13 @@ class Fabric:
                 frame, (_, _, kind, _, _) = self.wire.recvfrom(1 << 17)
                 if kind != socket.PACKET_OUTGOING:
                     yield frame
+
+    def answer(self) -> None:
+        """Let the host's service answer all that was asked so far."""
+        with suppress(BlockingIOError):
+            while True:
+                question, asker = self.names.recvfrom(1 << 16)
+                self.names.sendto(question, asker)
 
     def plug(self, *vms: Attachment) -> None:
         """Make VMs' taps, up, with routes and fixed neighbours."""
@@ -173,12 +186,14 @@ def fabric(vms: Sequence[Attachment]) -> Iterator[Fabric]:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(namespace.make, netns).result()
             pool.submit(_wire_up, uplink_netns).result()
-        made = Fabric(netns, uplink_netns, inside(uplink_netns, _listen))
+        wire = inside(uplink_netns, _listen)
+        made = Fabric(netns, uplink_netns, wire, inside(netns, _serve))
         made.plug(*vms)
         yield made
     finally:
         if made is not None:
             made.wire.close()
+            made.names.close()
             for guest in made.guests.values():
                 os.close(guest.descriptor)
         for name in (netns, uplink_netns):
@@ -210,15 +225,25 @@ def _wire_up(uplink_netns: str) -> None:
         lo = socket.if_nametoindex("lo")
         route.link("set", index=lo, state="up")
         route.addr("add", index=lo, address=str(GATEWAY), prefixlen=128)
-        route.addr("add", index=up, address="2001:db8:ffff::1", prefixlen=64)
+        route.addr("add", index=up, address="2001:db8:ffff::1", prefixlen=128)
         route.addr("add", index=up, address="fe80::1:1", prefixlen=64)
-        route.addr("add", index=up, address="203.0.113.1", prefixlen=24)
-        for address in (WAN, WAN_V4):
+        route.addr("add", index=up, address="203.0.113.1", prefixlen=32)
+        for address, length in ((WAN, 128), (WAN_V4, 32)):
+            route.route("add", dst=f"{address}/{length}", oif=up, scope="link")
             route.neigh("add", dst=str(address), lladdr=WAN_MAC, ifindex=up, state="permanent")
         route.route("add", dst="::/0", gateway=str(WAN), oif=up)
         route.route("add", dst="0.0.0.0/0", gateway=str(WAN_V4), oif=up)
         route.route("add", dst=str(PLAN.prefix), type="unreachable", priority=4096)
+    _compute_checksums("up0")
     inside(uplink_netns, _far_end)
+
+
+def _compute_checksums(interface: str) -> None:
+    """Take the interface's offloads away, so that frames leave it as they would leave a host."""
+    value = array.array("B", struct.pack("=II", _ETHTOOL_STXCSUM, 0))
+    request = struct.pack("16sQ16x", interface.encode(), value.buffer_info()[0])
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SIOCETHTOOL, request)
 
 
 def _far_end() -> None:
@@ -233,6 +258,13 @@ def _listen() -> socket.socket:
     wire.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
     wire.setblocking(False)
     return wire
+
+
+def _serve() -> socket.socket:
+    service = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    service.setblocking(False)
+    service.bind(("::", 53))
+    return service
 
 
 def _tap(one: Attachment) -> int:

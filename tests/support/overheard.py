@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -147,6 +148,24 @@ class Judge:
         except (ValueError, msgspec.DecodeError) as error:
             return [f"it is no {kind}: {error}"]
         return headers + self._payloads.problems(name, payload)
+
+
+def few_of_each(heard: Iterable[Heard]) -> list[Heard]:
+    """Three messages of each shape of subject, and what answers them."""
+    counts: Counter[str] = Counter()
+    answers: set[str] = set()
+    kept = []
+    for message in heard:
+        shape = _shape(message.subject)
+        if message.subject.startswith(_INBOX):
+            keep = message.subject in answers
+        else:
+            counts[shape] += 1
+            keep = counts[shape] <= 3
+        if keep:
+            kept.append(message)
+            answers.add(message.reply)
+    return kept
 
 
 def _shape(subject: str) -> str:

@@ -117,6 +117,8 @@ ROUTES: dict[str, Try] = {
     ),
 }
 
+_WHEN = {"start": "2026-01-01T00:00:00Z", "end": "2026-01-02T00:00:00Z"}
+
 VERBS: dict[str, tuple[Body, ...]] = {
     **{
         verb: (lambda t: {"vm_id": t.vm_id, "wait_s": 1},)
@@ -142,4 +144,5 @@ VERBS: dict[str, tuple[Body, ...]] = {
     "snapshot-delete": (lambda t: {"snapshot_id": t.snapshot_id},),
     "images": (lambda t: {},),
     "quotas": (lambda t: {},),
+    "usage": (lambda t: _WHEN, lambda t: {**_WHEN, "vm_ids": [t.vm_id]}),
 }

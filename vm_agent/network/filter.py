@@ -11,7 +11,7 @@ import socket
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from vm_agent.network import standing
+from vm_agent.network import checksums, standing
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.drops import Count, Drops
 from vm_agent.network.nft import Nft, NftError
@@ -50,9 +50,10 @@ class Filter:
         async with self._lock:
             tables, chains = await self._tables(), await self._nft.read("list chains inet")
             names = {c["chain"]["name"] for c in chains if c["chain"]["table"] == "decisec"}
-            if tables == set(TABLES) and seal in names:
+            if tables == set(TABLES) and seal in names and await self._checksums_filled():
                 return False
             drops = await self._counted_before()
+            await self._fill_checksums()
             present = await self._nft.in_thread(_interfaces)
             wanted = {vm.tap: entries(vm) for vm in vms if vm.tap in present}
             commands = [f"delete table {table}" for table in TABLES if table in tables]
@@ -193,6 +194,19 @@ class Filter:
             drops.by_pair |= read.by_pair
         return drops
 
+    async def _checksums_filled(self) -> bool:
+        try:
+            lists = [await self._nft.read(f"list table {f} mangle") for f in checksums.FAMILIES]
+        except NftError:
+            return False
+        return all(map(checksums.standing, lists))
+
+    async def _fill_checksums(self) -> None:
+        """Before the base rules: without this they do not hold. It does no harm alone."""
+        if not await self._checksums_filled():
+            await self._nft.run(checksums.commands())
+            await self._nft.in_thread(checksums.add_rules)
+
     async def _counted_before(self) -> Drops:
         try:
             return await self._drops()
@@ -201,10 +215,10 @@ class Filter:
 
     async def _forget(self, drops: Drops) -> None:
         """Delete the counts of taps that are gone; a gone tap's do not grow any more."""
-        held = self._standing or {}
+        known = (self._standing or {}).keys() | await self._nft.in_thread(_interfaces)
 
         def gone(name: str) -> bool:
-            return standing.TAP_NAME.fullmatch(name) is not None and name not in held
+            return standing.TAP_NAME.fullmatch(name) is not None and name not in known
 
         if not any(map(gone, drops.by_tap)) and not any(gone(t) for p in drops.by_pair for t in p):
             return

@@ -25,6 +25,8 @@ NEEDED: dict[str, Any] = {
     "patch": {"labels": {"a": None}},
     "operation_id": str(new_id()),
     "snapshot_id": str(new_id()),
+    "start": "2026-01-01T00:00:00Z",
+    "end": "2026-01-02T00:00:00Z",
 }
 
 

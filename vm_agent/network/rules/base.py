@@ -24,14 +24,14 @@ _REASONS = {f"drop_{reason.label}": reason for reason in Reason}
 
 def render(plan: FabricPlan) -> str:
     """The three tables, as they stand before the first VM."""
-    folder = resources.files("vm_agent.network.rules")
-    ingress = (folder / "ingress.nft").read_text(encoding="utf-8")
-    routing = (folder / "routing.nft").read_text(encoding="utf-8")
-    routing = Template(routing).substitute(uplink=plan.uplink)
+    netdev = _rules("ingress", plan)
+    inet = "\n".join((_rules("packets", plan), _rules("routing", plan)))
     return "\n".join(
         (
-            _within("netdev", ingress, [*_places(plan), *_drop_chains(ingress, ("",))]),
-            _within("inet", routing, [*_prefixes(plan), *_drop_chains(routing, ("", "_to"))]),
+            # What a table's rules name has to be in the same block.
+            _table("netdev", [*_gateways(plan), *_drop_chains(netdev, ("",)), netdev]),
+            _table("inet", [*_places(plan), *_drop_chains(inet, ("", "_to")), inet]),
+            _table("arp", [_rules("arp", plan)]),
         )
     )
 
@@ -41,10 +41,13 @@ def fingerprint(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _within(family: str, rules: str, lines: list[str]) -> str:
-    """Put lines into a file's table: what a table's rules name has to be in the same block."""
-    head = f"table {family} decisec {{\n"
-    return rules.replace(head, head + "".join(f"\t{line}\n" for line in lines), 1)
+def _rules(name: str, plan: FabricPlan) -> str:
+    file = resources.files("vm_agent.network.rules") / f"{name}.nft"
+    return Template(file.read_text(encoding="utf-8")).substitute(uplink=plan.uplink)
+
+
+def _table(family: str, lines: list[str]) -> str:
+    return "\n".join((f"table {family} decisec {{", *lines, "}"))
 
 
 def _drop_chains(rules: str, ends: tuple[str, ...]) -> list[str]:
@@ -65,28 +68,22 @@ def _drop_chains(rules: str, ends: tuple[str, ...]) -> list[str]:
     return lines
 
 
+def _gateways(plan: FabricPlan) -> list[str]:
+    six = [str(a) for a in plan.gateways if isinstance(a, IPv6Address)]
+    four = [str(a) for a in plan.gateways if isinstance(a, IPv4Address)]
+    return [_set("gateway6", "ipv6_addr", six), _set("gateway4", "ipv4_addr", four)]
+
+
 def _places(plan: FabricPlan) -> list[str]:
-    """The sets of addresses that ingress rules ask for."""
+    """The sets of addresses that rules for packets ask for."""
     denied = (*plan.denied, *plan.protected)
+    prefixes = [plan.prefix_v4] if plan.prefix_v4 is not None else []
     return [
-        _set(
-            "gateway6", "ipv6_addr", [str(a) for a in plan.gateways if isinstance(a, IPv6Address)]
-        ),
-        _set(
-            "gateway4", "ipv4_addr", [str(a) for a in plan.gateways if isinstance(a, IPv4Address)]
-        ),
+        *_gateways(plan),
         _interval("denied6", "ipv6_addr", [n for n in denied if isinstance(n, IPv6Network)]),
         _interval("denied4", "ipv4_addr", [n for n in denied if isinstance(n, IPv4Network)]),
-        *_services(plan.services),
-    ]
-
-
-def _prefixes(plan: FabricPlan) -> list[str]:
-    """The sets of addresses that routing rules ask for."""
-    four = [plan.prefix_v4] if plan.prefix_v4 is not None else []
-    return [
         _interval("prefix6", "ipv6_addr", [plan.prefix]),
-        _interval("prefix4", "ipv4_addr", four),
+        _interval("prefix4", "ipv4_addr", prefixes),
         *_services(plan.services),
     ]
 

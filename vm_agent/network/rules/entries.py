@@ -18,6 +18,10 @@ FLOWS = 8192
 """Answers that a closed VM can wait for at once, per kind; another VM's do not count."""
 
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
+_FRAGMENTS = {
+    "ip6": ("frag frag-off", "frag nexthdr"),
+    "ip": ("ip frag-off & 0x1fff", "ip protocol"),
+}
 _ERRORS = "destination-unreachable, time-exceeded, parameter-problem"
 
 
@@ -58,15 +62,16 @@ def entries(vm: Attachment) -> frozenset[Entry]:
     for address, length in [(int(vm.link_local), 128), *networks]:
         text = _ipv6(address)
         if length == 128:
-            found.add(_element("netdev", "source6", tap, text))
-            found.add(_element("netdev", "target6", tap, f"{address:#x}"))
+            found.add(_element("inet", "source6", tap, text))
+            found.add(_element("inet", "target6", tap, f"{address:#x}"))
         elif length == 64:
-            found.add(_element("netdev", "source6_net", tap, text))
-            found.add(_element("netdev", "target6_net", tap, f"{address >> 64:#x}"))
+            found.add(_element("inet", "source6_net", tap, text))
+            found.add(_element("inet", "target6_net", tap, f"{address >> 64:#x}"))
         else:
             raise ValueError(f"{text}/{length} is neither /64 nor /128")
     if vm.ipv4 is not None:
-        found.add(_element("netdev", "source4", tap, str(vm.ipv4)))
+        found.add(_element("inet", "source4", tap, str(vm.ipv4)))
+        found.add(_element("netdev", "arp4", tap, str(vm.ipv4)))
         found.add(_element("netdev", "source_arp", tap, vm.mac))
     if vm.quarantined:
         found |= {_element("netdev", "cut", tap), _element("inet", "cut", tap)}
@@ -99,48 +104,47 @@ def _closed(vm: Attachment) -> set[Entry]:
     if vm.ipv4 is not None:
         families.append(("4", "ip", "ipv4_addr"))
     found: set[Entry] = set()
-    inward = [f"{protocol} dport {{ {ports} }} accept" for protocol, ports in _ports(vm.ports)]
+    inward: list[str] = []
     outward: list[str] = []
+    answers: list[str] = []
     udp_open = any(port.protocol == "udp" for port in vm.ports)
-    # The second eight bytes of a TCP header hold its flags: no fragment may write them anew.
-    inward += [
-        "frag frag-off 1 goto drop_inbound_to",
-        "ip frag-off & 0x1fff 1 goto drop_inbound_to",
-    ]
-    inward += ["tcp flags & (ack | rst) != 0 accept", "meta l4proto tcp goto drop_inbound_to"]
     for number, ip, kind in families:
         flow, heard = f"flow{number}_{tap}", f"heard{number}_{tap}"
         options = f"flags dynamic, timeout; size {FLOWS}; timeout 2m"
-        found.add(
-            Entry(
-                family="inet",
-                kind="set",
-                name=flow,
-                body=f"type {kind} . inet_service . inet_service; {options}",
-            )
-        )
+        ports = f"type {kind} . inet_service . inet_service; {options}"
+        found.add(Entry(family="inet", kind="set", name=flow, body=ports))
         found.add(Entry(family="inet", kind="set", name=heard, body=f"type {kind}; {options}"))
-        flow_key = f"{ip} daddr . udp dport . udp sport"
-        outward += [
-            f"udp dport 53 update @{flow} {{ {flow_key} timeout 15s }}",
-            f"udp dport != 53 update @{flow} {{ {flow_key} }}",
-            f"meta l4proto != tcp update @{heard} {{ {ip} daddr }}",
+        # Where a fragment is not the first, the kernel takes anything for the transport's header
+        # (IPv6: the packet's own start), so those are dealt with before ports and flags are read.
+        at, protocol = _FRAGMENTS[ip]
+        inward += [
+            f"{at} 1 goto drop_inbound_to",  # it could write TCP's flags anew
+            f"{at} != 0 {ip} saddr @{heard} accept",
+            *([f"{at} != 0 {protocol} udp accept"] if udp_open else []),
+            f"{at} != 0 goto drop_inbound_to",
         ]
-        later = "frag frag-off != 0" if ip == "ip6" else "ip frag-off & 0x1fff != 0"
-        proto = "frag nexthdr" if ip == "ip6" else "ip protocol"
-        inward.append(f"{ip} saddr . udp sport . udp dport @{flow} accept")
-        inward.append(f"{later} {ip} saddr @{heard} accept")
-        if udp_open:
-            inward.append(f"{later} {proto} udp accept")
+        key = f"{ip} daddr . udp dport . udp sport"
+        outward += [
+            f"meta l4proto != tcp update @{heard} {{ {ip} daddr }}",
+            f"{at} != 0 return",
+            f"udp dport 53 update @{flow} {{ {key} timeout 15s }}",
+            f"udp dport != 53 update @{flow} {{ {key} }}",
+        ]
+        answers += [
+            f"{ip} saddr . udp sport . udp dport @{flow} accept",
+            f"meta l4proto != udp {ip} saddr @{heard} accept",
+        ]
+    inward += [f"{protocol} dport {{ {ports} }} accept" for protocol, ports in _ports(vm.ports)]
     inward += [
+        "tcp flags & (ack | rst) != 0 accept",
+        "meta l4proto tcp goto drop_inbound_to",
         f"icmpv6 type {{ packet-too-big, {_ERRORS} }} accept",
         f"icmp type {{ {_ERRORS} }} accept",
         "icmpv6 type != echo-reply goto drop_inbound_to",
         "icmp type != echo-reply goto drop_inbound_to",
+        *answers,
+        "goto drop_inbound_to",
     ]
-    for number, ip, _kind in families:
-        inward.append(f"meta l4proto != udp {ip} saddr @heard{number}_{tap} accept")
-    inward.append("goto drop_inbound_to")
     for name, rules in (("inward", inward), ("outward", outward)):
         body = "\n".join(rules)
         chain = f"{name}_{tap}_{hashlib.sha256(body.encode()).hexdigest()[:8]}"

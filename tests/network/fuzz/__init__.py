@@ -1,0 +1,1 @@
+"""Random frames from a VM, made of the suite's cases."""
