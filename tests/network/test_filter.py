@@ -11,8 +11,9 @@ import pytest
 
 from tests.support import fabric as fabrics
 from tests.support.fabric import PLAN, Fabric, fabric, vm
+from vm_agent.network import shortcut
 from vm_agent.network.attachment import Attachment, Port
-from vm_agent.network.filter import Filter
+from vm_agent.network.filter import Filter, _additions
 from vm_agent.network.nft import Nft, NftError
 from vm_agent.network.reasons import Reason
 from vm_agent.network.rules import entries
@@ -138,6 +139,18 @@ async def test_reconcile_repairs_just_what_is_wrong(rules: Filter, nft: Nft) -> 
     await nft.run(f"delete chain netdev decisec {OPEN.tap}")
     assert await rules.reconcile([OPEN]) == {OPEN.tap, CLOSED.tap}
     assert await rules.actual() == {OPEN.tap: entries(OPEN)}
+
+
+async def test_the_shortcut_says_what_the_language_says(rules: Filter, nft: Nft) -> None:
+    """By netlink or by libnftables, the same stands in the kernel."""
+    tables = ("netdev decisec", "inet decisec")
+    one = replace(OPEN, ipv4=IPv4Address("192.0.2.1"), peers=frozenset({9}))
+    assert shortcut.possible(entries(one))
+    await rules.add(one)
+    short = [await nft.read_text(f"list table {table}") for table in tables]
+    await rules.remove(one.tap)
+    await nft.run("\n".join(_additions(entries(one))))
+    assert [await nft.read_text(f"list table {table}") for table in tables] == short
 
 
 async def test_what_others_changed_is_in_nobodys_way(rules: Filter, nft: Nft) -> None:

@@ -11,7 +11,7 @@ import socket
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from vm_agent.network import checksums, standing
+from vm_agent.network import checksums, nfnetlink, shortcut, standing
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.drops import Count, Drops
 from vm_agent.network.nft import Nft, NftError
@@ -148,10 +148,13 @@ class Filter:
             before = held.get(tap, _NOTHING)
             gone |= before - own
             new |= own - before
-        first, last = _removals(gone)
-        commands = [*first, *_additions(new), *last]
-        if commands:
-            await self._nft.run("\n".join(commands))
+        if shortcut.possible([*gone, *new]):
+            messages = shortcut.messages(gone, new)
+            if messages:
+                await self._nft.in_thread(lambda: nfnetlink.transact(messages))
+        else:
+            first, last = _removals(gone)
+            await self._nft.run("\n".join((*first, *_additions(new), *last)))
         for tap, own in wanted.items():
             if own:
                 held[tap] = own
