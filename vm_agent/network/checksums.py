@@ -21,7 +21,6 @@ from vm_agent.network.nfnetlink import (
     nested,
     number,
     text,
-    transact,
 )
 
 PRIORITY = -460
@@ -32,7 +31,7 @@ _TABLE, _CHAIN = "mangle", "decisec_fill"
 
 
 def commands() -> str:
-    """The chains, without the rule in them that `add_rules` brings."""
+    """The chains, without the rule in them that `rules` are for."""
     return "\n".join(
         f"table {family} {_TABLE} {{\n"
         f"chain {_CHAIN} {{ }}\n"
@@ -53,15 +52,11 @@ def standing(objects: Iterable[Mapping[str, Any]]) -> bool:
     return fill.get("name") == "CHECKSUM" and said.get("decisec") == {"target": _CHAIN}
 
 
-def add_rules() -> None:
-    """Put the rule into both chains, in the namespace of this thread.
-
-    Raises:
-        NftError: The kernel has no xt_CHECKSUM, or refuses for another reason.
-    """
+def rules() -> list[Message]:
+    """The rule for both chains; the kernel refuses it where it has no xt_CHECKSUM."""
     operation_fill = bytes([1]) + bytes(7)
     target = text(1, "CHECKSUM") + number(2, 0) + attribute(3, operation_fill)
     expression = nested(1, text(1, "target"), nested(2, target))
     rule = text(1, _TABLE) + text(2, _CHAIN) + nested(4, expression)
     flags = CREATE | APPEND
-    transact([Message(NEW_RULE, family, "xt_CHECKSUM", rule, flags) for family in FAMILIES])
+    return [Message(NEW_RULE, family, "xt_CHECKSUM", rule, flags) for family in FAMILIES]

@@ -11,7 +11,7 @@ import socket
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from vm_agent.network import checksums, nfnetlink, shortcut, standing
+from vm_agent.network import checksums, shortcut, standing
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.drops import Count, Drops
 from vm_agent.network.nft import Nft, NftError
@@ -151,7 +151,7 @@ class Filter:
         if shortcut.possible([*gone, *new]):
             messages = shortcut.messages(gone, new)
             if messages:
-                await self._nft.in_thread(lambda: nfnetlink.transact(messages))
+                await self._nft.transact(messages)
         else:
             first, last = _removals(gone)
             await self._nft.run("\n".join((*first, *_additions(new), *last)))
@@ -208,7 +208,7 @@ class Filter:
         """Before the base rules: without this they do not hold. It does no harm alone."""
         if not await self._checksums_filled():
             await self._nft.run(checksums.commands())
-            await self._nft.in_thread(checksums.add_rules)
+            await self._nft.transact(checksums.rules())
 
     async def _counted_before(self) -> Drops:
         try:

@@ -10,9 +10,8 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
-
-from vm_agent.network.nft import NftError
 
 FAMILIES = {"inet": 1, "ip": 2, "netdev": 5, "ip6": 10}
 NEW_CHAIN, DELETE_CHAIN, NEW_RULE, NEW_ELEMENTS, DELETE_ELEMENTS = 3, 5, 6, 12, 14
@@ -24,6 +23,18 @@ _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
 _REQUEST, _ACK = 0x1, 0x4
 _ERROR = 2
 _NESTED = 0x8000
+
+
+class NftError(Exception):
+    """A set of commands was refused, and nothing of it is in force.
+
+    Attributes:
+        reason: What the library says, without the commands it quotes.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"nftables refused a transaction, so nothing changed: {reason}")
+        self.reason = reason
 
 
 class Message(NamedTuple):
@@ -64,40 +75,54 @@ def number(kind: int, value: int) -> bytes:
     return attribute(kind, struct.pack(">i", value))
 
 
-def transact(messages: Sequence[Message]) -> None:
-    """Put all changes in force in the namespace of this thread, or none. Takes some 100 µs.
+class KernelSocket:
+    """A conversation with nf_tables, in the namespace of the thread that opened it.
 
-    Raises:
-        NftError: The kernel refuses one; nothing has changed.
+    To be kept: where one is closed, the kernel waits until all that was deleted is freed (10 ms).
     """
-    batch = _packed(_BATCH_BEGIN, _REQUEST, 0, 0, _SUBSYSTEM)
-    for place, message in enumerate(messages, 1):
-        kind = _SUBSYSTEM << 8 | message.kind
-        flags = _REQUEST | _ACK | message.flags
-        batch += _packed(kind, flags, place, FAMILIES[message.family], 0, message.attributes)
-    batch += _packed(_BATCH_END, _REQUEST, len(messages) + 1, 0, _SUBSYSTEM)
-    with socket.socket(
-        socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER
-    ) as kernel:
-        kernel.bind((0, 0))
-        kernel.send(batch)  # the kernel is done on return, and its answers wait
-        for place, error in _answers(kernel, len(messages)):
+
+    def __init__(self) -> None:
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        self._socket = socket.socket(socket.AF_NETLINK, kind, _NETLINK_NETFILTER)
+        self._socket.bind((0, 0))
+
+    def transact(self, messages: Sequence[Message]) -> None:
+        """Put all changes in force, or none. Takes some 100 µs.
+
+        Raises:
+            NftError: The kernel refuses one; nothing has changed.
+        """
+        batch = _packed(_BATCH_BEGIN, _REQUEST, 0, 0, _SUBSYSTEM)
+        for place, message in enumerate(messages, 1):
+            kind = _SUBSYSTEM << 8 | message.kind
+            flags = _REQUEST | _ACK | message.flags
+            batch += _packed(kind, flags, place, FAMILIES[message.family], 0, message.attributes)
+        batch += _packed(_BATCH_END, _REQUEST, len(messages) + 1, 0, _SUBSYSTEM)
+        self._socket.send(batch)  # the kernel is done on return, and its answers wait
+        answers = self._answers()
+        for place, error in answers:
             if error:
                 what = messages[place - 1].what if 0 < place <= len(messages) else "the batch"
                 raise NftError(f"{what}: {os.strerror(error)}")
+        if len(answers) < len(messages):
+            raise NftError("the kernel did not say what became of it")
 
+    def _answers(self) -> list[tuple[int, int]]:
+        """Number of a message, and what went wrong with it (0 if nothing did)."""
+        found: list[tuple[int, int]] = []
+        with suppress(BlockingIOError):
+            while True:
+                answer = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+                while answer:
+                    length, kind, _, place, _, error = struct.unpack_from("=IHHIIi", answer)
+                    if kind == _ERROR:
+                        found.append((place, -error))
+                    answer = answer[(length + 3) & ~3 :]
+        return found
 
-def _answers(kernel: socket.socket, expected: int) -> list[tuple[int, int]]:
-    """Number of a message, and what went wrong with it (0 if nothing did)."""
-    found: list[tuple[int, int]] = []
-    while len(found) < expected and not any(error for _, error in found):
-        answer = kernel.recv(1 << 16)
-        while answer:
-            length, kind, _, place, _, error = struct.unpack_from("=IHHIIi", answer)
-            if kind == _ERROR:
-                found.append((place, -error))
-            answer = answer[(length + 3) & ~3 :]
-    return found
+    def close(self) -> None:
+        """Let go of it; may be called twice."""
+        self._socket.close()
 
 
 def _packed(
