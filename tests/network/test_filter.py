@@ -67,6 +67,31 @@ async def test_base_rules_are_installed_once(rules: Filter) -> None:
     assert await rules.actual() == {}
 
 
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "flush chain inet decisec na",
+        "insert rule inet decisec forward accept",
+        "delete element inet decisec denied6 { fc00::/7 }",
+        "add element inet decisec gateway6 { 2001:db8::77 }",
+        "flush chain ip6 mangle decisec_fill",
+        "delete table arp decisec",
+        "add chain inet decisec open2",
+    ],
+)
+async def test_base_rules_that_somebody_changed_are_put_back(
+    rules: Filter, nft: Nft, tampering: str
+) -> None:
+    """And VMs with them; then there is nothing to do again."""
+    for one in (OPEN, CLOSED):
+        await rules.add(one)
+    assert not await rules.install(PLAN, [OPEN, CLOSED])
+    await nft.run(tampering)
+    assert await Filter(nft).install(PLAN, [OPEN, CLOSED])
+    assert not await rules.install(PLAN, [OPEN, CLOSED])
+    assert await rules.actual() == {one.tap: entries(one) for one in (OPEN, CLOSED)}
+
+
 async def test_what_is_added_stands_in_the_kernel_and_goes_without_a_trace(rules: Filter) -> None:
     """Read back, a VM is the very entries that it was added with."""
     for one in (OPEN, CLOSED):

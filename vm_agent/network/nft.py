@@ -132,13 +132,13 @@ class Nft:
         output = await self.in_thread(lambda: self._opened().run(command, terse=terse))
         return read_objects(output)
 
-    async def read_text(self, command: str) -> str:
+    async def read_text(self, command: str, *, terse: bool = False) -> str:
         """What a command lists, in the language of nft(8).
 
         Raises:
             NftError: There is nothing of that name.
         """
-        output = await self.in_thread(lambda: self._opened().run(command, json=False))
+        output = await self.in_thread(lambda: self._opened().run(command, terse=terse, json=False))
         return output.decode()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
