@@ -107,6 +107,11 @@ fuzz-network *args: setup system
 flood-network *args: setup system
     {{ python }} -m tests.network.flood {{ args }}
 
+# Send an agent a million bad messages; exits 1 if it does or loses anything: `--messages 20000`
+[group('check')]
+fuzz-agent *args: setup system
+    {{ python }} -m tests.chaos.fuzz_agent {{ args }}
+
 # Format the code
 [group('change')]
 format: setup
