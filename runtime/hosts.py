@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from enum import StrEnum
 from typing import TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -166,8 +167,8 @@ class Hosts:
             The order that stands now, and whether it is a new one. To order again what stands
             changes nothing; an empty reason leaves the one that was given before.
         """
-        entry = await self._orders.get(host_id)
-        stands = entry.value if entry else None
+        mark = await self._orders.mark(host_id)
+        stands = mark.value
         if stands and stands.draining is draining and reason in ("", stands.reason):
             return stands, False
         order = HostOrders(
@@ -176,9 +177,74 @@ class Hosts:
             reason=reason,
             requested_by=requested_by,
             ordered_at=utc_now(),
+            quarantined=stands.quarantined if stands else (),
         )
-        await self._orders.put(host_id, order)
+        try:
+            await self._orders.update(host_id, order, mark.revision)
+        except RevisionConflictError as error:
+            raise TransientError(f"{error}; look at it again") from error
         return order, True
+
+    async def find(self, vm_id: UUID) -> VmStatus | None:
+        """A VM of any customer, as its host tells of it; None if none does."""
+        statuses = await _all(self._statuses)
+        found = (s for s in statuses.values() if s.vm_id == vm_id)
+        return next((s for s in found if s.state is not VmState.DELETED), None)
+
+    async def quarantine(
+        self, status: VmStatus, *, cut_off: bool, reason: str, requested_by: str
+    ) -> bool:
+        """Have a VM cut off from the network, or let it back; its agent need not run. Audited.
+
+        Returns:
+            Whether it is a change of what is ordered.
+
+        Raises:
+            TransientError: Somebody else ordered something at the same moment, too.
+        """
+        host_id = status.host_id
+        mark = await self._orders.mark(host_id)
+        stands = mark.value
+        if stands is None:
+            # An order says both; that the host drains by its settings must not end by this one.
+            info = await self._heartbeats.get(host_id)
+            stands = HostOrders(
+                host_id=host_id,
+                draining=info is not None and info.value.draining,
+                requested_by=requested_by,
+                ordered_at=utc_now(),
+            )
+        if (status.vm_id in stands.quarantined) is cut_off:
+            return False
+        others = tuple(vm_id for vm_id in stands.quarantined if vm_id != status.vm_id)
+        wanted = (*others, status.vm_id) if cut_off else others
+        async with audited(
+            self._bus,
+            act_id=new_id(),
+            actor=requested_by,
+            action="vm-quarantine" if cut_off else "vm-release",
+            target=str(status.vm_id),
+            reason=reason,
+            details={"host_id": host_id, "customer_id": status.customer_id},
+        ):
+            order = msgspec.structs.replace(stands, quarantined=wanted)
+            try:
+                await self._orders.update(host_id, order, mark.revision)
+            except RevisionConflictError as error:
+                raise TransientError(f"{error}; try again") from error
+        return True
+
+    async def until_cut_off(self, vm_id: UUID, *, cut_off: bool, within_s: float) -> bool:
+        """Wait until a VM's agent says that it is cut off, or that it is not."""
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    status = await self.find(vm_id)
+                    if status is not None and status.quarantined is cut_off:
+                        return True
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError:
+            return False
 
     async def loss(self, host_id: str) -> HostLoss | None:
         """What is declared of a host; None if it is not lost."""
