@@ -130,6 +130,7 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
     """A VM as its owner sees it.
 
     Attributes:
+        host_id: Tells which of your VMs share a host, and nothing else; operators see its name.
         generation: Grows by one with each change of name or labels; over HTTP the `ETag`.
         addresses: Its IPv6 address or network, and its IPv4 address; none where its host connects
             no VMs, or has not heard of it yet.
