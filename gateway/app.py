@@ -22,6 +22,7 @@ from gateway.door import Door
 from gateway.event_hub import EventHub
 from gateway.events import EventService
 from gateway.fleet import Fleet
+from gateway.host_names import HostNames
 from gateway.hosts import HostService
 from gateway.http import Services, build
 from gateway.idempotency import Keys
@@ -47,6 +48,7 @@ from gateway.snapshots import SnapshotService
 from gateway.streams import Streams
 from gateway.tombstones import Tombstones
 from gateway.trail import Trail
+from gateway.usage_reports import UsageReportService
 from gateway.usage_windows import UsageWindowService
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
@@ -104,6 +106,7 @@ async def gateway(
             )
             background = Background(group)
             attempts = Attempts(fleet, operations)
+            names = HostNames(bus)
             quotas = Quotas(
                 bus, fleet.customer, (VmRecords(fleet), SnapshotRecords(fleet)), background
             )
@@ -121,7 +124,7 @@ async def gateway(
                 deadline_s=settings.command_deadline_s,
             )
             service = VmService(
-                bus, fleet, operations, desk, creation, quotas, settings, background.ending
+                bus, fleet, operations, desk, creation, quotas, names, settings, background.ending
             )
             group.create_task(authenticator.run(), name="authenticator")
             group.create_task(fleet.run(), name="fleet")
@@ -140,6 +143,7 @@ async def gateway(
                 quotas.synced,
                 hosts.synced,
                 plans.synced,
+                names.synced,
                 limits.sharing.joined,
             ):
                 yield port
@@ -153,6 +157,7 @@ async def gateway(
             operation_service = OperationService(operations, attempts)
             explainer = PlaceDoor(bus, fleet, placer)
             group.create_task(explainer.run(), name="place-door")
+            usage = UsageReportService(bus, names, settings)
             door = Door(
                 bus,
                 service,
@@ -164,10 +169,11 @@ async def gateway(
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
+                usage=usage,
             )
             group.create_task(door.run(), name="door")
             streams = Streams(settings.streams, settings.streams_per_customer)
-            hub = EventHub(bus, settings.stream_buffer)
+            hub = EventHub(bus, names, settings.stream_buffer)
             group.create_task(hub.run(), name="event-hub")
             services = Services(
                 background=background,
@@ -177,12 +183,13 @@ async def gateway(
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
-                metrics=MetricService(bus, fleet, LiveHub(bus), streams, settings),
+                metrics=MetricService(bus, fleet, names, LiveHub(bus), streams, settings),
                 audit_log=AuditLog(bus, settings.usage_timeout_s),
                 customers=CustomerService(fleet, quotas, plans),
                 hosts=hosts,
                 price_plans=plans,
-                usage_windows=UsageWindowService(bus, settings),
+                usage_reports=usage,
+                usage_windows=UsageWindowService(bus, names, settings),
             )
             app = build(
                 services,

@@ -18,6 +18,7 @@ from gateway.acts import Act
 from gateway.admission import Admission, lane_of
 from gateway.auth import CUSTOMER_SCOPES, Principal
 from gateway.background import Background
+from gateway.door_words import action_of, info_of, target_of
 from gateway.errors import RefusedError, unavailable
 from gateway.idempotency import Keys, digest
 from gateway.images import ImageService
@@ -28,12 +29,13 @@ from gateway.problems import STATUS_OF
 from gateway.service import VERBS, VmService
 from gateway.snapshots import SnapshotService
 from gateway.trail import Refusal, Trail
+from gateway.usage_reports import UsageReportService
 from runtime.bus import Bus, Message
 from runtime.errors import TransientError
 from runtime.telemetry import span, trace_id
 from schemas.audit import OPERATOR
 from schemas.codec import decoder, encode
-from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
+from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError
 from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
 from schemas.requests import (
     REQUESTS,
@@ -67,17 +69,6 @@ _MAX_OPEN = 4096
 _COMMITTING = frozenset({*VERBS, "create", "snapshot", "restore", "snapshot-delete"})
 """Mutations whose service calls `acts.commit`; for others the door does, before they are done."""
 
-_ACTIONS = {
-    "list": "list-vms",
-    "console": "get-console",
-    "operation": "get-operation",
-    "operations": "list-operations",
-    "snapshots": "list-snapshots",
-    "snapshot-get": "get-snapshot",
-    "snapshot-delete": "delete-snapshot",
-    "images": "list-images",
-    "usage": "get-usage",
-}
 _TOLD = frozenset({ErrorCode.FORBIDDEN, ErrorCode.NOT_FOUND, ErrorCode.RATE_LIMITED})
 """Refusals of reads that are audited."""
 
@@ -99,6 +90,7 @@ class Door:
         operations: Knows how far commands have come.
         snapshots: Does the work on snapshots.
         images: Knows the images.
+        usage: Asks what VMs have used.
     """
 
     def __init__(
@@ -114,6 +106,7 @@ class Door:
         operations: OperationService,
         snapshots: SnapshotService,
         images: ImageService,
+        usage: UsageReportService,
     ) -> None:
         self._bus = bus
         self._service = service
@@ -125,6 +118,7 @@ class Door:
         self._operations = operations
         self._snapshots = snapshots
         self._images = images
+        self._usage = usage
         self._open = 0
         answers: dict[str, Answer] = {
             **{verb: self._act(verb) for verb in VERBS},
@@ -195,7 +189,7 @@ class Door:
         try:
             reply = await self._do(customer_of(subject), verb, data)
         except Exception as raised:  # noqa: BLE001 - a defect in one request must not end the others
-            error, reply = raised, Reply(error=_info(raised))
+            error, reply = raised, Reply(error=info_of(raised))
         if isinstance(reply, KeptAnswer):
             return reply.body, {REPLAYED_HEADER: "true"}
         body = encode(reply)
@@ -225,7 +219,7 @@ class Door:
             Refusal(
                 customer_id=customer_id,
                 actor=ACTOR,
-                action=_action(verb),
+                action=action_of(verb),
                 target=act.target if act is not None else "",
                 door="bus",
                 address="",
@@ -243,8 +237,8 @@ class Door:
         act = Act(
             customer_id=customer_id,
             actor=ACTOR,
-            action=_action(verb),
-            target=_target(request),
+            action=action_of(verb),
+            target=target_of(request),
             door="bus",
             address="",
             trace_id=trace_id(),
@@ -366,33 +360,9 @@ class Door:
     async def _get_usage(self, who: Principal, asked: UsageRequest) -> Reply:
         if asked.start >= asked.end:
             raise RefusedError(ErrorCode.BAD_REQUEST, "end: must come after start")
-        report = await self._service.usage(who, asked.start, asked.end, asked.vm_ids)
+        report = await self._usage.report(who, asked.start, asked.end, asked.vm_ids)
         return Reply(usage=report)
 
     async def _list_images(self, who: Principal, asked: ImagesRequest) -> Reply:
         del asked
         return Reply(images=self._images.all(who))
-
-
-def _action(verb: str) -> str:
-    """As the HTTP door calls it."""
-    return _ACTIONS.get(verb, f"{verb}-vm")
-
-
-def _target(request: Request) -> str:
-    named = ((name, getattr(request, f"{name}_id", None)) for name in ("vm", "snapshot"))
-    return " ".join(f"{name} {value}" for name, value in named if value is not None)
-
-
-def _info(error: Exception) -> ErrorInfo:
-    match error:
-        case RefusedError():
-            return error.info
-        case TransientError():
-            _log.warning("request.deferred", error=str(error))
-            return unavailable().info
-        case MalformedMessageError() | InvalidIdError():
-            return ErrorInfo(code=ErrorCode.BAD_REQUEST, message=str(error))
-        case _:
-            _log.error("request.crashed", exc_info=error)
-            return ErrorInfo(code=ErrorCode.INTERNAL, message="Something went wrong here.")

@@ -16,6 +16,7 @@ import structlog
 from gateway.catalog import Catalog
 from gateway.customer_book import CustomerBook
 from gateway.host_index import HostIndex
+from gateway.host_names import Naming, real
 from gateway.inventory import Inventory
 from gateway.placement import need_of, total
 from gateway.snapshot_index import SnapshotIndex
@@ -39,8 +40,8 @@ def vm_key_of(status: VmStatus) -> str:
     return f"{status.customer_id}.{status.vm_id}"
 
 
-def view(record: VmRecord, status: VmStatus | None) -> VmView:
-    """A VM as its owner sees it."""
+def view(record: VmRecord, status: VmStatus | None, naming: Naming = real) -> VmView:
+    """A VM as its owner sees it, but for its host, which is called as `naming` says."""
     if status is not None and status.host_id != record.host_id:
         # It was placed elsewhere meanwhile.
         status = None
@@ -50,7 +51,7 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         name=record.name,
         state=VmState.PENDING,
         spec=record.spec,
-        host_id=record.host_id,
+        host_id=naming(record),
         created_at=record.created_at,
         generation=record.generation,
     )
@@ -70,6 +71,7 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         restart_at=status.restart_at,
         addresses=status.addresses,
         dropped=status.dropped,
+        quarantined=status.quarantined,
     )
 
 
@@ -158,17 +160,21 @@ class Fleet:
         record = self._records.get(key)
         return self._book.get(key, record.host_id) if record is not None else None
 
-    def get(self, customer_id: str, vm_id: UUID) -> VmView | None:
+    def get(self, customer_id: str, vm_id: UUID, naming: Naming = real) -> VmView | None:
         """One VM of a customer, unless it is deleted."""
         key = vm_key(customer_id, vm_id)
         record = self._records.get(key)
         if record is None or record.deleted_at is not None:
             return None
-        found = view(record, self.status(key))
+        found = view(record, self.status(key), naming)
         return None if found.state is VmState.DELETED else found
 
     def wanted(
-        self, customer_id: str, vm_id: str, wants: Callable[[VmRecord, VmState], bool]
+        self,
+        customer_id: str,
+        vm_id: str,
+        wants: Callable[[VmRecord, VmState], bool],
+        naming: Naming = real,
     ) -> VmView | None:
         """One VM of a customer, by an id of the catalog, if it is wanted; a quick no if not."""
         key = f"{customer_id}.{vm_id}"
@@ -181,7 +187,7 @@ class Fleet:
         state = status.state if status is not None else VmState.PENDING
         if state is VmState.DELETED or not wants(record, state):
             return None
-        return view(record, status)
+        return view(record, status, naming)
 
     def placed(self, customer_id: str, vm_ids: Collection[UUID] | None = None) -> dict[UUID, str]:
         """The hosts of a customer's VMs that are there: of these, or of all."""

@@ -16,6 +16,7 @@ import pytest
 from decisec.dev.child import ChildSpec
 from decisec.dev.programs import HOST_ID
 from decisec.sdk import AsyncClient
+from decisec.streams import replay
 from runtime.bus import Bus
 from schemas.api import CreateVmRequest
 from schemas.requests import decode_reply
@@ -117,6 +118,7 @@ async def test_the_main_job_needs_no_more_than_the_roles_permit(tmp_path: Path) 
         await do_examples(service, over_http.vm_id, "As a customer's service")
         async with stack.bus() as operator:
             await do_examples(operator, over_http.vm_id, "As an operator")
+            await replay(operator, "raw", "collector", begin=1, reason="to see", actor="test")
         ended = [await client.shutdown_vm(vm.vm_id, wait_s=30) for vm in (over_http, over_bus)]
         report = await settled(client, since, 2)
         for one in ended:

@@ -42,7 +42,7 @@ from tests.support.gateway import running_gateway
 from tests.support.overheard import Heard, Judge, Listener, few_of_each, listening
 from tests.support.stack import START_ORDER, KillableStack, running
 
-pytestmark = pytest.mark.timeout(150)
+pytestmark = pytest.mark.timeout(240)
 
 ROOT = Path(__file__).parents[2]
 WAIT_S = 30

@@ -27,7 +27,7 @@ from schemas.vms import VmRecord, VmSpec, VmState, VmStatus, decode_vm_record
 from tests.support.gateway import ScriptedAgent, refusing, running_gateway, stack, until
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.ports import free_port
-from tests.support.tokens import KEY, bearer
+from tests.support.tokens import KEY, bearer, sighted
 
 WAIT = {"Prefer": "wait=20"}
 TINY = {"image": "tiny"}
@@ -64,7 +64,7 @@ async def test_a_refused_create_is_placed_on_another_host(tmp_path: Path) -> Non
         found["h1"].script = refusing(ErrorCode.NO_CAPACITY, "create")
         async with (
             running_gateway(server) as (_, _, url),
-            httpx.AsyncClient(base_url=url, headers=bearer(), timeout=30) as api,
+            httpx.AsyncClient(base_url=url, headers=sighted(), timeout=30) as api,
         ):
             for boot, verb, state in ((False, "create", "created"), (True, "boot", "running")):
                 response = await api.post("/v1/vms", json={**TINY, "boot": boot}, headers=WAIT)
@@ -189,7 +189,7 @@ async def test_a_creation_is_picked_up_by_the_next_gateway(tmp_path: Path) -> No
         bare = await leave("h2", False)
         async with (
             running_gateway(server) as (_, _, url),
-            httpx.AsyncClient(base_url=url, headers=bearer(), timeout=30) as api,
+            httpx.AsyncClient(base_url=url, headers=sighted(), timeout=30) as api,
         ):
             for vm_id in (unpublished, refused):
                 path = f"/v1/vms/{vm_id}"

@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
 
 from vm_agent import namespace
+from vm_agent.network.nfnetlink import KernelSocket, Message, NftError
+
+__all__ = ["LIBRARY", "PACKAGE", "Nft", "NftError", "NftMissingError", "NftSession", "read_objects"]
 
 T = TypeVar("T")
 
 LIBRARY = "libnftables.so.1"
 PACKAGE = "libnftables1"
+
+_SELECT_MOST = 1024
 
 # nftables/libnftables.h
 _OUTPUT_JSON = 1 << 4
@@ -28,27 +34,22 @@ _OUTPUT_NUMERIC_SYMBOL = 1 << 9
 _OUTPUT_TERSE = 1 << 11
 
 
-class NftError(Exception):
-    """A set of commands was refused, and nothing of it is in force.
-
-    Attributes:
-        reason: What the library says, without the commands it quotes.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"nftables refused a transaction, so nothing changed: {reason}")
-        self.reason = reason
-
-
 class NftMissingError(Exception):
-    """The library is not there. The message says what to install."""
+    """The library cannot be used. The message says what to do."""
 
 
 class NftSession:
-    """A context of the library; one thread may use it, and it stays in its first namespace."""
+    """A context of the library; one thread may use it, and it stays in its first namespace.
+
+    To be opened early: its descriptor has to be below 1024.
+
+    Raises:
+        NftMissingError: The library is not there, or too many files are open.
+    """
 
     def __init__(self) -> None:
         self._library = _load()
+        _check_descriptors()
         self._context: int | None = self._library.nft_ctx_new(0)
         if self._context is None:
             raise NftMissingError(f"{LIBRARY} gave no context")
@@ -91,6 +92,7 @@ class Nft:
         self._netns = netns
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nft")
         self._session: NftSession | None = None
+        self._kernel: KernelSocket | None = None
 
     async def run(self, commands: str) -> None:
         """Put commands in force, all in one transaction or none.
@@ -104,6 +106,21 @@ class Nft:
         """
         await self.in_thread(lambda: self._opened().run(commands))
 
+    async def transact(self, messages: Sequence[Message]) -> None:
+        """Put changes in force without the library, all or none.
+
+        Raises:
+            NftError: Refused; nothing changed.
+            OSError: There is no such namespace.
+        """
+
+        def work() -> None:
+            if self._kernel is None:
+                self._kernel = KernelSocket()
+            self._kernel.transact(messages)
+
+        await self.in_thread(work)
+
     async def read(self, command: str, *, terse: bool = False) -> list[dict[str, Any]]:
         """What a command lists, as the objects of libnftables-json(5).
 
@@ -115,13 +132,13 @@ class Nft:
         output = await self.in_thread(lambda: self._opened().run(command, terse=terse))
         return read_objects(output)
 
-    async def read_text(self, command: str) -> str:
+    async def read_text(self, command: str, *, terse: bool = False) -> str:
         """What a command lists, in the language of nft(8).
 
         Raises:
             NftError: There is nothing of that name.
         """
-        output = await self.in_thread(lambda: self._opened().run(command, json=False))
+        output = await self.in_thread(lambda: self._opened().run(command, terse=terse, json=False))
         return output.decode()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
@@ -140,8 +157,9 @@ class Nft:
 
     async def close(self) -> None:
         """Free the session and end its thread."""
-        if self._session is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._session.close)
+        for one in (self._session, self._kernel):
+            if one is not None:
+                await asyncio.get_running_loop().run_in_executor(self._thread, one.close)
         self._thread.shutdown(wait=False)
 
     def _opened(self) -> NftSession:
@@ -159,6 +177,17 @@ def read_objects(output: bytes) -> list[dict[str, Any]]:
         if document:
             found += msgspec.json.decode(document)["nftables"]
     return [thing for thing in found if "metainfo" not in thing]
+
+
+def _check_descriptors() -> None:
+    """The library waits with select(2), and ends the process where that cannot be."""
+    descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.close(descriptor)
+    if descriptor >= _SELECT_MOST:
+        raise NftMissingError(
+            f"{descriptor} files are open, and {LIBRARY} needs a descriptor below {_SELECT_MOST}: "
+            "open the session before all others"
+        )
 
 
 def _load() -> ctypes.CDLL:

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -20,77 +16,23 @@ from joserfc.jwk import OctKey
 from joserfc.jws import JWSRegistry
 
 from decisec.devkit.tokens import ISSUER
-from gateway.auth import Authenticator, Principal, Scope
+from gateway.auth import Principal, Scope
 from gateway.compact import NotATokenError, parse
 from gateway.errors import RefusedError
-from gateway.issuer_keys import ASK_BURST, ASK_EVERY_S, IssuerKeys
-from gateway.settings import GatewaySettings
+from gateway.issuer_keys import ASK_BURST
 from gateway.verified_tokens import VerifiedTokens
 from runtime.clock import utc_now
-from runtime.errors import TransientError
 from schemas.errors import ErrorCode
 from schemas.ids import token
 from schemas.tokens import Revocation, RevokedBy
 from tests.support.issuer import (
     ALGORITHMS,
-    MemoryDocument,
     SigningKey,
     base64url,
-    document,
     key_of,
 )
-from tests.support.revocations import Revoked
+from tests.support.token_bench import EC, ED, KEYS, bench, refused
 from tests.support.tokens import KEY, bad_tokens, claims, forge
-
-RSA, EC, ED = (SigningKey(algorithm, algorithm.lower()) for algorithm in ALGORITHMS)
-KEYS = (RSA, EC, ED)
-
-
-@dataclass
-class Bench:
-    """An authenticator whose issuer, clocks and revocations a test holds."""
-
-    document: MemoryDocument
-    revoked: Revoked = field(default_factory=Revoked)
-    now_s: float = field(default_factory=time.time)
-    monotonic_s: float = 1000.0
-    told: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.keys = IssuerKeys(
-            self.document,
-            refresh_s=1e6,
-            max_stale_s=3600.0,
-            wait_s=10.0,
-            tell=self.told.append,
-            clock=lambda: self.monotonic_s,
-        )
-
-    def authenticator(self, **options: Any) -> Authenticator:
-        """One on these keys."""
-        settings = GatewaySettings(jwks="unused", **options)
-        return Authenticator(self.keys, self.revoked, settings, now_s=lambda: self.now_s)
-
-
-@asynccontextmanager
-async def bench(*keys: SigningKey, **options: Any) -> AsyncIterator[tuple[Bench, Authenticator]]:
-    """A bench whose keys are followed for the length of the block."""
-    made = Bench(MemoryDocument(*(keys or KEYS)))
-    async with asyncio.TaskGroup() as group:
-        following = group.create_task(made.keys.run(), name="keys")
-        await made.keys.synced()
-        try:
-            yield made, made.authenticator(**options)
-        finally:
-            following.cancel()
-
-
-async def refused(authenticator: Authenticator, token: str) -> RefusedError:
-    """The refusal of a token."""
-    with pytest.raises(RefusedError) as caught:
-        await authenticator.principal(f"Bearer {token}")
-    assert caught.value.code is ErrorCode.UNAUTHENTICATED
-    return caught.value
 
 
 @pytest.mark.parametrize("key", KEYS, ids=ALGORITHMS)
@@ -394,85 +336,6 @@ async def test_a_revoked_token_is_refused_although_it_was_verified_before() -> N
             await refused(authenticator, bad.removeprefix("Bearer "))
             await authenticator.principal(good)
             await authenticator.principal(token(sub=None))
-
-
-async def test_a_key_that_is_gone_ends_its_tokens_and_a_new_one_is_taken_at_once() -> None:
-    """Also those that were verified before; nothing is started anew."""
-    old, new = SigningKey("EdDSA", "old"), SigningKey("EdDSA", "new", number=1)
-    async with bench(old) as (made, authenticator):
-        await authenticator.principal(f"Bearer {old.token()}")
-        made.document.body = document(old, new)
-        await authenticator.principal(f"Bearer {new.token()}")
-        await authenticator.principal(f"Bearer {old.token()}")
-        made.document.body = document(new)
-        await refused(authenticator, ED.token())  # an unknown kid has it read
-        await refused(authenticator, old.token())
-        await authenticator.principal(f"Bearer {new.token()}")
-
-
-async def test_another_key_under_the_same_kid_ends_the_old_ones_tokens() -> None:
-    """A name is no proof."""
-    old, new = SigningKey("EdDSA", "k"), SigningKey("EdDSA", "k", number=1)
-    async with bench(old) as (made, authenticator):
-        token = old.token()
-        await authenticator.principal(f"Bearer {token}")
-        made.document.body = document(new)
-        await refused(authenticator, SigningKey("EdDSA", "unknown").token())
-        await refused(authenticator, token)
-        await authenticator.principal(f"Bearer {new.token()}")
-
-
-async def test_unknown_kids_cannot_make_the_gateway_ask_more_than_it_should() -> None:
-    """A few at once, then one in ten seconds, whatever the kids are."""
-    async with bench() as (made, authenticator):
-        before = made.document.reads
-
-        async def flood(number: int) -> None:
-            await refused(authenticator, SigningKey("EdDSA", f"g{number}").token())
-
-        for number in range(50):
-            await flood(number)
-        assert made.document.reads == before + ASK_BURST
-        for rounds in range(1, 4):
-            made.monotonic_s += ASK_EVERY_S
-            async with asyncio.TaskGroup() as group:
-                for number in range(20):
-                    group.create_task(flood(number), name=f"flood-{number}")
-            assert made.document.reads == before + ASK_BURST + rounds
-
-
-async def test_keys_serve_while_the_issuer_is_away_up_to_a_bound() -> None:
-    """Then nothing is taken, and the answer is that of a service that is away: try again."""
-    async with bench() as (made, authenticator):
-        token = f"Bearer {ED.token()}"
-        await authenticator.principal(token)
-        made.document.body = TransientError("away")
-        made.monotonic_s += 3599
-        with pytest.raises(TransientError):  # it may be a new key: nobody can tell
-            await authenticator.principal(f"Bearer {SigningKey('EdDSA', 'new').token()}")
-        await authenticator.principal(token)
-        await authenticator.principal(f"Bearer {RSA.token()}")
-        made.monotonic_s += 2
-        for header in (token, f"Bearer {EC.token()}", f"Bearer {SigningKey('EdDSA', 'x').token()}"):
-            with pytest.raises(TransientError):
-                await authenticator.principal(header)
-
-
-async def test_a_malformed_document_keeps_the_old_keys_and_one_without_keys_does_not() -> None:
-    """What the issuer has withdrawn is not used on; with no key at all nothing is taken."""
-    async with bench() as (made, authenticator):
-        token = f"Bearer {ED.token()}"
-        for body in (b"<html>", b'{"keys": {}}'):
-            made.document.body = body
-            with pytest.raises(TransientError):
-                await authenticator.principal(f"Bearer {SigningKey('EdDSA', 'new').token()}")
-            await authenticator.principal(token)
-        made.document.body = document(RSA.jwk(use="enc"))
-        with pytest.raises(TransientError):
-            await authenticator.principal(f"Bearer {SigningKey('EdDSA', 'new').token()}")
-        with pytest.raises(TransientError):
-            await authenticator.principal(token)
-        assert "no key" in made.told[-1]
 
 
 def test_verified_tokens_are_bounded_and_of_one_generation() -> None:

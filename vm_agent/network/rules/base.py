@@ -18,6 +18,18 @@ from vm_agent.network.reasons import Reason
 TABLES = ("netdev decisec", "inet decisec", "arp decisec")
 """All that is this agent's; nothing else of nftables is ever touched."""
 
+PLACES = (
+    "gateway6",
+    "gateway4",
+    "denied6",
+    "denied4",
+    "prefix6",
+    "prefix4",
+    "service6",
+    "service4",
+)
+"""Sets of the table for packets whose elements are the plan's."""
+
 _GOTO = re.compile(r"goto (drop_[a-z0-9_]+)")
 _REASONS = {f"drop_{reason.label}": reason for reason in Reason}
 
@@ -43,7 +55,9 @@ def fingerprint(text: str) -> str:
 
 def _rules(name: str, plan: FabricPlan) -> str:
     file = resources.files("vm_agent.network.rules") / f"{name}.nft"
-    return Template(file.read_text(encoding="utf-8")).substitute(uplink=plan.uplink)
+    return Template(file.read_text(encoding="utf-8")).substitute(
+        uplink=plan.uplink, quarantine=f"{Reason.QUARANTINE.mark:#x}"
+    )
 
 
 def _table(family: str, lines: list[str]) -> str:
