@@ -15,6 +15,7 @@ from gateway.audit_log import AuditLog
 from gateway.auth import Authenticator
 from gateway.background import Background
 from gateway.commands import CommandDesk
+from gateway.consoles import Absent
 from gateway.creation import Creation
 from gateway.customers import CustomerService
 from gateway.door import Door
@@ -84,7 +85,7 @@ async def gateway(
     """
     health.unready(HEALTH_PART, "the buckets have not been read yet")
     authenticator = _authenticator(settings, bus, health)
-    tombstones = Tombstones()
+    tombstones = Tombstones(Absent(bus))
     trail = Trail(bus)
     fleet = Fleet(
         bus, tombstones.bury, Inventory(settings.command_deadline_s), trail.refused_status
