@@ -18,6 +18,8 @@ from gateway.acts import Act
 from gateway.admission import Admission, lane_of
 from gateway.auth import CUSTOMER_SCOPES, Principal
 from gateway.background import Background
+from gateway.door_errors import told
+from gateway.door_reads import READS, DoorReads, Read
 from gateway.errors import RefusedError, unavailable
 from gateway.idempotency import Keys, digest
 from gateway.images import ImageService
@@ -33,7 +35,7 @@ from runtime.errors import TransientError
 from runtime.telemetry import span, trace_id
 from schemas.audit import OPERATOR
 from schemas.codec import decoder, encode
-from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError, MalformedMessageError
+from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError
 from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
 from schemas.requests import (
     REQUESTS,
@@ -51,7 +53,6 @@ from schemas.requests import (
     RestoreVmRequest,
     SnapshotsRequest,
     SnapshotVmRequest,
-    UsageRequest,
     VmRequest,
 )
 from schemas.subjects import customer_of
@@ -77,6 +78,9 @@ _ACTIONS = {
     "snapshot-delete": "delete-snapshot",
     "images": "list-images",
     "usage": "get-usage",
+    "metrics": "get-series",
+    "events": "get-events",
+    "audit": "get-audit",
 }
 _TOLD = frozenset({ErrorCode.FORBIDDEN, ErrorCode.NOT_FOUND, ErrorCode.RATE_LIMITED})
 """Refusals of reads that are audited."""
@@ -99,6 +103,7 @@ class Door:
         operations: Knows how far commands have come.
         snapshots: Does the work on snapshots.
         images: Knows the images.
+        reads: Asks the store.
     """
 
     def __init__(
@@ -114,6 +119,7 @@ class Door:
         operations: OperationService,
         snapshots: SnapshotService,
         images: ImageService,
+        reads: DoorReads,
     ) -> None:
         self._bus = bus
         self._service = service
@@ -125,6 +131,7 @@ class Door:
         self._operations = operations
         self._snapshots = snapshots
         self._images = images
+        self._reads = reads
         self._open = 0
         answers: dict[str, Answer] = {
             **{verb: self._act(verb) for verb in VERBS},
@@ -142,7 +149,7 @@ class Door:
             "snapshot-delete": self._delete_snapshot,
             "quotas": self._quotas,
             "images": self._list_images,
-            "usage": self._get_usage,
+            **dict.fromkeys(READS, self._read),
         }
         self._verbs: dict[str, tuple[Decode, Answer, bool]] = {
             verb: (decoder(asked.request), answers[verb], asked.mutates)
@@ -195,7 +202,7 @@ class Door:
         try:
             reply = await self._do(customer_of(subject), verb, data)
         except Exception as raised:  # noqa: BLE001 - a defect in one request must not end the others
-            error, reply = raised, Reply(error=_info(raised))
+            error, reply = raised, Reply(error=told(raised))
         if isinstance(reply, KeptAnswer):
             return reply.body, {REPLAYED_HEADER: "true"}
         body = encode(reply)
@@ -363,11 +370,8 @@ class Door:
         del asked
         return Reply(quotas=self._service.quotas(who))
 
-    async def _get_usage(self, who: Principal, asked: UsageRequest) -> Reply:
-        if asked.start >= asked.end:
-            raise RefusedError(ErrorCode.BAD_REQUEST, "end: must come after start")
-        report = await self._service.usage(who, asked.start, asked.end, asked.vm_ids)
-        return Reply(usage=report)
+    async def _read(self, who: Principal, asked: Read) -> Reply:
+        return await self._reads.answer(who, asked)
 
     async def _list_images(self, who: Principal, asked: ImagesRequest) -> Reply:
         del asked
@@ -382,17 +386,3 @@ def _action(verb: str) -> str:
 def _target(request: Request) -> str:
     named = ((name, getattr(request, f"{name}_id", None)) for name in ("vm", "snapshot"))
     return " ".join(f"{name} {value}" for name, value in named if value is not None)
-
-
-def _info(error: Exception) -> ErrorInfo:
-    match error:
-        case RefusedError():
-            return error.info
-        case TransientError():
-            _log.warning("request.deferred", error=str(error))
-            return unavailable().info
-        case MalformedMessageError() | InvalidIdError():
-            return ErrorInfo(code=ErrorCode.BAD_REQUEST, message=str(error))
-        case _:
-            _log.error("request.crashed", exc_info=error)
-            return ErrorInfo(code=ErrorCode.INTERNAL, message="Something went wrong here.")

@@ -143,7 +143,9 @@ def _is_of(channel: Channel, subject: str) -> bool:
 def test_the_door_answers_what_is_listed() -> None:
     """And nothing else."""
     nothing: Any = None
-    door = Door(*[nothing] * 7, operations=nothing, snapshots=nothing, images=nothing)
+    door = Door(
+        *[nothing] * 7, operations=nothing, snapshots=nothing, images=nothing, reads=nothing
+    )
     assert door.verbs == set(REQUESTS)
     assert {channel.address.rpartition(".")[2] for channel in CHANNELS
             if channel.address.startswith("vm.req.")} == set(REQUESTS)  # fmt: skip
