@@ -60,7 +60,7 @@ types: setup
 arch: setup
     .venv/bin/lint-imports
 
-# Measure what the tests never time: all, or agent, batcher, boot, codecs, collector, gateway, metering, scaleout
+# Measure what the tests never time: all, or agent, batcher, boot, codecs, collector, gateway, metering, network, scaleout
 [group('check')]
 bench what="all" *args: setup
     @case "{{ what }}" in \
@@ -71,11 +71,12 @@ bench what="all" *args: setup
         {{ python }} -m tests.load.bench_gateway; \
         {{ python }} -m tests.load.bench_scaleout --json; \
         {{ python }} -m tests.load.bench_boot --json; \
-        {{ python }} -m tests.load.bench_agent --json ;; \
-      agent|batcher|boot|codecs|collector|gateway|metering|scaleout) \
+        {{ python }} -m tests.load.bench_agent --json; \
+        {{ python }} -m tests.load.bench_network ;; \
+      agent|batcher|boot|codecs|collector|gateway|metering|network|scaleout) \
         {{ python }} -m tests.load.bench_{{ what }} {{ args }} ;; \
       *) \
-        echo "no benchmark {{ what }}: take all, agent, batcher, boot, codecs, collector, gateway, metering or scaleout" >&2; \
+        echo "no benchmark {{ what }}: take all, agent, batcher, boot, codecs, collector, gateway, metering, network or scaleout" >&2; \
         exit 2 ;; \
     esac
 
@@ -100,6 +101,16 @@ chaos what *args: setup system
 [group('check')]
 fuzz-network *args: setup system
     {{ python }} -m tests.network.fuzz {{ args }}
+
+# Flood a host from one VM, kind by kind, and see what others feel; prints latencies
+[group('check')]
+flood-network *args: setup system
+    {{ python }} -m tests.network.flood {{ args }}
+
+# Send an agent a million bad messages; exits 1 if it does or loses anything: `--messages 20000`
+[group('check')]
+fuzz-agent *args: setup system
+    {{ python }} -m tests.chaos.fuzz_agent {{ args }}
 
 # Format the code
 [group('change')]

@@ -22,6 +22,7 @@ from gateway.door_reads import DoorReads
 from gateway.event_hub import EventHub
 from gateway.events import EventService
 from gateway.fleet import Fleet
+from gateway.host_names import HostNames
 from gateway.hosts import HostService
 from gateway.http import Services, build
 from gateway.idempotency import Keys
@@ -47,6 +48,7 @@ from gateway.snapshots import SnapshotService
 from gateway.streams import Streams
 from gateway.tombstones import Tombstones
 from gateway.trail import Trail
+from gateway.usage_reports import UsageReportService
 from gateway.usage_windows import UsageWindowService
 from runtime.bus import Bus
 from runtime.health import Health, listen, serve_asgi
@@ -84,7 +86,10 @@ async def gateway(
     health.unready(HEALTH_PART, "the buckets have not been read yet")
     authenticator = _authenticator(settings, bus, health)
     tombstones = Tombstones()
-    fleet = Fleet(bus, tombstones.bury, Inventory(settings.command_deadline_s))
+    trail = Trail(bus)
+    fleet = Fleet(
+        bus, tombstones.bury, Inventory(settings.command_deadline_s), trail.refused_status
+    )
     operations = Operations(bus, tombstones.take)
     desk = CommandDesk(operations, Publisher(bus), settings.publish_limit_s)
     sock = listen(settings.api_host, settings.api_port)
@@ -101,6 +106,7 @@ async def gateway(
             )
             background = Background(group)
             attempts = Attempts(fleet, operations)
+            names = HostNames(bus)
             quotas = Quotas(
                 bus, fleet.customer, (VmRecords(fleet), SnapshotRecords(fleet)), background
             )
@@ -118,7 +124,7 @@ async def gateway(
                 deadline_s=settings.command_deadline_s,
             )
             service = VmService(
-                bus, fleet, operations, desk, creation, quotas, settings, background.ending
+                bus, fleet, operations, desk, creation, quotas, names, settings, background.ending
             )
             group.create_task(authenticator.run(), name="authenticator")
             group.create_task(fleet.run(), name="fleet")
@@ -137,6 +143,7 @@ async def gateway(
                 quotas.synced,
                 hosts.synced,
                 plans.synced,
+                names.synced,
                 limits.sharing.joined,
             ):
                 yield port
@@ -144,17 +151,18 @@ async def gateway(
             resumed = creation.resume()
             snapshots = SnapshotService(fleet, service, operations, quotas)
             images = ImageService(fleet, settings.region)
-            keys, trail = Keys(bus), Trail(bus)
+            keys = Keys(bus)
             group.create_task(keys.run(), name="idempotency-keys")
             group.create_task(trail.run(), name="trail")
             operation_service = OperationService(operations, attempts)
             explainer = PlaceDoor(bus, fleet, placer)
             group.create_task(explainer.run(), name="place-door")
             streams = Streams(settings.streams, settings.streams_per_customer)
-            hub = EventHub(bus, settings.stream_buffer)
+            hub = EventHub(bus, names, settings.stream_buffer)
             group.create_task(hub.run(), name="event-hub")
+            usage = UsageReportService(bus, names, settings)
             events = EventService(bus, hub, streams, settings)
-            metrics = MetricService(bus, fleet, LiveHub(bus), streams, settings)
+            metrics = MetricService(bus, fleet, names, LiveHub(bus), streams, settings)
             audit_log = AuditLog(bus, settings.usage_timeout_s)
             door = Door(
                 bus,
@@ -167,7 +175,7 @@ async def gateway(
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
-                reads=DoorReads(service, metrics, events, audit_log),
+                reads=DoorReads(usage, metrics, events, audit_log),
             )
             group.create_task(door.run(), name="door")
             services = Services(
@@ -183,7 +191,8 @@ async def gateway(
                 customers=CustomerService(fleet, quotas, plans),
                 hosts=hosts,
                 price_plans=plans,
-                usage_windows=UsageWindowService(bus, settings),
+                usage_reports=usage,
+                usage_windows=UsageWindowService(bus, names, settings),
             )
             app = build(
                 services,

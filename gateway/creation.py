@@ -322,7 +322,7 @@ class Creation:
     async def _undo(self, record: VmRecord, error: ErrorInfo) -> None:
         """Take away the record of a VM that was never made."""
         key = vm_key(record.customer_id, record.vm_id)
-        status = await self._fleet.statuses.get(key)
+        status = await self._fleet.said(key, record.host_id)
         if status is not None and error.code not in NOTHING_MADE:
             return  # the agent holds something of it; its owner deletes it
         entry = await self._fleet.specs.get(key)

@@ -18,8 +18,8 @@ from gateway.acts import Act
 from gateway.admission import Admission, lane_of
 from gateway.auth import CUSTOMER_SCOPES, Principal
 from gateway.background import Background
-from gateway.door_errors import told
 from gateway.door_reads import READS, DoorReads, Read
+from gateway.door_words import action_of, info_of, target_of
 from gateway.errors import RefusedError, unavailable
 from gateway.idempotency import Keys, digest
 from gateway.images import ImageService
@@ -68,20 +68,6 @@ _MAX_OPEN = 4096
 _COMMITTING = frozenset({*VERBS, "create", "snapshot", "restore", "snapshot-delete"})
 """Mutations whose service calls `acts.commit`; for others the door does, before they are done."""
 
-_ACTIONS = {
-    "list": "list-vms",
-    "console": "get-console",
-    "operation": "get-operation",
-    "operations": "list-operations",
-    "snapshots": "list-snapshots",
-    "snapshot-get": "get-snapshot",
-    "snapshot-delete": "delete-snapshot",
-    "images": "list-images",
-    "usage": "get-usage",
-    "metrics": "get-series",
-    "events": "get-events",
-    "audit": "get-audit",
-}
 _TOLD = frozenset({ErrorCode.FORBIDDEN, ErrorCode.NOT_FOUND, ErrorCode.RATE_LIMITED})
 """Refusals of reads that are audited."""
 
@@ -202,7 +188,7 @@ class Door:
         try:
             reply = await self._do(customer_of(subject), verb, data)
         except Exception as raised:  # noqa: BLE001 - a defect in one request must not end the others
-            error, reply = raised, Reply(error=told(raised))
+            error, reply = raised, Reply(error=info_of(raised))
         if isinstance(reply, KeptAnswer):
             return reply.body, {REPLAYED_HEADER: "true"}
         body = encode(reply)
@@ -232,7 +218,7 @@ class Door:
             Refusal(
                 customer_id=customer_id,
                 actor=ACTOR,
-                action=_action(verb),
+                action=action_of(verb),
                 target=act.target if act is not None else "",
                 door="bus",
                 address="",
@@ -250,8 +236,8 @@ class Door:
         act = Act(
             customer_id=customer_id,
             actor=ACTOR,
-            action=_action(verb),
-            target=_target(request),
+            action=action_of(verb),
+            target=target_of(request),
             door="bus",
             address="",
             trace_id=trace_id(),
@@ -376,13 +362,3 @@ class Door:
     async def _list_images(self, who: Principal, asked: ImagesRequest) -> Reply:
         del asked
         return Reply(images=self._images.all(who))
-
-
-def _action(verb: str) -> str:
-    """As the HTTP door calls it."""
-    return _ACTIONS.get(verb, f"{verb}-vm")
-
-
-def _target(request: Request) -> str:
-    named = ((name, getattr(request, f"{name}_id", None)) for name in ("vm", "snapshot"))
-    return " ".join(f"{name} {value}" for name, value in named if value is not None)

@@ -12,7 +12,7 @@ from gateway.auth import Principal
 from gateway.errors import RefusedError
 from gateway.events import EventService, EventsWanted
 from gateway.metrics import MetricService
-from gateway.service import VmService
+from gateway.usage_reports import UsageReportService
 from schemas.audit_log import MAX_AUDIT_DAYS, AuditQuery
 from schemas.errors import ErrorCode
 from schemas.requests import (
@@ -37,9 +37,13 @@ class DoorReads:
     """Answers for principals that are authenticated already; raises as the services do."""
 
     def __init__(
-        self, vms: VmService, metrics: MetricService, events: EventService, audit_log: AuditLog
+        self,
+        usage: UsageReportService,
+        metrics: MetricService,
+        events: EventService,
+        audit_log: AuditLog,
     ) -> None:
-        self._vms = vms
+        self._usage = usage
         self._metrics = metrics
         self._events = events
         self._audit_log = audit_log
@@ -49,7 +53,7 @@ class DoorReads:
         match asked:
             case UsageRequest():
                 _check(asked.start, asked.end)
-                report = await self._vms.usage(who, asked.start, asked.end, asked.vm_ids)
+                report = await self._usage.report(who, asked.start, asked.end, asked.vm_ids)
                 return Reply(usage=report)
             case MetricsRequest():
                 return Reply(metrics=await self._metrics.series(who, _series(asked)))

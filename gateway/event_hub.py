@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
 
+import msgspec
 import structlog
 
 from gateway import sse
 from gateway.event_ids import EventIds, shared_secret
+from gateway.host_names import HostNames
 from runtime.bus import Bus
 from runtime.consumer import Delivery
 from runtime.errors import TransientError
@@ -124,11 +126,13 @@ class EventHub:
 
     Args:
         bus: The connection.
+        names: Calls hosts as customers may know them: whoever listens, for all hear the same bytes.
         buffer: Events that may wait for one listener.
     """
 
-    def __init__(self, bus: Bus, buffer: int) -> None:
+    def __init__(self, bus: Bus, names: HostNames, buffer: int) -> None:
         self._bus = bus
+        self._names = names
         self._buffer = buffer
         self._listeners: dict[str, set[Listener]] = defaultdict(set)
         self._wanted = asyncio.Event()
@@ -199,8 +203,13 @@ class EventHub:
             return None
         kind = event_type(found)
         place = ids.seal(found.customer_id, delivery.sequence)
-        chunk = sse.event(kind, encode(found), place)
+        chunk = sse.event(kind, encode(self.shown(found)), place)
         return Told(delivery.sequence, found.vm_id, kind, chunk)
+
+    def shown(self, event: VmEvent) -> VmEvent:
+        """An event as its VM's owner sees it."""
+        name = self._names.told(event.customer_id, event.host_id)
+        return msgspec.structs.replace(event, host_id=name)
 
     async def _read(self, position: int) -> None:
         self._position = position

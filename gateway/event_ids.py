@@ -75,20 +75,24 @@ class EventIds:
         return hmac.digest(self._secret, message, "sha256")
 
 
-async def shared_secret(bus: Bus) -> bytes:
-    """The secret of all gateways; made by the first that asks.
+async def shared_secret(bus: Bus, key: str = _KEY) -> bytes:
+    """A secret of all gateways; made by the first that asks.
+
+    Args:
+        bus: Where it is.
+        key: What it is for.
 
     Raises:
         TransientError: The bucket cannot be reached, or is not there yet.
     """
     bucket = Bucket(bus, SECRETS, decode_shared_secret)
-    if (entry := await bucket.get(_KEY)) is not None:
+    if (entry := await bucket.get(key)) is not None:
         return entry.value.secret
     made = SharedSecret(secret=secrets.token_bytes(32), created_at=utc_now())
     try:
-        await bucket.create(_KEY, made)
+        await bucket.create(key, made)
     except RevisionConflictError:
-        entry = await bucket.get(_KEY)
+        entry = await bucket.get(key)
         if entry is None:
             raise TransientError("the secret of the gateways was there and is gone") from None
         return entry.value.secret

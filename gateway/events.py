@@ -106,7 +106,7 @@ class EventService:
         following = reply.found.next
         ids = await self._hub.ids(await extent_of(self._bus, VM_EVENTS))
         return EventList(
-            events=events,
+            events=tuple(map(self._hub.shown, events)),
             next_cursor=_cursor(following) if following else "",
             follow_from=ids.seal(principal.customer_id, reply.found.stored_sequence),
         )

@@ -16,9 +16,11 @@ import structlog
 from gateway.catalog import Catalog
 from gateway.customer_book import CustomerBook
 from gateway.host_index import HostIndex
+from gateway.host_names import Naming, real
 from gateway.inventory import Inventory
 from gateway.placement import need_of, total
 from gateway.snapshot_index import SnapshotIndex
+from gateway.status_book import Forged, StatusBook
 from runtime.buckets import Bucket, Entry, Mirror
 from runtime.bus import Bus
 from runtime.clock import utc_now
@@ -33,10 +35,15 @@ _log = structlog.get_logger("decisec.fleet")
 _SHOWN_WITHIN_S = 1.0
 
 
-def view(record: VmRecord, status: VmStatus | None) -> VmView:
-    """A VM as its owner sees it."""
+def vm_key_of(status: VmStatus) -> str:
+    """The key of the VM that a status is about."""
+    return f"{status.customer_id}.{status.vm_id}"
+
+
+def view(record: VmRecord, status: VmStatus | None, naming: Naming = real) -> VmView:
+    """A VM as its owner sees it, but for its host, which is called as `naming` says."""
     if status is not None and status.host_id != record.host_id:
-        # Left by a host that refused the VM before it was placed elsewhere.
+        # It was placed elsewhere meanwhile.
         status = None
     seen = VmView(
         vm_id=record.vm_id,
@@ -44,7 +51,7 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         name=record.name,
         state=VmState.PENDING,
         spec=record.spec,
-        host_id=record.host_id,
+        host_id=naming(record),
         created_at=record.created_at,
         generation=record.generation,
     )
@@ -64,6 +71,7 @@ def view(record: VmRecord, status: VmStatus | None) -> VmView:
         restart_at=status.restart_at,
         addresses=status.addresses,
         dropped=status.dropped,
+        quarantined=status.quarantined,
     )
 
 
@@ -74,6 +82,7 @@ class Fleet:
         bus: The connection.
         on_deleted: Called with the key of every VM that a host says it has deleted, and the host.
         inventory: Told of all that it has to know.
+        on_forged: Called with statuses that are not what their keys say; see `StatusBook`.
     """
 
     def __init__(
@@ -81,6 +90,7 @@ class Fleet:
         bus: Bus,
         on_deleted: Callable[[str, str], None] | None = None,
         inventory: Inventory | None = None,
+        on_forged: Forged = lambda *_: None,
     ) -> None:
         self.inventory = inventory or Inventory()
         self.specs = Bucket(bus, VM_SPECS, decode_vm_record)
@@ -95,6 +105,7 @@ class Fleet:
         self._beats: dict[str, datetime] = {}
         self._heard_s: dict[str, float] = {}
         self._spec_mirror = Mirror(self.specs, self._hear_record)
+        self._book = StatusBook(on_forged)
         self._status_mirror = Mirror(self.statuses, self._take_status)
         self._host_mirror = Mirror(Bucket(bus, HOSTS, decode_host_info), self._take_host)
         self.customers = CustomerBook(bus)
@@ -145,20 +156,25 @@ class Fleet:
         return [record for record in self._records.values() if record.deleted_at is None]
 
     def status(self, key: str) -> VmStatus | None:
-        """What the agent last said of a VM."""
-        return self._status_mirror.values.get(key)
+        """What the agent of the VM's host last said of it; None for a VM without a record."""
+        record = self._records.get(key)
+        return self._book.get(key, record.host_id) if record is not None else None
 
-    def get(self, customer_id: str, vm_id: UUID) -> VmView | None:
+    def get(self, customer_id: str, vm_id: UUID, naming: Naming = real) -> VmView | None:
         """One VM of a customer, unless it is deleted."""
         key = vm_key(customer_id, vm_id)
         record = self._records.get(key)
         if record is None or record.deleted_at is not None:
             return None
-        found = view(record, self.status(key))
+        found = view(record, self.status(key), naming)
         return None if found.state is VmState.DELETED else found
 
     def wanted(
-        self, customer_id: str, vm_id: str, wants: Callable[[VmRecord, VmState], bool]
+        self,
+        customer_id: str,
+        vm_id: str,
+        wants: Callable[[VmRecord, VmState], bool],
+        naming: Naming = real,
     ) -> VmView | None:
         """One VM of a customer, by an id of the catalog, if it is wanted; a quick no if not."""
         key = f"{customer_id}.{vm_id}"
@@ -171,7 +187,7 @@ class Fleet:
         state = status.state if status is not None else VmState.PENDING
         if state is VmState.DELETED or not wants(record, state):
             return None
-        return view(record, status)
+        return view(record, status, naming)
 
     def placed(self, customer_id: str, vm_ids: Collection[UUID] | None = None) -> dict[UUID, str]:
         """The hosts of a customer's VMs that are there: of these, or of all."""
@@ -217,15 +233,41 @@ class Fleet:
         """
         key = vm_key(customer_id, vm_id)
         # Unknown here is not yet proof: another gateway may have just made it.
-        record, status = await asyncio.gather(self.specs.get(key), self.statuses.get(key))
+        record, status = await self.read(key)
         if record is None or record.value.deleted_at is not None:
             return None
-        if status is None or status.value.host_id != record.value.host_id:
-            # None, or the word of a host that does not have the VM.
-            return record, None
-        if status.value.state is VmState.DELETED:
+        if status is not None and status.state is VmState.DELETED:
             return None
-        return record, status.value
+        return record, status
+
+    async def read(self, key: str) -> tuple[Entry[VmRecord] | None, VmStatus | None]:
+        """A VM's record as it stands on the server, tombstones too, and its host's status.
+
+        Raises:
+            TransientError: The server cannot be reached.
+        """
+        known = self._records.get(key)
+        if known is None:
+            record = await self.specs.get(key)
+            status = await self.said(key, record.value.host_id) if record else None
+            return record, status
+        record, status = await asyncio.gather(self.specs.get(key), self.said(key, known.host_id))
+        if record is not None and record.value.host_id != known.host_id:
+            status = await self.said(key, record.value.host_id)
+        return record, status
+
+    async def said(self, key: str, host_id: str) -> VmStatus | None:
+        """What a host says of a VM now, on the server.
+
+        Raises:
+            TransientError: The server cannot be reached.
+        """
+        entry = await self.statuses.get(f"{host_id}.{key}")
+        if entry is None:
+            # Of an agent that wrote before keys had a host's name.
+            return self._book.get(key, host_id)
+        status = entry.value
+        return status if (status.host_id, vm_key_of(status)) == (host_id, key) else None
 
     async def shown(self, key: str, status: VmStatus) -> None:
         """Wait until reads from memory show this status or a later one, a second at most."""
@@ -279,6 +321,7 @@ class Fleet:
             if known is not None:
                 del self._records[key]
                 self._unlist(known)
+                self.snapshots.change(key, None)
                 self.inventory.take_record(known, None, None)
             return
         if known is not None and known.deleted_at is not None:
@@ -297,7 +340,9 @@ class Fleet:
             self.catalog.rename(record.customer_id, known.name, record.name, record.vm_id)
         if record.deleted_at is None:
             self.on_host.move(key, known.host_id if known else None, record.host_id)
-        self.inventory.take_record(known, record, self.status(key))
+        status = self.status(key)
+        self.snapshots.change(key, status)
+        self.inventory.take_record(known, record, status)
 
     def _unlist(self, record: VmRecord) -> None:
         self.catalog.remove(record.customer_id, record.name, record.vm_id)
@@ -338,14 +383,18 @@ class Fleet:
         age_s = 0.0 if before else max(0.0, (utc_now() - host.heartbeat_at).total_seconds())
         self._heard_s[host_id] = time.monotonic() - age_s
 
-    def _take_status(self, key: str, status: VmStatus | None) -> None:
-        self.snapshots.change(key, status)
+    def _take_status(self, written: str, status: VmStatus | None) -> None:
+        word = self._book.take(written, status)
+        if word is None:
+            return
+        key, host_id = word
+        self.snapshots.change(key, self.status(key))
         for event in self._watchers.get(key, ()):
             event.set()
         if status is not None:
             self.inventory.take_status(status)
         if status is not None and status.state is VmState.DELETED and self._on_deleted:
-            self._on_deleted(key, status.host_id)
+            self._on_deleted(key, host_id)
 
     def _take_host(self, key: str, info: HostInfo | None) -> None:
         if info is not None and info.host_id != key:

@@ -28,6 +28,7 @@ from gateway.price_plans import PricePlanService
 from gateway.service import VmService
 from gateway.snapshots import SnapshotService
 from gateway.telemetry import Observed
+from gateway.usage_reports import UsageReportService
 from gateway.usage_windows import UsageWindowService
 
 
@@ -40,6 +41,7 @@ class Services:
     mutations: Mutations
     events: EventService
     metrics: MetricService
+    usage_reports: UsageReportService
     usage_windows: UsageWindowService
     operations: OperationService
     snapshots: SnapshotService

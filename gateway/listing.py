@@ -14,6 +14,7 @@ from uuid import UUID
 from gateway.catalog import Key
 from gateway.cursors import Position, digest, seal, unseal
 from gateway.fleet import Fleet
+from gateway.host_names import Naming, real
 from schemas.api import VmList, VmView
 from schemas.requests import Sort
 from schemas.vms import VmRecord, VmState
@@ -73,7 +74,13 @@ class VmQuery:
 
 
 async def page(
-    fleet: Fleet, customer_id: str, query: VmQuery, *, cursor: str, limit: int
+    fleet: Fleet,
+    customer_id: str,
+    query: VmQuery,
+    *,
+    cursor: str,
+    limit: int,
+    naming: Naming = real,
 ) -> VmList:
     """One page of a customer's VMs.
 
@@ -95,7 +102,7 @@ async def page(
             customer_id, last, SLICE, by_name=by_name, descending=descending, name=query.name
         )
         for key in keys:
-            vm = fleet.wanted(customer_id, key[1], query.wants)
+            vm = fleet.wanted(customer_id, key[1], query.wants, naming)
             if vm is not None:
                 if len(found) == limit:
                     return VmList(vms=tuple(found), next_cursor=_seal(sealed_with, last))

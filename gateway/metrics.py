@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from uuid import UUID
 
+import msgspec
+
 from gateway import sse
 from gateway.auth import Principal, Scope
 from gateway.errors import RefusedError, no_such_vm, unavailable
 from gateway.fleet import Fleet
+from gateway.host_names import HostNames
 from gateway.live_hub import LiveHub, Watcher
 from gateway.settings import GatewaySettings
 from gateway.streams import Streams
@@ -34,10 +37,17 @@ class MetricService:
     """
 
     def __init__(
-        self, bus: Bus, fleet: Fleet, hub: LiveHub, streams: Streams, settings: GatewaySettings
+        self,
+        bus: Bus,
+        fleet: Fleet,
+        names: HostNames,
+        hub: LiveHub,
+        streams: Streams,
+        settings: GatewaySettings,
     ) -> None:
         self._bus = bus
         self._fleet = fleet
+        self._names = names
         self._hub = hub
         self._streams = streams
         self._heartbeat_s = settings.stream_heartbeat_s
@@ -62,7 +72,8 @@ class MetricService:
             raise RefusedError(reply.error.code, reply.error.message)
         if reply.report is None or reply.report.customer_id != principal.customer_id:
             raise TransientError("the series reply is not for this customer")
-        return reply.report
+        lost = self._names.all(principal, reply.report.lost_hosts)
+        return msgspec.structs.replace(reply.report, lost_hosts=lost)
 
     async def live(
         self, principal: Principal, vm_ids: tuple[UUID, ...], *endings: sse.Ending

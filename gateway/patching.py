@@ -12,6 +12,7 @@ from gateway import acts
 from gateway.errors import RETRY_AFTER_S, RefusedError, no_such_vm
 from gateway.fleet import Fleet
 from gateway.fleet import view as vm_view
+from gateway.host_names import Naming, real
 from runtime.buckets import RevisionConflictError
 from schemas.api import FieldProblem, VmPatch, VmView
 from schemas.errors import ErrorCode
@@ -60,6 +61,7 @@ async def patch(
     vm_id: UUID,
     wanted: VmPatch,
     generations: frozenset[int] | None,
+    naming: Naming = real,
 ) -> VmView:
     """Apply a patch to the record as it stands on the server, again if somebody else was faster.
 
@@ -69,6 +71,7 @@ async def patch(
         vm_id: Which.
         wanted: The patch.
         generations: Only if the VM stands at one of these; None for any.
+        naming: What its owner is told of its host.
 
     Raises:
         RefusedError: NOT_FOUND, PRECONDITION_FAILED, BAD_REQUEST, or UNAVAILABLE if others write
@@ -91,14 +94,14 @@ async def patch(
                     if not ours:
                         raise changed()
                 if record is entry.value:
-                    return vm_view(record, status)
+                    return vm_view(record, status, naming)
                 try:
                     revision = await fleet.specs.update(key, record, entry.revision)
                 except RevisionConflictError:
                     await asyncio.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
                     continue
                 fleet.note(record, revision)
-                return vm_view(record, status)
+                return vm_view(record, status, naming)
     except TimeoutError:
         raise RefusedError(
             ErrorCode.UNAVAILABLE,

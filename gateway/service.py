@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from gateway.creation import Creation
 from gateway.errors import RefusedError, no_such_vm, unavailable
 from gateway.fleet import Fleet
 from gateway.fleet import view as vm_view
+from gateway.host_names import HostNames, Naming
 from gateway.listing import VmQuery
 from gateway.operations import Operations, shown
 from gateway.operations import view as operation_view
@@ -25,7 +26,6 @@ from gateway.settings import GatewaySettings
 from gateway.transitions import check
 from runtime.bus import Bus
 from runtime.clock import utc_now
-from runtime.errors import TransientError
 from schemas.api import (
     CreateVmRequest,
     VmAndOperation,
@@ -33,15 +33,13 @@ from schemas.api import (
     VmPatch,
     VmView,
 )
-from schemas.codec import encode
 from schemas.commands import COMMAND_OF
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk, ConsoleQuery
-from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
+from schemas.errors import ErrorCode, ErrorInfo
 from schemas.hosts import Customer, CustomerStatus, Operation, OperationStatus
 from schemas.quotas import QuotaView
 from schemas.requests import MAX_WAIT_S
-from schemas.subjects import usage_query, vm_key
-from schemas.usage import UsageQuery, UsageReport, decode_usage_reply
+from schemas.subjects import vm_key
 from schemas.vms import VmRecord, VmSpec, VmState
 
 VERBS = ("boot", "shutdown", "pause", "resume", "reboot", "delete")
@@ -79,6 +77,8 @@ class VmService:
         operations: Results.
         desk: The way to the agents.
         creation: Makes VMs.
+        quotas: Says what is used.
+        names: Calls hosts as whoever asks may know them.
         settings: The operator's.
         ending: Done once this gateway ends: nobody waits for an operation any longer then.
     """
@@ -91,6 +91,7 @@ class VmService:
         desk: CommandDesk,
         creation: Creation,
         quotas: Quotas,
+        names: HostNames,
         settings: GatewaySettings,
         ending: asyncio.Future[None],
     ) -> None:
@@ -101,12 +102,13 @@ class VmService:
         self._desk = desk
         self._creation = creation
         self._quotas = quotas
+        self._names = names
         self._settings = settings
 
     def get(self, principal: Principal, vm_id: UUID) -> VmView:
         """One VM."""
         principal.require(Scope.VMS_READ)
-        found = self._fleet.get(principal.customer_id, vm_id)
+        found = self._fleet.get(principal.customer_id, vm_id, self._names.naming(principal))
         if found is None:
             raise no_such_vm()
         return found
@@ -121,7 +123,10 @@ class VmService:
         limit_bytes: int = MAX_CHUNK_BYTES,
     ) -> ConsoleChunk:
         """A part of what a VM printed, as `ConsoleQuery` has it."""
-        found = self.get(principal, vm_id)
+        principal.require(Scope.VMS_READ)
+        found = self._fleet.get(principal.customer_id, vm_id)
+        if found is None:
+            raise no_such_vm()
         self._require_bus()
         query = ConsoleQuery(
             customer_id=principal.customer_id,
@@ -139,8 +144,9 @@ class VmService:
         principal.require(Scope.VMS_READ)
         if query.host is not None:
             principal.require(Scope.ADMIN)
+        naming = self._names.naming(principal)
         return await listing.page(
-            self._fleet, principal.customer_id, query, cursor=cursor, limit=limit
+            self._fleet, principal.customer_id, query, cursor=cursor, limit=limit, naming=naming
         )
 
     def quotas(self, principal: Principal) -> QuotaView:
@@ -159,7 +165,10 @@ class VmService:
         principal.require(Scope.VMS_WRITE)
         self._active_customer(principal)
         self._require_bus()
-        return await patching.patch(self._fleet, principal.customer_id, vm_id, wanted, generations)
+        naming = self._names.naming(principal)
+        return await patching.patch(
+            self._fleet, principal.customer_id, vm_id, wanted, generations, naming
+        )
 
     async def create(
         self, principal: Principal, request: CreateVmRequest, wait_s: float = 0.0
@@ -193,7 +202,7 @@ class VmService:
                 awaited, timeout=min(wait_s, MAX_WAIT_S), return_when=asyncio.FIRST_COMPLETED
             )
             result = work.result() if work.done() else None
-        return await self._outcome(record, operation, result)
+        return await self._outcome(self._names.naming(principal), record, operation, result)
 
     async def earlier(self) -> Operation | None:
         """What an earlier try of this very request has begun by `act`, if it has."""
@@ -228,9 +237,10 @@ class VmService:
         extra: dict[str, Any] = dict(fields or {})
         if grace_s is not None:
             extra["grace_s"] = grace_s
+        naming = self._names.naming(principal)
         command_id = acts.mint("command")
         if earlier := await self.earlier():
-            return await self._go_on(earlier, extra, wait_s)
+            return await self._go_on(naming, earlier, extra, wait_s)
         found = await self._fleet.fresh(principal.customer_id, vm_id)
         if found is None:
             raise no_such_vm()
@@ -256,32 +266,10 @@ class VmService:
             requested_by=principal.subject,
             **extra,
         )
-        return await self._awaited(record, await self._desk.issue(command), wait_s)
-
-    async def usage(
-        self, principal: Principal, start: datetime, end: datetime, vm_ids: tuple[UUID, ...]
-    ) -> UsageReport:
-        """What the customer has used in `[start, end)`."""
-        principal.require(Scope.USAGE_READ)
-        self._require_bus()
-        query = UsageQuery(start=start, end=end, vm_ids=vm_ids)
-        answer = await self._bus.request(
-            usage_query(principal.customer_id),
-            encode(query),
-            timeout_s=self._settings.usage_timeout_s,
-        )
-        try:
-            reply = decode_usage_reply(answer.data)
-        except MalformedMessageError as error:
-            raise TransientError(f"malformed usage reply: {error.detail}") from error
-        if reply.error is not None:
-            raise RefusedError(reply.error.code, reply.error.message)
-        if reply.report is None or reply.report.customer_id != principal.customer_id:
-            raise TransientError("the usage reply is not for this customer")
-        return reply.report
+        return await self._awaited(naming, record, await self._desk.issue(command), wait_s)
 
     async def _go_on(
-        self, operation: Operation, extra: Mapping[str, Any], wait_s: float
+        self, naming: Naming, operation: Operation, extra: Mapping[str, Any], wait_s: float
     ) -> Outcome:
         """Finish what an earlier try of the same request has begun."""
         key = vm_key(operation.customer_id, operation.vm_id)
@@ -302,9 +290,11 @@ class VmService:
                     **extra,
                 )
             )
-        return await self._awaited(entry.value, operation, wait_s)
+        return await self._awaited(naming, entry.value, operation, wait_s)
 
-    async def _awaited(self, record: VmRecord, operation: Operation, wait_s: float) -> Outcome:
+    async def _awaited(
+        self, naming: Naming, record: VmRecord, operation: Operation, wait_s: float
+    ) -> Outcome:
         result: Operation | None = None
         if wait_s > 0:
             left_s = (operation.deadline - utc_now()).total_seconds()
@@ -313,10 +303,14 @@ class VmService:
                 max(0.0, min(wait_s, MAX_WAIT_S, left_s + 0.1)),
                 self._ending,
             )
-        return await self._outcome(record, operation, result)
+        return await self._outcome(naming, record, operation, result)
 
     async def _outcome(
-        self, record: VmRecord, operation: Operation, result: Operation | None
+        self,
+        naming: Naming,
+        record: VmRecord,
+        operation: Operation,
+        result: Operation | None,
     ) -> Outcome:
         now = utc_now()
         seen = shown(result or operation, now)
@@ -326,21 +320,20 @@ class VmService:
             raise _refusal(seen, made=made)
         if result is None:
             key = vm_key(record.customer_id, record.vm_id)
-            view = vm_view(self._fleet.record(key) or record, self._fleet.status(key))
+            known = self._fleet.record(key) or record
+            view = vm_view(known, self._fleet.status(key), naming)
         else:
-            view = await self._settled(record)
+            view = await self._settled(record, naming)
         body = VmAndOperation(vm=view, operation=operation_view(seen, now, operation.operation_id))
         return Outcome(body, seen.status is OperationStatus.SUCCEEDED)
 
-    async def _settled(self, record: VmRecord) -> VmView:
+    async def _settled(self, record: VmRecord, naming: Naming) -> VmView:
         """The VM after a result; reads that follow on this gateway show no older state."""
         key = vm_key(record.customer_id, record.vm_id)
-        entry, status = await asyncio.gather(
-            self._fleet.specs.get(key), self._fleet.statuses.get(key)
-        )
+        entry, status = await self._fleet.read(key)
         if status is not None:
-            await self._fleet.shown(key, status.value)
-        return vm_view(entry.value if entry else record, status.value if status else None)
+            await self._fleet.shown(key, status)
+        return vm_view(entry.value if entry else record, status, naming)
 
     def _active_customer(self, principal: Principal) -> Customer:
         customer = self._customer(principal)

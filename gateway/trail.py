@@ -210,6 +210,23 @@ class Trail:
         count, first = self._kinds.get(kind, (0, utc_now()))
         self._kinds[kind] = count + 1, first
 
+    def refused_status(self, host_id: str, key: str, reason: str) -> None:
+        """Tell of a status that a host wrote in another's name."""
+        self.refused(
+            Refusal(
+                customer_id="",
+                actor=f"agent@{host_id}" if host_id else "",
+                action="write-status",
+                target=f"key {key}",
+                door="bus",
+                address="",
+                trace_id="",
+                code=reason,
+                status=403,
+                single=False,
+            )
+        )
+
     async def run(self) -> None:
         """Write until cancelled."""
         async with asyncio.TaskGroup() as group:

@@ -15,6 +15,7 @@ import msgspec
 from gateway.auth import Principal, Scope
 from gateway.calendars import at, edges
 from gateway.errors import RefusedError, unavailable
+from gateway.host_names import HostNames
 from gateway.settings import GatewaySettings
 from runtime.bus import Bus
 from runtime.errors import TransientError
@@ -77,8 +78,9 @@ class UsageWindowService:
     Raises RefusedError for what it will not do, and TransientError when the bus is away.
     """
 
-    def __init__(self, bus: Bus, settings: GatewaySettings) -> None:
+    def __init__(self, bus: Bus, names: HostNames, settings: GatewaySettings) -> None:
         self._bus = bus
+        self._names = names
         self._timeout_s = settings.usage_timeout_s
 
     async def page(self, principal: Principal, wanted: WindowsWanted) -> UsageWindows:
@@ -115,7 +117,7 @@ class UsageWindowService:
             samples_since=found.samples_since,
             complete_until=until,
             complete=until is not None and (at(done, wanted.zone) <= until),
-            lost_hosts=found.lost_hosts,
+            lost_hosts=self._names.all(principal, found.lost_hosts),
         )
 
     async def _found(self, customer_id: str, query: UsageWindowsQuery) -> WindowsFound:

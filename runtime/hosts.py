@@ -17,6 +17,7 @@ from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.errors import TransientError
 from runtime.transit import on_its_way
+from schemas.errors import InvalidIdError
 from schemas.hosts import (
     HEARTBEAT_FRESH,
     HostInfo,
@@ -27,7 +28,7 @@ from schemas.hosts import (
     decode_host_orders,
 )
 from schemas.ids import new_id
-from schemas.subjects import HOST_ORDERS, HOSTS, LOST_HOSTS, VM_STATUS
+from schemas.subjects import HOST_ORDERS, HOSTS, LOST_HOSTS, VM_STATUS, parse_status_key
 from schemas.vms import VmState, VmStatus, decode_vm_status
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -151,7 +152,8 @@ class Hosts:
     async def vms(self, host_id: str) -> list[VmStatus]:
         """The VMs that are on a host, of all customers."""
         statuses = await _all(self._statuses)
-        here = [s for s in statuses.values() if s.host_id == host_id]
+        # Whose word it is says the key.
+        here = [s for key, s in statuses.items() if s.host_id == host_id == _writer_of(key, s)]
         return sorted(
             (s for s in here if s.state is not VmState.DELETED),
             key=lambda s: (s.customer_id, s.vm_id),
@@ -275,6 +277,13 @@ class Hosts:
                     await asyncio.sleep(_LOOK_EVERY_S)
         except TimeoutError:
             return None
+
+
+def _writer_of(key: str, status: VmStatus) -> str:
+    try:
+        return parse_status_key(key)[0] or status.host_id
+    except InvalidIdError:
+        return ""
 
 
 async def _all(bucket: Bucket[_T]) -> dict[str, _T]:

@@ -51,6 +51,11 @@ class KeyMirror(Generic[T]):
         self._revision = 0
         self._heard = 0
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether all keys that stood at the start are there."""
+        return self._synced.is_set()
+
     async def synced(self) -> None:
         """Return once it is known what stood at the start."""
         await self._synced.wait()

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 import structlog
-from opentelemetry import metrics, propagate, trace
+from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.sdk.metrics import MeterProvider
@@ -24,6 +24,7 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from opentelemetry.trace import Span, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from prometheus_client import generate_latest
 
 _SECRET_KEY = re.compile(r"token|secret|password|authorization|credential|private_key|jwt", re.I)
@@ -35,6 +36,14 @@ _SECRET_VALUE = re.compile(
 SECONDS_BUCKETS = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
+
+
+_PROPAGATOR = TraceContextTextMapPropagator()
+"""Trace context and nothing else: baggage is whatever a stranger likes, and would be passed on."""
+
+
+_MAX_TRACE_CHARS = 512
+"""As much as every tracer must pass on (https://www.w3.org/TR/trace-context/)."""
 
 
 def redact(text: str) -> str:
@@ -148,7 +157,7 @@ def prometheus_text() -> bytes:
 def inject(headers: dict[str, str] | None = None) -> dict[str, str]:
     """The headers with the current W3C trace context added."""
     carrier = {} if headers is None else headers
-    propagate.inject(carrier)
+    _PROPAGATOR.inject(carrier)
     return carrier
 
 
@@ -165,7 +174,12 @@ def _tracer() -> trace.Tracer:
 
 def extract(headers: Mapping[str, str] | None) -> Context:
     """The trace context that a message carries."""
-    return propagate.extract(headers or {})
+    known = {
+        name: value
+        for name, value in (headers or {}).items()
+        if name.lower() in _PROPAGATOR.fields and len(value) <= _MAX_TRACE_CHARS
+    }
+    return _PROPAGATOR.extract(known)
 
 
 @contextmanager

@@ -130,11 +130,13 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
     """A VM as its owner sees it.
 
     Attributes:
+        host_id: Tells which of your VMs share a host, and nothing else; operators see its name.
         generation: Grows by one with each change of name or labels; over HTTP the `ETag`.
         addresses: Its IPv6 address or network, and its IPv4 address; none where its host connects
             no VMs, or has not heard of it yet.
         dropped: Packets from and to it that its host has dropped, by reason; up to date within a
             minute.
+        quarantined: The operator has cut it off from the network; it runs on.
     """
 
     vm_id: VmId
@@ -156,6 +158,7 @@ class VmView(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 1
     addresses: tuple[str, ...] = ()
     dropped: dict[str, int] = msgspec.field(default_factory=dict)
+    quarantined: bool = False
 
 
 class VmList(msgspec.Struct, frozen=True, kw_only=True):

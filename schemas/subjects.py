@@ -307,15 +307,36 @@ def parse_vm_ask(subject: str) -> AskAddress:
 
 
 def vm_key(customer_id: str, vm_id: UUID) -> str:
-    """Key of `vm_specs` and `vm_status`: `<customer>.<vm>`."""
+    """Key of `vm_specs`: `<customer>.<vm>`."""
     return f"{token(customer_id)}.{vm_id}"
 
 
 def parse_vm_key(key: str) -> tuple[str, UUID]:
-    """Customer and VM of a key of `vm_specs` or `vm_status`.
+    """Customer and VM of a key of `vm_specs`.
 
     Raises:
         InvalidIdError: It is no such key.
     """
     customer, _, vm = key.partition(".")
     return token(customer), parse_uuid(vm)
+
+
+def status_key(host_id: str, customer_id: str, vm_id: UUID) -> str:
+    """Key of `vm_status`: `<host>.<customer>.<vm>`. Only that host may write it."""
+    return f"{token(host_id)}.{token(customer_id)}.{vm_id}"
+
+
+def parse_status_key(key: str) -> tuple[str, str, UUID]:
+    """Host, customer and VM of a key of `vm_status`.
+
+    The host is empty in keys from before they had one: `<customer>.<vm>`.
+
+    Raises:
+        InvalidIdError: It is no such key.
+    """
+    parts = key.split(".")
+    if len(parts) == 2:
+        return "", token(parts[0]), parse_uuid(parts[1])
+    if len(parts) != 3:
+        raise InvalidIdError(f"{key[:80]!r} is no key of a status")
+    return token(parts[0]), token(parts[1]), parse_uuid(parts[2])

@@ -375,6 +375,7 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
         snapshots: Its snapshots, oldest first; gone with the VM.
         addresses: Its IPv6 address or network, and its IPv4 address, as its host gave them.
         dropped: Packets from and to it that its host has dropped, by reason, of late.
+        quarantined: The operator has cut it off from the network.
     """
 
     vm_id: VmId
@@ -394,6 +395,7 @@ class VmStatus(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: Timestamp
     addresses: tuple[str, ...] = ()
     dropped: dict[str, Counter] = msgspec.field(default_factory=dict)
+    quarantined: bool = False
 
 
 decode_vm_record: Callable[[bytes], VmRecord] = decoder(VmRecord)

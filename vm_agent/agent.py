@@ -25,6 +25,7 @@ from vm_agent.admission import Admission
 from vm_agent.adoption import Adoption
 from vm_agent.checkpoint import Checkpoint
 from vm_agent.completeness import Completeness, FormerRun
+from vm_agent.connecting import Connecting, Watch
 from vm_agent.consoles import Consoles
 from vm_agent.fleet import Fleet
 from vm_agent.forgetting import Forgetting
@@ -155,10 +156,12 @@ class Agent:
             sender.offer,
             telemetry,
             tasks.spawn,
+            host.networks.at_once,
         )
         admission = Admission(world.capacity)
         places = Places(host, consoles)
-        incarnations = Incarnations(host, places, fleet, sampler, tasks.spawn)
+        connecting = Connecting(host)
+        incarnations = Incarnations(host, places, fleet, sampler, tasks.spawn, connecting)
         adoption = Adoption(
             host, fleet, places, incarnations, admission, sampler, checkpoint.values
         )
@@ -174,7 +177,7 @@ class Agent:
             region=settings.region,
         )
         lifecycle = Lifecycle(
-            host, fleet, places, incarnations, admission, snapshots,
+            host, fleet, places, incarnations, admission, snapshots, connecting,
             offer=offer, draining=orders.draining,
         )  # fmt: skip
         refusals = Refusals(host.host_id, world.audit, telemetry)
@@ -189,12 +192,16 @@ class Agent:
         watchdog = Watchdog(
             fleet, incarnations, settings.watchdog_s, world.clock, telemetry, tasks.spawn
         )
+        watch = Watch(host, fleet, connecting, orders.quarantined, world.clock, telemetry)
         telemetry.watch_vms(fleet.by_state)
         telemetry.watch_backlog(lambda: sender.waiting)
 
         await asyncio.to_thread(store.clear_leftovers)
-        await adoption.run(await asyncio.to_thread(store.load))
+        records = await asyncio.to_thread(store.load)
+        await connecting.open(records)
+        await adoption.run(records)
         await snapshots.adopt()
+        await watch.compare()
         sampled = asyncio.Event()
         sending = tasks.spawn(sender.run(), "sender")
         sampling = tasks.spawn(sampler.run(sampled), "sampler")
@@ -205,6 +212,7 @@ class Agent:
         tasks.spawn(intake.keep_alive(), "keepalive")
         tasks.spawn(Forgetting(fleet, world.inbox).run(), "forgetting")
         tasks.spawn(watchdog.run(), "watchdog")
+        tasks.spawn(watch.run(), "network-watch")
         _log.info("agent.started", run_id=str(self.run_id), driver=host.driver.name)
         # Neither offered nor given a VM before it is known whether the host drains.
         if await orders.known(stop):

@@ -47,7 +47,9 @@ from vm_agent.disks import in_thread
 from vm_agent.drivers.abc import Driver, DriverError
 from vm_agent.images import Image, ImageError, ImageStore, render_kernel_args
 from vm_agent.intake import ACK_WAIT_S, Message
-from vm_agent.kernel import LinuxNetworks, LinuxProcesses
+from vm_agent.kernel import LinuxProcesses
+from vm_agent.network.connections import Connections
+from vm_agent.network.making import make_connections
 from vm_agent.orders import Announce
 from vm_agent.ports import BootImage, Host
 from vm_agent.probe import Choice, candidates, choose_driver
@@ -199,13 +201,15 @@ async def main(service: Service[AgentSettings]) -> None:
         stack.callback(groups.close)
         if groups.unavailable:
             _log.warning("limits.unavailable", reason=groups.unavailable)
+        connections = await _connections(settings, data_dir)
+        stack.push_async_callback(connections.close)
         host = Host(
             host_id=settings.host_id,
             driver=choice.driver,
             drivers={driver.name: driver for driver in drivers},
             images=StoredImages(images),
-            networks=_networks(),
-            processes=LinuxProcesses(processes, groups),
+            networks=connections,
+            processes=LinuxProcesses(processes, groups, connections),
             groups=groups,
             uids=_uids(settings),
             data_dir=data_dir,
@@ -266,11 +270,13 @@ def _uids(settings: AgentSettings) -> UidPool | None:
     return UidPool(settings.uid_base + 1, settings.slots) if os.geteuid() == 0 else None
 
 
-def _networks() -> LinuxNetworks:
-    networks = LinuxNetworks()
-    if networks.unavailable:
-        _log.warning("network.unavailable", reason=networks.unavailable)
-    return networks
+async def _connections(settings: AgentSettings, data_dir: Path) -> Connections:
+    """What connects VMs: as the settings say, or what is left of earlier settings, or nothing."""
+    who = await asyncio.to_thread(identity, data_dir)
+    connections = await asyncio.to_thread(make_connections, settings, who, data_dir)
+    if connections.unavailable:
+        _log.warning("network.unavailable", reason=connections.unavailable)
+    return connections
 
 
 def _heartbeats(bus: Bus, host_id: str) -> Callable[[HostInfo], Awaitable[object]]:

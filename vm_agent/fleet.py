@@ -58,9 +58,13 @@ class Vm:
         record: What is on disk, or will be at the next `Fleet.commit`.
         lock: Held by whoever changes the VM: a command, or the end of its VMM.
         live: Its VMM.
+        dropped: Packets by reason that the host has dropped since this run of the agent began.
+        dropped_unshown: Whether its status does not say so yet.
     """
 
     def __init__(self, record: Record, host_id: str) -> None:
+        self.dropped: dict[str, int] = {}
+        self.dropped_unshown = False
         self.record = record
         self.host_id = host_id
         self.lock = asyncio.Lock()
@@ -90,7 +94,10 @@ class Vm:
 
     def report_status(self) -> None:
         """Stage the report of what is staged."""
-        self.unreported.append(status_of(self.record, self.host_id))
+        status = status_of(self.record, self.host_id)
+        if self.dropped and self.record.state is not VmState.DELETED:
+            status = msgspec.structs.replace(status, dropped=dict(self.dropped))
+        self.unreported.append(status)
 
     def happened(self, kind: type[VmEvent], /, **details: Any) -> None:
         """Stage an event."""
@@ -127,6 +134,10 @@ def status_of(record: Record, host_id: str, at: datetime | None = None) -> VmSta
         restart_at=record.restart_at,
         snapshots=() if record.state is VmState.DELETED else record.snapshots,
         updated_at=at or utc_now(),
+        addresses=record.lease.addresses
+        if record.lease is not None and record.state is not VmState.DELETED
+        else (),
+        quarantined=record.quarantined,
     )
 
 

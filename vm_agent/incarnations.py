@@ -21,6 +21,7 @@ from schemas.events import VmStarted, VmStopped
 from schemas.units import NS_PER_S
 from schemas.vms import Counters, ExitReason, VmState
 from vm_agent.cgroups import CgroupError
+from vm_agent.connecting import Connecting
 from vm_agent.drivers.abc import DriverError, Nic, Vmm
 from vm_agent.fleet import Exit, Fleet, Live, Vm
 from vm_agent.metering import VmMeter
@@ -68,13 +69,21 @@ class Incarnations:
         fleet: Its VMs.
         metering: Who samples.
         spawn: Starts a named task in the agent's group.
+        connecting: Connects their VMs.
     """
 
     def __init__(
-        self, host: Host, places: Places, fleet: Fleet, metering: Metering, spawn: Spawn
+        self,
+        host: Host,
+        places: Places,
+        fleet: Fleet,
+        metering: Metering,
+        spawn: Spawn,
+        connecting: Connecting,
     ) -> None:
         self._host = host
         self._places = places
+        self._connecting = connecting
         self._fleet = fleet
         self._metering = metering
         self._spawn = spawn
@@ -95,7 +104,8 @@ class Incarnations:
         """
         host, spec = self._host, vm.record.spec
         incarnation = vm.record.incarnation + 1
-        nic = host.networks.nic_of(vm.vm_id, incarnation) if spec.network else None
+        lease = await self._connecting.lease(vm.vm_id, vm.record.customer_id, spec)
+        nic = host.networks.nic_of(vm.vm_id, incarnation, lease) if spec.network else None
         if nic is not None and manifest is not None:
             nic = replace(nic, mac=manifest.mac)
         vm.enter(
@@ -105,6 +115,7 @@ class Incarnations:
             simulated=host.driver.simulated,
             uid=self._places.uid_of(vm.vm_id),
             snapshot_base=manifest.snapshot_id if manifest else None,
+            lease=lease or vm.record.lease,
             nic=nic,
             start=None,
             final_counters=None,
@@ -116,6 +127,8 @@ class Incarnations:
         try:
             async with self._starts:
                 live = await self._spawn_vmm(vm, nic, snapshot)
+                # Before the guest runs: what it sends while its tap moves would be lost uncounted.
+                await self._connecting.attach(vm)
                 if snapshot is None:
                     await live.driver.boot(live.vmm)
                 else:

@@ -8,15 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from uuid import UUID
 
-from vm_agent import network
 from vm_agent.cgroups import Cgroups
 from vm_agent.drivers.abc import Nic, Vmm
 from vm_agent.drivers.jail import ROOT_LINK
 from vm_agent.drivers.paths import API_SOCKET, QMP_SOCKET
 from vm_agent.metering import Sources
 from vm_agent.network import NetworkError, TapCounters
+from vm_agent.network.connections import Connections, FabricCounters
 from vm_agent.ports import Reading
 from vm_agent.process import ExitStatus, VmmProcesses, cpu_ns, is_alive, start_ticks
 
@@ -37,7 +36,9 @@ class KernelSources:
         settled_cpu: Its CPU time once its clock is gone.
     """
 
-    def __init__(self, vmm: Vmm, tap: TapCounters | None, settled_cpu: Reading) -> None:
+    def __init__(
+        self, vmm: Vmm, tap: TapCounters | FabricCounters | None, settled_cpu: Reading
+    ) -> None:
         self._pid = vmm.pid
         self._tap = tap
         self._settled_cpu = settled_cpu
@@ -99,10 +100,17 @@ class LinuxProcesses:
     Args:
         processes: The agent's VMM processes.
         groups: Where its VMMs are; a stray is one that is there and that nobody knows.
+        connections: Their interfaces.
     """
 
-    def __init__(self, processes: VmmProcesses, groups: Cgroups | None = None) -> None:
+    def __init__(
+        self,
+        processes: VmmProcesses,
+        groups: Cgroups | None = None,
+        connections: Connections | None = None,
+    ) -> None:
         self._processes = processes
+        self._connections = connections or Connections()
         self._groups = groups
         self._boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
@@ -135,10 +143,7 @@ class LinuxProcesses:
 
     async def sources(self, vmm: Vmm, nic: Nic | None, settled_cpu: Reading) -> Sources:
         """The kernel's counters of a VMM; those of a tap that is gone stay silent."""
-        tap = None
-        if nic is not None:
-            with suppress(NetworkError):
-                tap = await TapCounters.open(nic)
+        tap = None if nic is None else await self._connections.counters(nic)
         return KernelSources(vmm, tap, settled_cpu)
 
     def end_strays(self, run_root: Path, known: frozenset[int]) -> list[int]:
@@ -158,29 +163,6 @@ class LinuxProcesses:
             if ticks is not None:
                 self._processes.kill(pid, ticks)
         return strays
-
-
-class LinuxNetworks:
-    """`Networks` with a tap in a namespace per VM.
-
-    Attributes:
-        unavailable: Why VMs get no interface here; None where they do.
-    """
-
-    def __init__(self) -> None:
-        self.unavailable = network.available()
-
-    def nic_of(self, vm_id: UUID, incarnation: int) -> Nic | None:
-        """The names of an interface; None where VMs get none."""
-        return None if self.unavailable else network.nic_of(vm_id, incarnation)
-
-    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> Nic | None:
-        """Make the interface, or none where there can be none."""
-        return None if self.unavailable else await network.create(vm_id, incarnation, owner)
-
-    async def destroy(self, nic: Nic) -> None:
-        """Remove the interface; nothing happens if it is gone."""
-        await network.destroy(nic)
 
 
 def _working_below(root: Path) -> Iterator[int]:

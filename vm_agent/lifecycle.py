@@ -34,6 +34,7 @@ from schemas.events import VmCreated, VmDeleted, VmFailed, VmPaused, VmResumed
 from schemas.vms import Apart, VmSpec, VmState
 from vm_agent.admission import Admission
 from vm_agent.cgroups import CgroupError
+from vm_agent.connecting import Connecting
 from vm_agent.disks import Disks, disk_bytes, remove_disk, with_disk
 from vm_agent.drivers.abc import Ability, DriverError
 from vm_agent.fleet import Fleet, Live, Vm
@@ -62,6 +63,7 @@ class Lifecycle:
         incarnations: Starts and ends VMMs.
         admission: What the host has left.
         snapshots: Takes and restores them.
+        connecting: Gives them addresses.
         offer: What the host has to offer to those who are particular about it.
         draining: Says whether new VMs are refused. Those that are here may do everything.
         now: The wall clock, for deadlines.
@@ -75,6 +77,7 @@ class Lifecycle:
         incarnations: Incarnations,
         admission: Admission,
         snapshots: Snapshotting,
+        connecting: Connecting,
         *,
         offer: Offer | None = None,
         draining: Callable[[], bool] = lambda: False,
@@ -86,6 +89,7 @@ class Lifecycle:
         self._incarnations = incarnations
         self._admission = admission
         self._snapshots = snapshots
+        self._connecting = connecting
         self._offer = offer or Offer(driver=host.driver.name)
         self._draining = draining
         self._now = now
@@ -230,8 +234,10 @@ class Lifecycle:
         self._admission.reserve(command.vm_id, spec)
         try:
             uid = self._places.uid_of(command.vm_id)
-        except RefusedError:
+            lease = await self._connecting.lease(command.vm_id, command.customer_id, spec)
+        except BaseException:
             self._admission.release(command.vm_id)
+            await self._places.forget(command.vm_id)
             raise
         record = Record(
             vm_id=command.vm_id,
@@ -242,6 +248,7 @@ class Lifecycle:
             driver=self._host.driver.name,
             simulated=self._host.driver.simulated,
             uid=uid,
+            lease=lease,
             current=Current(
                 command_id=command.command_id, verb="create", incarnation=0, digest=digest
             ),

@@ -57,6 +57,15 @@ def make(name: str) -> None:
         raise
 
 
+def enter_new() -> None:
+    """Move this thread to a new namespace that goes with it. The caller owns the thread.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    _check(_libc().unshare(_CLONE_NEWNET), "unshare")
+
+
 def enter(name: str) -> None:
     """Move this thread to a named namespace. The caller owns the thread.
 

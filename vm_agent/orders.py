@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -47,6 +48,10 @@ class OrderBook(Protocol):
     @property
     def values(self) -> Mapping[str, HostOrders]:
         """What stands now, or stood when NATS was last heard."""
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether all orders that stood at the start are there."""
 
     async def synced(self) -> None:
         """Return once all orders that stood at the start are there."""
@@ -109,6 +114,12 @@ class Orders:
         if not self.draining():
             return ""
         return BY_SETTINGS if self._order is None else self._order.reason
+
+    def quarantined(self) -> frozenset[UUID] | None:
+        """VMs that are to be cut off from the network; None before it is known."""
+        if not self._book.is_synced:
+            return None
+        return frozenset(self._order.quarantined) if self._order is not None else frozenset()
 
     async def known(self, stop: asyncio.Event) -> bool:
         """Wait until it is known what is ordered, as long as NATS is away; False once `stop` is."""

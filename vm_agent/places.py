@@ -57,6 +57,7 @@ class Places:
         run_dir = host.run_dir(record.vm_id, record.incarnation)
         await asyncio.to_thread(self._furnish, run_dir, record)
         if nic is not None:
+            # Not connected yet: `Connecting.attach` does that, once the VMM holds it.
             await host.networks.create(record.vm_id, record.incarnation, record.uid)
         limits = limits_of(record.spec, host.driver)
         group = await asyncio.to_thread(host.groups.create, run_dir.name, limits)
@@ -67,7 +68,7 @@ class Places:
             vcpus=record.spec.vcpus,
             memory_mib=record.spec.memory_mib,
             kernel=image.kernel,
-            kernel_args=image.kernel_args,
+            kernel_args=_kernel_args(image.kernel_args, record),
             initrd=image.initrd,
             disk=disk if record.spec.disk_mib else None,
             nic=nic,
@@ -94,6 +95,7 @@ class Places:
         await self._consoles.remove(vm_id)
         if self._host.uids is not None:
             self._host.uids.release(vm_id)
+        self._host.networks.release(vm_id)
 
     def cpu_base_ns(self, vmm: Vmm) -> int:
         """What its control group has used beside a VMM whose guest does not run yet.
@@ -126,6 +128,12 @@ class Places:
         console.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         console.touch(mode=0o600)
         os.link(console, run_dir / CONSOLE)
+
+
+def _kernel_args(args: str, record: Record) -> str:
+    """The image's, and the IPv4 address, which no router advertisement can tell a guest."""
+    address = record.lease.ipv4 if record.lease is not None else ""
+    return f"{args} decisec.ipv4={address}".lstrip() if address else args
 
 
 def limits_of(spec: VmSpec, driver: Driver) -> Limits:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
+from schemas.networking import Networking
 from schemas.vms import VmSpec
 from vm_agent.cgroups import Group, Limits
 from vm_agent.drivers.abc import Driver, Nic, Vmm
 from vm_agent.metering import Sources
+from vm_agent.network.attachment import Attachment
+from vm_agent.network.lease import Lease
+from vm_agent.network.mending import Repairs
 from vm_agent.process import ExitStatus
 from vm_agent.uids import UidPool
 
@@ -61,23 +66,66 @@ class Images(Protocol):
 
 
 class Networks(Protocol):
-    """Interfaces for VMs. Errors are `vm_agent.network.NetworkError`."""
+    """Interfaces for VMs, and what connects them. Errors are `vm_agent.network.NetworkError`."""
 
     @property
     def unavailable(self) -> str | None:
         """Why VMs get no interface here; None where they do."""
 
-    def nic_of(self, vm_id: UUID, incarnation: int) -> Nic | None:
+    @property
+    def missing(self) -> str:
+        """Why VMs are not connected although they should be; empty where nothing is amiss."""
+
+    @property
+    def connects(self) -> bool:
+        """Whether VMs that start now are connected."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What addresses are from; empty where VMs are not connected."""
+
+    async def open(self, vms: Iterable[Attachment]) -> None:
+        """Make what connects VMs, and take over those that are connected."""
+
+    async def lease(self, vm_id: UUID, customer_id: str, wish: Networking) -> Lease | None:
+        """A VM's slot and addresses, given to it if need be; None where VMs are not connected.
+
+        Raises:
+            RefusedError: With `no_capacity`: there is none left of what it wants.
+        """
+
+    def restore(self, vm_id: UUID, customer_id: str, lease: Lease) -> None:
+        """Hold what a VM has already."""
+
+    def release(self, vm_id: UUID) -> None:
+        """Give back what a VM has; nothing happens if it has nothing."""
+
+    def nic_of(self, vm_id: UUID, incarnation: int, lease: Lease | None) -> Nic | None:
         """What `create` will make, or None where VMs get no interface."""
 
-    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> Nic | None:
+    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> None:
         """Make the interface with all its counters at zero; replaces one that is left over.
 
-        The user `owner` may open it.
+        The user `owner` may open it. It is connected to nothing.
         """
+
+    async def attach(self, nic: Nic, vm: Attachment) -> None:
+        """Connect an interface that its VMM has opened and whose guest does not run yet."""
+
+    async def change(self, vm: Attachment) -> None:
+        """Let other rules hold for a VM; nothing happens if it is not connected."""
 
     async def destroy(self, nic: Nic) -> None:
         """Remove the interface and its counters; nothing happens if it is gone."""
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """Read all counters now, for everybody who asks for them within the block."""
+
+    async def reconcile(self) -> Repairs:
+        """Compare what stands with what should, and put it right."""
+
+    async def drops(self) -> Mapping[str, Mapping[str, int]]:
+        """Packets that were dropped so far, by interface in the fabric and reason."""
 
 
 class Processes(Protocol):

@@ -11,12 +11,13 @@ import sys
 from pathlib import Path
 
 from runtime.errors import FatalError
-from vm_agent import network
+from vm_agent import namespace, network
 from vm_agent.cgroups import CgroupError, Cgroups
 from vm_agent.data_dir import identity, owned
 from vm_agent.drivers.abc import Vmm
 from vm_agent.kernel import LinuxProcesses
 from vm_agent.network import NetworkError
+from vm_agent.network.layout import netns_of
 from vm_agent.process import VmmProcesses, wait_end
 from vm_agent.store import Record, RecordStore
 
@@ -55,6 +56,7 @@ async def _reap(folder: Path) -> list[str]:
         lines.append(f"removed control group {name}")
     groups.close()
     lines += await _remove_networks(records)
+    lines += await _remove_fabric(identity(folder))
     return lines
 
 
@@ -82,3 +84,12 @@ async def _remove_networks(records: list[Record]) -> list[str]:
                 raise FatalError(str(error)) from error
             lines.append(f"removed network namespace {nic.netns}")
     return lines
+
+
+async def _remove_fabric(who: str) -> list[str]:
+    """Remove the namespace that connected them, with all taps and the way out that are in it."""
+    netns = netns_of(who)
+    if not (namespace.NETNS_DIR / netns).exists():
+        return []
+    await asyncio.to_thread(namespace.remove, netns)
+    return [f"removed network namespace {netns}"]

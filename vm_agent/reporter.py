@@ -32,7 +32,7 @@ from schemas.events import (
     event_type,
 )
 from schemas.hosts import Operation, OperationStatus, decode_operation
-from schemas.subjects import OPERATIONS, VM_STATUS, vm_event, vm_key
+from schemas.subjects import OPERATIONS, VM_STATUS, status_key, vm_event
 from schemas.vms import VmStatus, decode_vm_status
 
 _log = structlog.get_logger("decisec.reporter")
@@ -90,7 +90,8 @@ class NatsDesk:
         """Write one report. TransientError while NATS is away."""
         match report:
             case VmStatus():
-                await self._statuses.put(vm_key(report.customer_id, report.vm_id), report)
+                key = status_key(report.host_id, report.customer_id, report.vm_id)
+                await self._statuses.put(key, report)
             case Operation():
                 await self._operations.put(str(report.operation_id), report)
             case _:

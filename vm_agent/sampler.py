@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from uuid import UUID
 
 import structlog
@@ -47,6 +48,7 @@ class Sampler:
         offer: Takes an encoded frame; must not block.
         telemetry: Counts ticks.
         spawn: Starts a named task in the agent's group.
+        at_once: Within its block all interfaces are read in one go.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Sampler:
         offer: Callable[[Outgoing], None],
         telemetry: Telemetry,
         spawn: Spawn,
+        at_once: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         self._clock = clock
         self._boottime_ns = boottime_ns
@@ -66,6 +69,7 @@ class Sampler:
         self._checkpoint = checkpoint
         self._offer = offer
         self._telemetry = telemetry
+        self._at_once = at_once
         self._refreshing = Refreshing(clock, consoles, telemetry, spawn)
         # Several incarnations of one VM wait in line: a frame holds a VM at most once.
         self._meters: dict[UUID, deque[VmMeter]] = {}
@@ -120,15 +124,16 @@ class Sampler:
         rows: list[tuple[UUID, Row]] = []
         over: list[UUID] = []
         held = 0
-        for vm_id, queue in self._meters.items():
-            meter = queue[0]
-            last = meter.ready_for_last
-            rows.append((vm_id, meter.row(now_ns)))
-            if meter.held:
-                held += meter.held
-                meter.held = 0
-            if last:
-                over.append(vm_id)
+        with self._at_once():
+            for vm_id, queue in self._meters.items():
+                meter = queue[0]
+                last = meter.ready_for_last
+                rows.append((vm_id, meter.row(now_ns)))
+                if meter.held:
+                    held += meter.held
+                    meter.held = 0
+                if last:
+                    over.append(vm_id)
         for vm_id in over:
             queue = self._meters[vm_id]
             queue.popleft()

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from runtime.settings import CommonSettings
 from schemas.hosts import Resources
 from schemas.ids import HostId, ImageName, PoolId, RegionId
 from schemas.units import MIB
+from vm_agent.network.settings import NetworkSettings
 
 _BLOCK_BYTES = 512
 """Unit of `st_blocks`, see inode(7)."""
@@ -22,8 +22,8 @@ _LABELS = r"^([a-z][a-z0-9_-]{0,62}=[A-Za-z0-9._-]{0,63}(,(?!$)|$))*$(?!\n)"
 _Amount = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 
 
-class AgentSettings(CommonSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Settings of the agent. An amount of 0 means: find out from the machine.
+class AgentSettings(NetworkSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Settings of the agent, besides those of the network. An amount of 0: as the machine has it.
 
     Attributes:
         host_id: This host's name in subjects; stays the same over restarts.

@@ -23,6 +23,7 @@ from schemas.events import VmEvent
 from schemas.ids import CommandId, CustomerId, VmId
 from schemas.vms import Counters, ExitReason, SnapshotInfo, Timestamp, VmSpec, VmState
 from vm_agent.drivers.abc import Nic, Vmm
+from vm_agent.network.lease import Lease
 
 DONE_KEPT = 16
 """Results kept per VM: more than one VM's commands that can be waiting for an ack."""
@@ -89,6 +90,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
         spec: As it was asked for, with the size of the disk that the VM really has.
         vmm: The running VMM's handle; None when there is none.
         uid: User that the VM's VMMs run as, as long as the VM is here.
+        lease: Slot and addresses, as long as the VM is here; None where VMs are not connected.
+        quarantined: The operator wants it cut off from the network.
         nic: The running incarnation's interface; removed idempotently if found without VMM.
         snapshots: What is told of the VM's snapshots, oldest first.
         snapshot_base: Snapshot that a diff snapshot of the running incarnation would be a diff to.
@@ -111,6 +114,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     simulated: bool = False
     uid: int | None = None
     vmm: Vmm | None = None
+    lease: Lease | None = None
+    quarantined: bool = False
     nic: Nic | None = None
     start: Start | None = None
     final_counters: Counters | None = None

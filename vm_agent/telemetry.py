@@ -62,6 +62,29 @@ class Telemetry:
         self.audit_lost = instruments.create_counter(
             "decisec_agent_audit_entries_lost", description="Audit entries given up"
         )
+        self.network_comparison = instruments.create_histogram(
+            "decisec_agent_network_comparison",
+            unit="s",
+            description="Comparing links, routes and rules with what they should be",
+        )
+        self.network_comparisons_failed = instruments.create_counter(
+            "decisec_agent_network_comparisons_failed",
+            description="Comparisons that the kernel refused",
+        )
+        self.network_repairs = instruments.create_counter(
+            "decisec_agent_network_repairs", description="What was put right, by kind"
+        )
+        self.network_dropped = instruments.create_counter(
+            "decisec_agent_network_dropped", description="Packets dropped, by reason"
+        )
+        self.network_abuse = instruments.create_counter(
+            "decisec_agent_network_abuse_suspected",
+            description="Times that so much of a VM was dropped that its owner was told",
+        )
+        self.network_taps_lost = instruments.create_counter(
+            "decisec_agent_network_taps_lost",
+            description="Taps of running VMs that somebody took away",
+        )
         self.heartbeats_failed = instruments.create_counter(
             "decisec_agent_heartbeats_failed", description="Heartbeats that could not be written"
         )

@@ -49,6 +49,7 @@ def _network(vm: VmView) -> dict[str, str]:
     """Where it can be reached, and what its host keeps from it and from others."""
     rows = {
         "addresses": ", ".join(vm.addresses),
+        "network": "cut off by the operator" if vm.quarantined else "",
         "dropped": ", ".join(f"{reason} {count}" for reason, count in sorted(vm.dropped.items())),
     }
     return {name: value for name, value in rows.items() if value}

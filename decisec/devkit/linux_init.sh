@@ -6,6 +6,8 @@
 #   blkw=KiB    write so much to the disk, past the page cache
 #   blkr=KiB    read so much from the disk, likewise
 #   tx=N        send N Ethernet frames of 1000 bytes
+#   net=1       connect: take the address that the network offers, and say it as ADDRESS
+#   ping=A      with net=1: ping an address, and say how it went as PING
 #
 # At the end it says what its own kernel has counted, to be compared with what is billed.
 
@@ -23,7 +25,16 @@ done
 exec 3</dev/input/event0
 
 echo "CPUS $(nproc)"
-if [ -e /sys/class/net/eth0 ]; then
+if [ -e /sys/class/net/eth0 ] && [ "${net:-0}" -gt 0 ]; then
+	ip link set eth0 up
+	until address=$(ip -6 address show dev eth0 scope global | grep -v tentative | grep -o 'inet6 [^/]*'); do
+		sleep 0.1
+	done
+	echo "ADDRESS ${address#inet6 } MTU $(cat /proc/sys/net/ipv6/conf/eth0/mtu)"
+	if [ -n "${ping:-}" ]; then
+		if ping -6 -q -c 3 -i 0.2 -W 2 "$ping" >/dev/null; then echo "PING yes"; else echo "PING no"; fi
+	fi
+elif [ -e /sys/class/net/eth0 ]; then
 	# IPv6 and ARP would send at moments of their own; so that eth0 sends what it is told to.
 	echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
 	ip link set eth0 up

@@ -42,7 +42,7 @@ CHANNELS: tuple[Channel, ...] = (
     _bucket("customers", "{customer}", Customer),
     _bucket("price_plans", "{plan}", PricePlan, currency="EUR"),
     _bucket("vm_specs", "{customer}.{vm}", VmRecord),
-    _bucket("vm_status", "{customer}.{vm}", VmStatus, state="running", incarnation=1),
+    _bucket("vm_status", "{host}.{customer}.{vm}", VmStatus, state="running", incarnation=1),
     _bucket("hosts", "{host}", HostInfo),
     _bucket("host_orders", "{host}", HostOrders, draining=True, reason="new disks"),
     _bucket("lost_hosts", "{host}", HostLoss, reason="burnt"),

@@ -22,7 +22,8 @@ from litestar.params import QueryParameter
 
 from gateway.bodies import StrictRequest
 from gateway.calendars import UnknownZoneError, midnight, zone_of
-from gateway.routes.common import answer, instant, query_id, service, who, wrong
+from gateway.routes.common import answer, instant, query_id, who, wrong
+from gateway.usage_reports import UsageReportService
 from gateway.usage_windows import UsageWindowService, WindowsWanted, as_csv
 from runtime.clock import utc_now
 from schemas.usage import UsageReport
@@ -102,7 +103,8 @@ async def get_usage(
     zone = _zone(tz or "UTC")
     begin, until = _between(start, end, zone, dates=bool(tz))
     if not (window or tz or by or answer_format or limit or cursor or tabular):
-        return answer(await service(request).usage(who(request), begin, until, wanted))
+        reports: UsageReportService = request.app.state.usage_reports
+        return answer(await reports.report(who(request), begin, until, wanted))
     if begin < _EARLIEST or until > _LATEST:
         raise wrong("start" if begin < _EARLIEST else "end", "lies too far away")
     unit, group, label = _groups(by or [], window)

@@ -14,7 +14,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -359,10 +359,20 @@ class Siege:
 
 
 @asynccontextmanager
-async def siege(folder: Path, lab: Lab, driver: str, *, seed: int) -> AsyncIterator[Siege]:
-    """A siege of a fresh agent; whatever happens, nothing of it is left."""
+async def siege(
+    folder: Path, lab: Lab, driver: str, *, seed: int, network: Mapping[str, str] | None = None
+) -> AsyncIterator[Siege]:
+    """A siege of a fresh agent; whatever happens, nothing of it is left.
+
+    Args:
+        folder: Of the test.
+        lab: Guest and hypervisors.
+        driver: One of them.
+        seed: Of what is left to chance.
+        network: Settings with which it connects its VMs.
+    """
     lab.require(driver)
-    settings = {"driver": driver, "disk_mib": "20000"}
+    settings = {"driver": driver, "disk_mib": "20000", **(network or {})}
     if driver == "firecracker" and lab.firecracker is not None:
         settings["firecracker"] = str(lab.firecracker)
     notes = {

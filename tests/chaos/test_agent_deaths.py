@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.siege import siege
+from tests.support.connected_agent import lack, surroundings
 from tests.support.hypervisors import Lab, open_lab
 
 pytestmark = [pytest.mark.chaos, pytest.mark.hypervisor, pytest.mark.timeout(300)]
@@ -45,3 +46,29 @@ async def test_an_agent_may_die_whenever_it_will(tmp_path: Path, lab: Lab, drive
     if driver != "simulator":
         assert made.toll.bytes_exact > 0
         assert made.toll.cpu_exact == 1
+
+
+@pytest.mark.skipif(lack() is not None, reason=lack() or "nothing is missing")
+async def test_an_agent_that_connects_vms_may_die_whenever_it_will(
+    tmp_path: Path, lab: Lab
+) -> None:
+    """Each VM that runs is connected and has its rules, and nothing else is left of any."""
+    async with (
+        surroundings() as around,
+        siege(tmp_path, lab, "firecracker", seed=7, network=around.settings) as made,
+    ):
+        await made.settle_in(writers=1)
+        steps = [step for step in await made.list_steps() if about_the_network(step)]
+        assert steps, "the network is changed in no step that has a name"
+        for step in steps[::4]:
+            await made.die(step)
+        for _ in range(2):
+            await made.die(None)
+        await made.conclude()
+    assert not made.toll.problems, "\n".join(made.toll.problems)
+    assert made.toll.bytes_exact > 0
+
+
+def about_the_network(step: str) -> bool:
+    """Whether a step makes or removes something of a VM's connection."""
+    return step.startswith(("netlink", "fcntl.ioctl")) or "/run/netns" in step

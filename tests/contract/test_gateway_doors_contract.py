@@ -21,7 +21,8 @@ from tests.support.tokens import bearer
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}|host-[a-z2-7]{24}")
+"""Of VMs and what belongs to them, and each customer's own name of a host."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _VMS = "/v1/vms"
 LAST_YEAR = {"start": "2025-01-01T00:00:00Z", "end": "2026-01-01T00:00:00Z"}
@@ -143,7 +144,7 @@ class Recorder:
             case list():
                 return [self._plain(one) for one in value]
             case str():
-                named = _UUID.sub(
+                named = _ID.sub(
                     lambda found: self._ids.setdefault(found[0], f"id-{len(self._ids)}"), value
                 )
                 return _TIME.sub("time", named)

@@ -21,8 +21,9 @@ from tests.support.wires import (
     udp_socket_in,
 )
 from vm_agent import namespace, network
-from vm_agent.network.fabric import Fabric, Repairs
+from vm_agent.network.fabric import Fabric
 from vm_agent.network.layout import Owner
+from vm_agent.network.mending import Repairs
 from vm_agent.network.taps import NetworkError
 
 pytestmark = pytest.mark.skipif(
@@ -49,7 +50,7 @@ def standing_rules(rig: FabricRig) -> NotedRules:
 async def arrives(rig: FabricRig, guest: Guest) -> bytes:
     """What the world gets of a datagram that a guest sends there."""
     port = 4000
-    inbox = await namespace.in_own_thread(lambda: udp_socket_in(rig.outside, str(WORLD), port))
+    inbox = await namespace.in_own_thread(lambda: udp_socket_in(rig.world, str(WORLD), port))
     try:
         guest.send(guest.udp(WORLD, port, b"hello"))
         async with asyncio.timeout(2):
@@ -60,7 +61,7 @@ async def arrives(rig: FabricRig, guest: Guest) -> bytes:
 
 async def comes_back(rig: FabricRig, guest: Guest) -> bytes:
     """The frame that a guest gets of a datagram from the world."""
-    outbox = await namespace.in_own_thread(lambda: udp_socket_in(rig.outside, str(WORLD), 4001))
+    outbox = await namespace.in_own_thread(lambda: udp_socket_in(rig.world, str(WORLD), 4001))
     address = str(guest.vm.addresses[0].network_address)
     try:
         outbox.sendto(b"hi there", (address, 4001))
@@ -77,9 +78,9 @@ async def test_a_vm_talks_to_the_world_and_the_world_to_it(rig: FabricRig) -> No
     assert frame[:6].hex(":") == guest.vm.mac
     assert frame.endswith(b"hi there")
     sent = len(guest.udp(WORLD, 4000, b"hello"))
-    assert rig.fabric.read(guest.vm) == (guest.received_bytes, sent)
+    assert rig.fabric.read(guest.vm.index) == (guest.received_bytes, sent)
     with rig.fabric.at_once():
-        assert rig.fabric.read(guest.vm) == (guest.received_bytes, sent)
+        assert rig.fabric.read(guest.vm.index) == (guest.received_bytes, sent)
 
 
 async def test_vms_reach_each_other_by_way_of_the_host(rig: FabricRig) -> None:
@@ -102,9 +103,7 @@ async def test_a_whole_network_and_ipv4_lead_to_their_vm(rig: FabricRig) -> None
     routes = await rig.inside("ip", "route", "get", "203.0.113.5")
     assert f"dev {guest.vm.tap}" in routes
     assert await arrives(rig, guest) == b"hello"
-    outbox = await namespace.in_own_thread(
-        lambda: udp_socket_in(rig.outside, str(WORLD_IPV4), 4001)
-    )
+    outbox = await namespace.in_own_thread(lambda: udp_socket_in(rig.world, str(WORLD_IPV4), 4001))
     outbox.sendto(b"over IPv4", ("203.0.113.5", 4001))
     outbox.close()
     frame = await guest.frame()
@@ -115,7 +114,7 @@ async def test_a_whole_network_and_ipv4_lead_to_their_vm(rig: FabricRig) -> None
 
 async def test_an_address_that_nobody_has_is_unreachable(rig: FabricRig) -> None:
     """It does not go back out by the default route; and the host says so itself."""
-    asker = await namespace.in_own_thread(lambda: udp_socket_in(rig.outside, str(WORLD), 4001))
+    asker = await namespace.in_own_thread(lambda: udp_socket_in(rig.world, str(WORLD), 4001))
     try:
         asker.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
         asker.connect((str(PREFIX[0x99999]), 4001))
@@ -147,7 +146,7 @@ async def test_what_goes_leaves_nothing(rig: FabricRig) -> None:
     """Rules first; together where many go; and again is no mistake."""
     guests = [await rig.guest() for _ in range(5)]
     assert await rig.fabric.taps() == {guest.vm.tap: guest.owner for guest in guests}
-    counters = [rig.fabric.read(guest.vm) for guest in guests]
+    counters = [rig.fabric.read(guest.vm.index) for guest in guests]
     assert counters == [(0, 0)] * 5
     for _ in range(2):
         await asyncio.gather(*(rig.fabric.detach(g.vm.tap, g.owner) for g in guests))
@@ -186,7 +185,7 @@ async def test_the_next_agent_finds_everything_as_it_was(rig: FabricRig) -> None
     assert await fabric.reconcile() == Repairs({})
     assert (await fabric.taps()).keys() == {guest.vm.tap for guest in guests}
     sent = len(guests[0].udp(WORLD, 4000, b"hello"))
-    assert fabric.read(guests[0].vm) == (0, sent)
+    assert fabric.read(guests[0].vm.index) == (0, sent)
 
 
 @pytest.mark.parametrize(
@@ -249,10 +248,10 @@ async def test_a_tap_that_somebody_takes_away_is_told_and_billed_to_the_end(rig:
     frame = guest.udp(WORLD, 4000, b"hello")
     guest.send(frame)
     await rig.inside("ip", "link", "del", guest.vm.tap)
-    assert rig.fabric.read(guest.vm) == (0, len(frame))
+    assert rig.fabric.read(guest.vm.index) == (0, len(frame))
     with rig.fabric.at_once():
-        assert rig.fabric.read(guest.vm) == (0, len(frame))
-        assert rig.fabric.read(other.vm) == (0, 0)
+        assert rig.fabric.read(guest.vm.index) == (0, len(frame))
+        assert rig.fabric.read(other.vm.index) == (0, 0)
     repairs = await rig.fabric.reconcile()
     assert repairs.lost == {guest.vm.tap}
     assert await arrives(rig, other) == b"hello"

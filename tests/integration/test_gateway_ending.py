@@ -32,7 +32,7 @@ from tests.support.gateway import (
     until,
 )
 from tests.support.nats import bus_with_streams
-from tests.support.tokens import bearer
+from tests.support.tokens import bearer, sighted
 
 
 async def test_a_host_that_is_not_heard_of_gets_no_vm(tmp_path: Path) -> None:
@@ -43,7 +43,7 @@ async def test_a_host_that_is_not_heard_of_gets_no_vm(tmp_path: Path) -> None:
         await ahead.beat(heartbeat_at=utc_now() + timedelta(hours=1))
         async with (
             running_gateway(server) as (_, _, url),
-            httpx.AsyncClient(base_url=url, headers=bearer(), timeout=30) as api,
+            httpx.AsyncClient(base_url=url, headers=sighted(), timeout=30) as api,
         ):
             made = await api.post("/v1/vms", json=TINY)
             assert made.json()["vm"]["host_id"] == "ahead"

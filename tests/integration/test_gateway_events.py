@@ -20,7 +20,7 @@ from schemas.event_lists import EventPlace, EventsFound, EventsReply, decode_eve
 from schemas.events import VmEvent, VmPaused, decode_vm_event
 from schemas.ids import new_id
 from schemas.subjects import VM_EVENTS, events_query, vm_event
-from tests.support.events import SSE, created, publish, reading
+from tests.support.events import SSE, created, publish, published, reading
 from tests.support.gateway import GatewayProcess, Stack, running_gateway, shared_stack, stack, until
 from tests.support.nats import bus_with_streams
 from tests.support.tokens import bearer
@@ -169,7 +169,7 @@ async def test_another_gateway_goes_on_where_one_was_killed(
                         group.create_task(_slowly(bus, events), name="publish")
                     for _ in range(50):
                         event = await reader.next()
-                        found.append(decode_vm_event(event.data))
+                        found.append(published(decode_vm_event(event.data)))
                         place = event.place
                     await process.kill()
     assert found == events

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -13,16 +14,20 @@ from typing import Any
 import httpx
 import pytest
 
+from decisec.devkit.tokens import mint
+from decisec.sdk import AsyncClient, NotFoundError, RateLimitedError
 from gateway.sharing import Sharing
 from runtime.buckets import Bucket
 from runtime.bus import Bus
 from runtime.clock import utc_now
+from schemas.api import CreateVmRequest
 from schemas.hosts import Customer, decode_customer
 from schemas.ids import new_id
 from schemas.limits import ApiRates, Rate
 from schemas.subjects import CUSTOMERS, vm_request
 from tests.support.gateway import Stack, made, running_gateway, stack, until
 from tests.support.nats import NatsServer, nats_server
+from tests.support.tokens import KEY as TOKEN_KEY
 from tests.support.tokens import bearer
 
 RATE = Rate(per_s=100, burst=200)
@@ -230,6 +235,39 @@ async def test_a_customer_over_its_rate_is_told_when_to_come_again(tmp_path: Pat
             assert answer.status_code == 200
             assert answer.headers["RateLimit-Limit"] == "1000"
             assert answer.headers["RateLimit-Remaining"] == "999"
+
+
+async def test_the_sdk_comes_again_when_it_is_told_to(tmp_path: Path) -> None:
+    """Each create is done once, though some are refused at first; who asks once only is told."""
+    async with stack(tmp_path) as running:
+        await rated(running, "sdk", mutations=Rate(per_s=2, burst=2))
+        token = mint(TOKEN_KEY, "sdk")
+        async with (
+            running.client(headers=bearer("sdk")) as api,
+            AsyncClient(running.url, token) as patient,
+            AsyncClient(running.url, token, attempts=1) as hasty,
+        ):
+            await until(lambda: known_rate(api))
+            asked = [patient.create_vm(CreateVmRequest(image="tiny")) for _ in range(4)]
+            made_vms = {found.vm.vm_id for found in await asyncio.gather(*asked)}
+            assert {vm.vm_id async for vm in patient.list_vms()} == made_vms
+            assert len(made_vms) == 4
+            with pytest.raises(RateLimitedError) as refused:
+                await delete_nothing(hasty, 100)
+            assert refused.value.retry_after_s == 1
+
+
+async def delete_nothing(client: AsyncClient, times: int) -> None:
+    """Mutations that change nothing."""
+    for _ in range(times):
+        with contextlib.suppress(NotFoundError):
+            await client.delete_vm(new_id())
+
+
+async def known_rate(api: httpx.AsyncClient) -> bool:
+    """Whether the gateway knows of the customer's rate of mutations yet."""
+    answer = await api.delete(f"/v1/vms/{new_id()}")
+    return answer.headers["RateLimit-Limit"] == "2"
 
 
 async def first_answer(api: httpx.AsyncClient, limit: str) -> bool:

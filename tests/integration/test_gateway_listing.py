@@ -29,7 +29,7 @@ from tests.support.gateway import (
     until,
 )
 from tests.support.nats import bus_with_streams
-from tests.support.tokens import bearer
+from tests.support.tokens import bearer, sighted
 
 shared_loop = pytest.mark.asyncio(loop_scope="module")
 
@@ -141,7 +141,7 @@ async def test_a_create_that_went_on_elsewhere_is_one_operation(tmp_path: Path) 
             ]
             async with (
                 running_gateway(server) as (_, _, url),
-                httpx.AsyncClient(base_url=url, headers=bearer(), timeout=30) as api,
+                httpx.AsyncClient(base_url=url, headers=sighted(), timeout=30) as api,
             ):
                 created = await api.post("/v1/vms", json=TINY, headers=WAIT)
                 assert created.json()["vm"]["host_id"] == "h2"

@@ -24,7 +24,7 @@ from schemas.subjects import PLACE_EXPLAIN, VM_SPECS
 from schemas.vms import PlacementWishes, VmSpec, decode_vm_record
 from tests.support.gateway import ROOM, TINY, WAIT, ScriptedAgent, made, running_gateway, until
 from tests.support.nats import NatsServer, bus_with_streams
-from tests.support.tokens import bearer
+from tests.support.tokens import bearer, sighted
 
 LONG = {"Prefer": "wait=50"}
 
@@ -74,12 +74,12 @@ async def at_work(agents: list[ScriptedAgent], **heartbeats: dict[str, Any]) -> 
 async def apis(
     server: NatsServer, count: int, customer: str = "acme", **options: Any
 ) -> AsyncIterator[list[httpx.AsyncClient]]:
-    """Clients of so many gateways."""
+    """Clients of so many gateways, which see the names of hosts."""
     async with AsyncExitStack() as open_ones:
         found = []
         for _ in range(count):
             _, _, url = await open_ones.enter_async_context(running_gateway(server, **options))
-            client = httpx.AsyncClient(base_url=url, timeout=60, headers=bearer(customer))
+            client = httpx.AsyncClient(base_url=url, timeout=60, headers=sighted(customer))
             found.append(await open_ones.enter_async_context(client))
         yield found
 

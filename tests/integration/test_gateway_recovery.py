@@ -22,12 +22,12 @@ from runtime.clock import utc_now
 from schemas.errors import ErrorCode
 from schemas.hosts import Operation, OperationStatus
 from schemas.ids import new_id
-from schemas.subjects import VM_SPECS, vm_key
+from schemas.subjects import VM_SPECS, status_key, vm_key
 from schemas.vms import VmRecord, VmSpec, VmState, VmStatus, decode_vm_record
 from tests.support.gateway import ScriptedAgent, refusing, running_gateway, stack, until
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.ports import free_port
-from tests.support.tokens import KEY, bearer
+from tests.support.tokens import KEY, bearer, sighted
 
 WAIT = {"Prefer": "wait=20"}
 TINY = {"image": "tiny"}
@@ -64,7 +64,7 @@ async def test_a_refused_create_is_placed_on_another_host(tmp_path: Path) -> Non
         found["h1"].script = refusing(ErrorCode.NO_CAPACITY, "create")
         async with (
             running_gateway(server) as (_, _, url),
-            httpx.AsyncClient(base_url=url, headers=bearer(), timeout=30) as api,
+            httpx.AsyncClient(base_url=url, headers=sighted(), timeout=30) as api,
         ):
             for boot, verb, state in ((False, "create", "created"), (True, "boot", "running")):
                 response = await api.post("/v1/vms", json={**TINY, "boot": boot}, headers=WAIT)
@@ -137,7 +137,7 @@ async def test_a_deletion_while_the_gateway_was_away_is_caught_up(tmp_path: Path
             state=VmState.DELETED,
             updated_at=utc_now(),
         )
-        await agent.statuses.put(vm_key("acme", vm_id), status)
+        await agent.statuses.put(status_key(status.host_id, "acme", vm_id), status)
 
         async def buried() -> bool:
             entry = await records.get(vm_key("acme", vm_id))
@@ -189,7 +189,7 @@ async def test_a_creation_is_picked_up_by_the_next_gateway(tmp_path: Path) -> No
         bare = await leave("h2", False)
         async with (
             running_gateway(server) as (_, _, url),
-            httpx.AsyncClient(base_url=url, headers=bearer(), timeout=30) as api,
+            httpx.AsyncClient(base_url=url, headers=sighted(), timeout=30) as api,
         ):
             for vm_id in (unpublished, refused):
                 path = f"/v1/vms/{vm_id}"

@@ -18,7 +18,7 @@ from schemas.events import VmEvent, VmPaused
 from schemas.ids import new_id
 from schemas.subjects import VM_SPECS, vm_key
 from schemas.vms import decode_vm_record
-from tests.support.events import created, publish, reading
+from tests.support.events import created, publish, published, reading
 from tests.support.frames import record
 from tests.support.gateway import GatewayProcess, Stack, stack, until
 from tests.support.nats import bus_with_streams
@@ -59,7 +59,7 @@ async def test_events_go_on_over_gateways_that_are_killed(tmp_path: Path, kind: 
         async def read_async() -> None:
             async with AsyncClient(process.url, token) as client:
                 async for one in client.events(after=place, patience_s=60):
-                    found.append(one.event)
+                    found.append(published(one.event))
                     begun.set()
                     if len(found) == len(events):
                         return
@@ -67,7 +67,7 @@ async def test_events_go_on_over_gateways_that_are_killed(tmp_path: Path, kind: 
         def read_sync() -> None:
             with Client(process.url, token) as client:
                 for one in islice(client.events(after=place, patience_s=60), len(events)):
-                    found.append(one.event)
+                    found.append(published(one.event))
                     loop.call_soon_threadsafe(begun.set)
 
         loop = asyncio.get_running_loop()
@@ -100,15 +100,15 @@ async def test_a_list_is_followed_without_a_hole(running: Stack) -> None:
         place = reader.parser.place
         await publish(running.bus, *events)
         stream = client.events(after=place)
-        assert [(await anext(stream)).event for _ in range(3)] == events
+        assert [published((await anext(stream)).event) for _ in range(3)] == events
         await stream.aclose()
         narrowed = client.events(after=place, vm_ids=[vm_id], types=["vm_paused"])
-        assert (await anext(narrowed)).event == events[2]
+        assert published((await anext(narrowed)).event) == events[2]
         await narrowed.aclose()
 
     def again() -> list[VmEvent]:
         with Client(running.url, token) as blocking:
-            return [one.event for one in islice(blocking.events(after=place), 3)]
+            return [published(one.event) for one in islice(blocking.events(after=place), 3)]
 
     assert await asyncio.to_thread(again) == events
 

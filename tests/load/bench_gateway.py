@@ -34,7 +34,7 @@ from runtime.streams import apply, declared
 from runtime.telemetry import configure_logging
 from schemas.hosts import HostInfo, Resources, decode_host_info
 from schemas.ids import new_id
-from schemas.subjects import HOSTS, VM_COMMANDS, VM_SPECS, VM_STATUS, vm_key
+from schemas.subjects import HOSTS, VM_COMMANDS, VM_SPECS, VM_STATUS, status_key, vm_key
 from schemas.vms import (
     VmRecord,
     VmSpec,
@@ -121,7 +121,7 @@ class Fleet:
                 incarnation=1, updated_at=utc_now(),
             )  # fmt: skip
             await specs.put(vm_key(customer, vm_id), record)
-            await statuses.put(vm_key(customer, vm_id), status)
+            await statuses.put(status_key("h1", customer, vm_id), status)
             self.vms.append((customer, str(vm_id)))
 
         for begin in range(0, count, 100):

@@ -28,8 +28,8 @@ from schemas.subjects import (
     OPERATIONS,
     VM_EVENTS,
     VM_STATUS,
+    status_key,
     vm_command,
-    vm_key,
 )
 from schemas.vms import VmSpec, VmStatus, decode_vm_status
 from tests.support.hypervisors import Lab
@@ -134,7 +134,7 @@ class Client:
 
     async def status(self, vm_id: UUID, customer: str = CUSTOMER) -> VmStatus | None:
         """What `vm_status` says."""
-        entry = await self._statuses.get(vm_key(customer, vm_id))
+        entry = await self._statuses.get(status_key(HOST, customer, vm_id))
         return entry.value if entry else None
 
     async def host(self, *, other_than: UUID | None = None) -> HostInfo:

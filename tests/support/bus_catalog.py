@@ -171,7 +171,7 @@ BUCKETS = {
 
 KEYS = {
     "vm_specs": (f"acme.{VM}", f"globex.{VM}"),
-    "vm_status": (f"acme.{VM}", f"globex.{VM}"),
+    "vm_status": (f"h1.acme.{VM}", f"h2.acme.{VM}"),
     "hosts": ("h1", "h2"),
     "host_orders": ("h1", "h2"),
     "lost_hosts": ("h1", "h2"),

@@ -95,7 +95,7 @@ def vm(slot: int, customer: str, tenant: int, **more: object) -> Attachment:
         vm_id=new_id(),
         customer_id=customer,
         tenant=tenant,
-        mac=f"06:00:00:00:{slot >> 8:02x}:{slot & 255:02x}",
+        mac=bytes([6, 0, *slot.to_bytes(4, "big")]).hex(":"),
         addresses=(IPv6Network((int(IPv6Address("2001:db8:1::")) + 0x1000 + slot, 128)),),
     )
     return replace(made, **more)  # type: ignore[arg-type] # whatever an attachment has

@@ -29,8 +29,8 @@ from schemas.subjects import (
     VM_COMMANDS,
     VM_SPECS,
     VM_STATUS,
+    status_key,
     vm_commands_of,
-    vm_key,
 )
 from schemas.vms import SnapshotInfo, VmState, VmStatus, decode_vm_record, decode_vm_status
 from tests.support.nats import NatsServer, bus_with_streams
@@ -143,7 +143,7 @@ class ScriptedAgent:
 
     async def tell(self, command: Command, state: VmState | None) -> VmState:
         """Write a VM's status; it stays in its state without a new one."""
-        key = vm_key(command.customer_id, command.vm_id)
+        key = status_key(self.host_id, command.customer_id, command.vm_id)
         before = await self.statuses.get(key)
         if state is None:
             assert before is not None

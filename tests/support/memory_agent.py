@@ -32,6 +32,7 @@ from tests.support.memory_kernel import MemoryKernel
 from vm_agent.admission import Admission
 from vm_agent.adoption import Adoption
 from vm_agent.checkpoint import Checkpoint
+from vm_agent.connecting import Connecting
 from vm_agent.consoles import Consoles
 from vm_agent.fleet import Fleet
 from vm_agent.framing import FrameBuilder
@@ -161,7 +162,10 @@ class Run:
         )
         self.admission = Admission(CAPACITY)
         places = Places(host, consoles)
-        incarnations = Incarnations(host, places, self.fleet, self.sampler, self.tasks.spawn)
+        self.connecting = Connecting(host)
+        incarnations = Incarnations(
+            host, places, self.fleet, self.sampler, self.tasks.spawn, self.connecting
+        )
         self.adoption = Adoption(
             host, self.fleet, places, incarnations, self.admission, self.sampler,
             self.checkpoint.values,
@@ -171,8 +175,9 @@ class Run:
         )
         self.refusals = Refusals("h1", self._write, telemetry)
         lifecycle = Lifecycle(
-            host, self.fleet, places, incarnations, self.admission, self.snapshots
-        )
+            host, self.fleet, places, incarnations, self.admission, self.snapshots,
+            self.connecting,
+        )  # fmt: skip
         self.intake = Intake(
             "h1", self.inbox, lifecycle, desk, self.fleet.reporter, self.refusals, telemetry,
             self.tasks.spawn,
@@ -180,7 +185,9 @@ class Run:
 
     async def start(self) -> None:
         """Adopt what is there and begin to take commands."""
-        await self.adoption.run(self.store.load())
+        records = self.store.load()
+        await self.connecting.open(records)
+        await self.adoption.run(records)
         await self.snapshots.adopt()
         self.tasks.spawn(self.intake.run(asyncio.Event()), "intake")
 

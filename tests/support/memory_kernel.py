@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from uuid import UUID
 
+from schemas.networking import Networking
 from vm_agent.cgroups import Group, Limits
 from vm_agent.drivers.abc import DeviceCounters, Nic, Vmm, VmmState
 from vm_agent.metering import Sources
+from vm_agent.network.attachment import Attachment
+from vm_agent.network.lease import Lease
+from vm_agent.network.leases import Leases
+from vm_agent.network.mending import Repairs
 from vm_agent.ports import Reading
 from vm_agent.process import ExitStatus
 
@@ -57,6 +64,9 @@ class MemoryKernel:
         self.boot = "boot-1"
         self.machines: dict[int, Machine] = {}
         self.nics: set[str] = set()
+        self.leases: Leases | None = None
+        self.attached: dict[str, Attachment] = {}
+        self.dropped: dict[str, dict[str, int]] = {}
         self.groups = MemoryGroups()
 
     def living(self, vm_id: UUID | None = None) -> list[Machine]:
@@ -111,23 +121,87 @@ class MemoryKernel:
         """None: there are interfaces."""
         return None
 
-    def nic_of(self, vm_id: UUID, incarnation: int) -> Nic | None:
-        """An interface's names."""
-        return Nic(netns=f"decisec-{vm_id.hex}-{incarnation}", tap="tap0", mac="06:00:00:00:00:01")
+    missing = ""
 
-    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> Nic | None:
+    @property
+    def connects(self) -> bool:
+        """Whether there is a fabric."""
+        return self.leases is not None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What addresses are from."""
+        return self.leases.ranges.names() if self.leases is not None else ()
+
+    async def open(self, vms: Iterable[Attachment]) -> None:
+        """Only what stands already is taken over."""
+        there = {vm.tap: vm for vm in vms}
+        self.attached = {tap: vm for tap, vm in self.attached.items() if there.get(tap) == vm}
+
+    async def lease(self, vm_id: UUID, customer_id: str, wish: Networking) -> Lease | None:
+        """A VM's addresses."""
+        if self.leases is None:
+            return None
+        return await self.leases.take(vm_id, customer_id, wish)
+
+    def restore(self, vm_id: UUID, customer_id: str, lease: Lease) -> None:
+        """Hold what a VM has."""
+        if self.leases is not None:
+            self.leases.restore(vm_id, customer_id, lease)
+
+    def release(self, vm_id: UUID) -> None:
+        """Give back what a VM has."""
+        if self.leases is not None:
+            self.leases.release(vm_id)
+
+    def nic_of(self, vm_id: UUID, incarnation: int, lease: Lease | None) -> Nic | None:
+        """An interface's names."""
+        return Nic(
+            netns=f"decisec-{vm_id.hex}-{incarnation}",
+            tap="tap0",
+            mac=lease.mac if lease is not None else "06:00:00:00:00:01",
+            fabric=lease.tap if lease is not None else "",
+        )
+
+    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> None:
         """Make an interface."""
         del owner
         await asyncio.sleep(0)
-        nic = self.nic_of(vm_id, incarnation)
+        nic = self.nic_of(vm_id, incarnation, None)
         if nic is not None:
             self.nics.add(nic.netns)
-        return nic
+
+    async def attach(self, nic: Nic, vm: Attachment) -> None:
+        """Connect an interface."""
+        assert nic.netns in self.nics
+        await asyncio.sleep(0)
+        self.attached[vm.tap] = vm
+        await asyncio.sleep(0)
+
+    async def change(self, vm: Attachment) -> None:
+        """Let other rules hold."""
+        await asyncio.sleep(0)
+        if vm.tap in self.attached:
+            self.attached[vm.tap] = vm
 
     async def destroy(self, nic: Nic) -> None:
         """Remove an interface."""
         await asyncio.sleep(0)
+        self.attached.pop(nic.fabric, None)
+        await asyncio.sleep(0)
         self.nics.discard(nic.netns)
+
+    def at_once(self) -> AbstractContextManager[None]:
+        """All is at hand anyway."""
+        return nullcontext()
+
+    async def reconcile(self) -> Repairs:
+        """Everything is as it should be, or a test will find out."""
+        return Repairs({})
+
+    async def drops(self) -> Mapping[str, Mapping[str, int]]:
+        """What a test says."""
+        return self.dropped
 
 
 class MemoryGroups:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from uuid import UUID
 
 from runtime.clock import utc_now
 from runtime.errors import TransientError
@@ -27,7 +28,9 @@ class MemoryOrders:
         self.away = False
         self._orders: dict[str, HostOrders] = {}
 
-    def give(self, *, draining: bool, reason: str = "") -> HostOrders:
+    def give(
+        self, *, draining: bool, reason: str = "", quarantined: tuple[UUID, ...] = ()
+    ) -> HostOrders:
         """Order something."""
         order = HostOrders(
             host_id="h1",
@@ -35,6 +38,7 @@ class MemoryOrders:
             reason=reason,
             requested_by="test",
             ordered_at=utc_now(),
+            quarantined=quarantined,
         )
         self._orders["h1"] = order
         return order
@@ -47,6 +51,11 @@ class MemoryOrders:
     def values(self) -> Mapping[str, HostOrders]:
         """`OrderBook`."""
         return self._orders if self.heard.is_set() else {}
+
+    @property
+    def is_synced(self) -> bool:
+        """`OrderBook`."""
+        return self.heard.is_set()
 
     async def synced(self) -> None:
         """`OrderBook`."""

@@ -3,7 +3,7 @@
 Nothing in the agent knows of this. The interpreter tells an audit hook of every file that is made
 or removed, every program that is started, every socket that is connected (PEP 578), just before it
 happens; these are the steps at which the agent can be killed. Their names are made of the event
-and of what it is about, with ids left out.
+and of what it is about, with ids left out. So are questions to netlink that change something.
 
 Environment:
     DECISEC_TEST_WISH: A file. SIGUSR1 makes the agent read it: `<step>#<n>` lets it die at the n-th
@@ -21,6 +21,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _ALWAYS = frozenset(
@@ -31,6 +32,9 @@ _ALWAYS = frozenset(
 )  # fmt: skip
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|decisec-[0-9a-f]{8}\b|\d{3,}")
+_CHANGERS = ("/network/changes.py", "/network/fabric.py")
+"""Where netlink is asked to change something; it is read elsewhere, ten times a second."""
+
 _KEEPS_TIME = ("/checkpoint/", "/spool/")
 
 
@@ -82,6 +86,8 @@ class Death:
                 return None
             if not path.startswith((self._data_dir, "/sys/fs/cgroup", "/run/netns")):
                 return None
+        elif event == "socket.sendto":
+            return _change_of_network(arguments[1])
         elif event not in _ALWAYS:
             return None
         words = [self._short(word) for word in arguments if isinstance(word, (str, bytes, Path))]
@@ -100,6 +106,19 @@ class Death:
     def _short(self, word: str | bytes | Path) -> str:
         text = os.fsdecode(word).replace(self._data_dir, "~").replace("/sys/fs/cgroup", "cgroup")
         return _IDS.sub("_", text)
+
+
+def _change_of_network(address: object) -> str | None:
+    """What is about to be asked of the kernel by netlink, by who asks and about what."""
+    if not isinstance(address, tuple) or not all(isinstance(part, int) for part in address):
+        return None
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and not frame.f_code.co_filename.endswith(_CHANGERS):
+        frame = frame.f_back
+    if frame is None:
+        return None
+    about = type(frame.f_locals["item"]).__name__ if "item" in frame.f_locals else ""
+    return f"netlink {frame.f_code.co_name} {about}".rstrip()
 
 
 def main() -> int:

@@ -43,6 +43,10 @@ class ServiceProcess:
     async def __aexit__(self, *_: object) -> None:
         await self.kill()
 
+    def set(self, variable: str, value: str) -> None:
+        """Give the next start another variable."""
+        self._env[variable] = value
+
     async def start(self) -> None:
         """Start the process; returns before it is ready."""
         self.log_path.parent.mkdir(parents=True, exist_ok=True)

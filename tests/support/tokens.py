@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from decisec.devkit.tokens import ADMIN, AUDIENCE, ISSUER, mint
+from decisec.devkit.tokens import ADMIN, ALL_SCOPES, AUDIENCE, ISSUER, mint
 
 KEY = b"test-key-" + b"k" * 32
 OTHER_KEY = b"other-key-" + b"o" * 32
@@ -19,6 +19,11 @@ OTHER_KEY = b"other-key-" + b"o" * 32
 def bearer(customer: str = "acme", **options: Any) -> dict[str, str]:
     """Headers with a good token."""
     return {"Authorization": f"Bearer {mint(KEY, customer, **options)}"}
+
+
+def sighted(customer: str = "acme", **options: Any) -> dict[str, str]:
+    """Headers with a customer's token that also sees the names of hosts."""
+    return bearer(customer, scopes=(*ALL_SCOPES, ADMIN), **options)
 
 
 def operator(subject: str = "ops", customer: str | None = None, **options: Any) -> dict[str, str]:

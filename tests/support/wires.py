@@ -7,10 +7,11 @@ import fcntl
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from pathlib import Path
 
 from pyroute2 import IPRoute
 
@@ -19,14 +20,18 @@ from vm_agent import namespace, network
 from vm_agent.drivers.abc import Nic
 from vm_agent.network.attachment import GATEWAY_MAC, Attachment
 from vm_agent.network.fabric import Fabric, Rules
+from vm_agent.network.filtering import FilterRules
 from vm_agent.network.layout import Layout, Owner
-from vm_agent.network.leases import Ranges, mac_of
+from vm_agent.network.lease import mac_of
+from vm_agent.network.leases import Ranges
 from vm_agent.network.taps import NetworkError
 
 PREFIX = IPv6Network("2001:db8:1::/56")
 IPV4 = IPv4Network("203.0.113.0/28")
 WORLD = IPv6Address("2001:db8:ffff::1")
 WORLD_IPV4 = IPv4Address("198.51.100.1")
+HOST = IPv6Address("2001:db8:ffff::100")
+_NODAD = 2
 _HEADER_BYTES = 10
 """virtio-net's, before every frame."""
 
@@ -45,10 +50,17 @@ class NotedRules:
         self.told: list[tuple[str, str]] = []
         self.standing: dict[str, Attachment] = {}
         self.refuses: set[str] = set()
+        self.protected: tuple[IPv6Network | IPv4Network, ...] | None = None
         self.dropped: dict[str, dict[str, int]] = {}
 
-    async def install(self, vms: Iterable[Attachment]) -> bool:
+    async def install(
+        self, vms: Iterable[Attachment], protected: Iterable[IPv6Network | IPv4Network] = ()
+    ) -> bool:
         """`Rules`."""
+        wanted = tuple(protected)
+        if self.protected == wanted:
+            return False
+        self.protected = wanted
         self.standing = {vm.tap: vm for vm in vms}
         self._tell("install", "")
         return True
@@ -107,10 +119,30 @@ class Guest:
         """Send an Ethernet frame."""
         os.write(self.tap, bytes(_HEADER_BYTES) + frame)
 
-    async def frame(self, within_s: float = 2.0) -> bytes:
-        """The next frame that comes to it alone; TimeoutError.
+    def solicitation(self, hops: int = 255) -> bytes:
+        """A frame that asks for a router, as a guest that has its link-local address does."""
+        source, to = self.vm.link_local, IPv6Address("ff02::2")
+        body = struct.pack("!BBHI", 133, 0, 0, 0)
+        pseudo = source.packed + to.packed + struct.pack("!II", len(body), 58)
+        body = body[:2] + struct.pack("!H", checksum(pseudo + body)) + body[4:]
+        ip = struct.pack("!IHBB", 6 << 28, len(body), 58, hops) + source.packed + to.packed
+        return bytes.fromhex(f"333300000002{self.vm.mac.replace(':', '')}86dd") + ip + body
 
-        What the host's own stack says on the link, a filter keeps from guests.
+    async def advertised(self, within_s: float = 2.0) -> bytes:
+        """The router advertisement that comes to it, from its type on; TimeoutError."""
+        while True:
+            frame = await self.frame(within_s, multicast=True)
+            if frame[54] == 134:
+                assert frame[:6] == bytes.fromhex("333300000001")
+                assert (frame[21], frame[22:38]) == (255, IPv6Address("fe80::1").packed)
+                return frame[54:]
+
+    async def frame(self, within_s: float = 2.0, *, multicast: bool = False) -> bytes:
+        """The next frame that comes to it; TimeoutError.
+
+        Args:
+            within_s: How long to wait.
+            multicast: Also what is for everybody: without a filter the host's own stack talks.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(within_s):
@@ -123,7 +155,7 @@ class Guest:
                     loop.remove_reader(self.tap)
                 frame = os.read(self.tap, 65_536)[_HEADER_BYTES:]
                 self.received_bytes += len(frame)
-                if frame[:2] != b"\x33\x33":
+                if multicast or frame[:2] != b"\x33\x33":
                     return frame
 
     def udp(self, to: IPv6Address, port: int, data: bytes) -> bytes:
@@ -162,6 +194,7 @@ class FabricRig:
     fabric: Fabric
     rules: Rules
     outside: str
+    world: str
     guests: list[Guest] = field(default_factory=list)
     slots: int = 0
 
@@ -194,29 +227,36 @@ class FabricRig:
         """What a command prints that runs in the fabric."""
         return await run_in(self.layout.netns, *command)
 
+    async def beyond(self, *command: str) -> str:
+        """The same in the world."""
+        return await run_in(self.world, *command)
+
     async def outer(self, *command: str) -> str:
         """The same where the uplink leads."""
         return await run_in(self.outside, *command)
 
-    async def again(self, rules: Rules | None = None) -> Fabric:
+    async def again(self) -> Fabric:
         """Let the agent start anew: another `Fabric` over what stands."""
         attached = tuple(self.fabric.attached.values())
         await self.fabric.close()
-        if rules is not None:
-            self.rules = rules
+        if isinstance(self.rules, FilterRules):
+            self.rules = FilterRules(self.layout)
         self.fabric = Fabric(self.layout, self.rules, self.outside)
         await self.fabric.open(attached)
         return self.fabric
 
 
 @asynccontextmanager
-async def fabric_rig(rules: Rules | None = None, mtu: int = 1500) -> AsyncIterator[FabricRig]:
+async def fabric_rig(
+    make_rules: Callable[[Layout], Rules] | None = None, mtu: int = 1500
+) -> AsyncIterator[FabricRig]:
     """A fabric with a world outside that answers at `WORLD`; nothing of it is left."""
-    outside = f"dct-{new_id().hex[-8:]}"
+    outside, world = (f"dct-{new_id().hex[-8:]}-{what}" for what in ("host", "world"))
     layout = Layout(identity=IDENTITY, ranges=Ranges(PREFIX, (IPV4,)), mtu=mtu)
-    await namespace.in_own_thread(lambda: _make_world(outside))
-    rules = rules or NotedRules()
-    rig = FabricRig(Fabric(layout, rules, outside), rules, outside)
+    await namespace.in_own_thread(lambda: make_host(outside))
+    await namespace.in_own_thread(lambda: make_world(world, outside))
+    rules = make_rules(layout) if make_rules else NotedRules()
+    rig = FabricRig(Fabric(layout, rules, outside), rules, outside, world)
     try:
         await rig.fabric.open()
         yield rig
@@ -225,7 +265,7 @@ async def fabric_rig(rules: Rules | None = None, mtu: int = 1500) -> AsyncIterat
         for guest in rig.guests:
             os.close(guest.tap)
             await network.destroy(guest.nic)
-        for name in (layout.netns, outside):
+        for name in (layout.netns, outside, world):
             namespace.remove(name)
 
 
@@ -256,10 +296,40 @@ def _open(nic: Nic) -> int:
     return tap
 
 
-def _make_world(name: str) -> None:
+def make_host(name: str) -> None:
+    """A host that routes, and has a service of its own."""
     namespace.make(name)
+    for setting in ("ipv6/conf/all/forwarding", "ipv4/ip_forward"):
+        Path("/proc/sys/net", setting).write_text("1")
     with IPRoute() as route:
         index = socket.if_nametoindex("lo")
         route.link("set", index=index, state="up")
-        route.addr("add", index=index, address=str(WORLD), prefixlen=128)
-        route.addr("add", index=index, address=str(WORLD_IPV4), prefixlen=32)
+        route.addr("add", index=index, address=str(HOST), prefixlen=128)
+
+
+def make_world(name: str, host: str) -> None:
+    """Somebody out there, one hop behind the host."""
+    namespace.make(name)
+    with IPRoute() as route, (namespace.NETNS_DIR / host).open("rb") as other:
+        lo = socket.if_nametoindex("lo")
+        route.link("set", index=lo, state="up")
+        route.addr("add", index=lo, address=str(WORLD), prefixlen=128)
+        route.addr("add", index=lo, address=str(WORLD_IPV4), prefixlen=32)
+        route.link(
+            "add", ifname="host", kind="veth",
+            peer={"ifname": "world", "net_ns_fd": other.fileno()},
+        )  # fmt: skip
+        index = socket.if_nametoindex("host")
+        route.addr("add", index=index, address="fe80::2", prefixlen=64, flags=_NODAD)
+        route.link("set", index=index, state="up")
+        hop = {"family": socket.AF_INET6, "addr": "fe80::1"}
+        route.route("add", dst="::/0", family=socket.AF_INET6, gateway="fe80::1", oif=index)
+        route.route("add", dst="0.0.0.0/0", family=socket.AF_INET, via=hop, oif=index)
+    namespace.enter(host)
+    with IPRoute() as route:
+        index = socket.if_nametoindex("world")
+        route.addr("add", index=index, address="fe80::1", prefixlen=64, flags=_NODAD)
+        route.link("set", index=index, state="up")
+        hop = {"family": socket.AF_INET6, "addr": "fe80::2"}
+        route.route("add", dst=f"{WORLD}/128", gateway="fe80::2", oif=index)
+        route.route("add", dst=f"{WORLD_IPV4}/32", family=socket.AF_INET, via=hop, oif=index)

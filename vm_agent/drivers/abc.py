@@ -37,13 +37,15 @@ class Nic:
 
     Attributes:
         netns: Name below `/run/netns`.
-        tap: Interface name in that namespace.
+        tap: Interface name in that namespace, where the VMM opens it.
         mac: The guest's MAC address.
+        fabric: Its name in the fabric, where it goes then; empty if it stays where it is.
     """
 
     netns: str
     tap: str
     mac: str
+    fabric: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -76,7 +76,7 @@ class Attachment:
     @property
     def tap(self) -> str:
         """The interface's name in the fabric."""
-        return f"vm{self.slot:08x}"
+        return tap_of(self.slot)
 
     @property
     def index(self) -> int:
@@ -85,7 +85,7 @@ class Attachment:
         The kernel would give a freed one out again at once, and whoever still asks for the bytes of
         one VM would be told those of another.
         """
-        return _FIRST_INDEX + self.slot % (2**31 - _FIRST_INDEX)
+        return index_of(self.tap)
 
     @property
     def link_local(self) -> IPv6Address:
@@ -97,3 +97,13 @@ def interface_id(mac: str) -> IPv6Address:
     """The lower half of the addresses that a guest makes of its MAC (RFC 4291, appendix A)."""
     octets = [int(part, 16) for part in mac.split(":")]
     return IPv6Address(bytes([*(0,) * 8, octets[0] ^ 2, *octets[1:3], 0xFF, 0xFE, *octets[3:]]))
+
+
+def tap_of(slot: int) -> str:
+    """The name in the fabric of a slot's interface."""
+    return f"vm{slot:08x}"
+
+
+def index_of(tap: str) -> int:
+    """The index in the fabric of an interface of this name."""
+    return _FIRST_INDEX + int(tap.removeprefix("vm"), 16) % (2**31 - _FIRST_INDEX)

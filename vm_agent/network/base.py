@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import suppress
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 
 import structlog
@@ -11,7 +12,7 @@ from pyroute2 import IPRoute
 
 from vm_agent import namespace
 from vm_agent.network.changes import put
-from vm_agent.network.items import Item, read_all
+from vm_agent.network.items import Address, Item, read_all
 from vm_agent.network.layout import UPLINK, Layout
 from vm_agent.network.netlink import Netlink
 from vm_agent.network.resident import Resident
@@ -91,6 +92,18 @@ def mend(route: IPRoute, wanted: set[Item]) -> dict[str, int]:
         kind = type(item).__name__.lower()
         kinds[kind] = kinds.get(kind, 0) + 1
     return kinds
+
+
+def addresses() -> list[IPv6Network | IPv4Network]:
+    """Every address that is the host's own, for a thread that is where it has them."""
+    netlink = Netlink()
+    try:
+        items = read_all(netlink).items
+    finally:
+        netlink.close()
+    found = sorted({one.address.partition("/")[0] for one in items if isinstance(one, Address)})
+    # Link-local ones are out of reach, and anybody's.
+    return [ip_network(one) for one in found if not ip_address(one).is_link_local]
 
 
 def _there(name: str) -> bool:

@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Protocol
 
 import structlog
@@ -22,10 +22,12 @@ from pyroute2.netlink.exceptions import NetlinkError
 from vm_agent import namespace
 from vm_agent.drivers.abc import Nic
 from vm_agent.network import base
+from vm_agent.network.advertising import Advertiser
 from vm_agent.network.attachment import Attachment
-from vm_agent.network.changes import delete_links, put, take
-from vm_agent.network.items import Item, Link, Route, Standing, read_all, read_links
+from vm_agent.network.changes import delete_links, put
+from vm_agent.network.items import Link, read_links
 from vm_agent.network.layout import Layout, Owner, owner_in
+from vm_agent.network.mending import Repairs, in_order, repair
 from vm_agent.network.netlink import Netlink, attribute
 from vm_agent.network.readings import Readings
 from vm_agent.network.resident import Resident, refused
@@ -43,8 +45,13 @@ _IFLA_NET_NS_FD, _IFLA_NEW_IFINDEX = 28, 49
 class Rules(Protocol):
     """The packet filter of the fabric. All verbs may be repeated; errors are `NetworkError`."""
 
-    async def install(self, vms: Iterable[Attachment]) -> bool:
-        """Put the base rules in force, and those of these VMs. Whether they were not."""
+    async def install(
+        self, vms: Iterable[Attachment], protected: Iterable[IPv6Network | IPv4Network] = ()
+    ) -> bool:
+        """Put the base rules in force, and those of these VMs. Whether they were not.
+
+        Nothing of `protected` is reached by way of the uplink.
+        """
 
     async def add(self, vm: Attachment) -> None:
         """Put a VM's rules in force; its tap is there, and closed."""
@@ -65,19 +72,6 @@ class Rules(Protocol):
         """Let go; what is in force stays."""
 
 
-@dataclass(frozen=True, slots=True)
-class Repairs:
-    """What a comparison has put right.
-
-    Attributes:
-        kinds: How many of each kind: `link`, `address`, `neighbour`, `route`, `rules`, `orphan`.
-        lost: Taps that are gone and cannot be brought back while their VMM runs.
-    """
-
-    kinds: Mapping[str, int]
-    lost: frozenset[str] = frozenset()
-
-
 class Fabric:
     """One agent's fabric.
 
@@ -85,20 +79,32 @@ class Fabric:
         layout: What it is made of.
         rules: Its packet filter.
         outside: The namespace that the uplink leads to; empty for the agent's own.
+        protected: What VMs must not reach through the uplink, besides the addresses out there.
+        name_servers: What guests are told to ask for names.
     """
 
-    def __init__(self, layout: Layout, rules: Rules, outside: str = "") -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        rules: Rules,
+        outside: str = "",
+        protected: Iterable[IPv6Network | IPv4Network] = (),
+        name_servers: Iterable[IPv6Address] = (),
+    ) -> None:
         self.layout = layout
         self._rules = rules
         self._inside = Resident(layout.netns, make=True)
         self._outside = Resident(outside)
-        self._outside_name = outside
+        self._protected = tuple(protected)
         self._turnstile = Turnstile()
         self._ruling = asyncio.Lock()
         self._deleting = asyncio.Lock()
         self._leaving: dict[str, asyncio.Future[Exception | None]] = {}
         self._attached: dict[str, Attachment] = {}
         self._readings: Readings | None = None
+        self._ruling_here = False
+        self._by_index: dict[int, Attachment] = {}
+        self._advertiser = Advertiser(self._by_index.get, layout.mtu, name_servers)
 
     @property
     def attached(self) -> Mapping[str, Attachment]:
@@ -106,7 +112,7 @@ class Fabric:
         return self._attached
 
     async def open(self, vms: Iterable[Attachment] = ()) -> None:
-        """Make what is missing of the fabric, with these VMs that have a tap in it already.
+        """Make what is missing of the fabric, with those of these VMs that have a tap in it.
 
         What else is in it of this agent's is removed by the first `reconcile`.
 
@@ -116,14 +122,29 @@ class Fabric:
         try:
             await self._inside.run(lambda route: base.settle(route, self.layout))
             await base.lay_uplink(self.layout, self._inside, self._outside)
-            self._readings = await self._inside.run(lambda _: Readings())
+            await self._recognise(vms)
+            await self._inside.run(lambda _: self._advertiser.open())
         except (OSError, NetlinkError) as error:
             raise NetworkError(f"cannot make the fabric: {refused(error)}") from error
-        self._attached = {vm.tap: vm for vm in vms}
-        await self._rules.install(self._attached.values())
+        self._ruling_here = True
+        await self._install()
+        self._advertiser.listen()
+
+    async def look(self, vms: Iterable[Attachment]) -> None:
+        """Take over VMs in a fabric that takes no new ones: it is counted what they use.
+
+        Raises:
+            NetworkError: There is no fabric.
+        """
+        try:
+            await self._inside.run(lambda _: None)
+            await self._recognise(vms)
+        except (OSError, NetlinkError) as error:
+            raise NetworkError(f"cannot look into the fabric: {refused(error)}") from error
 
     async def close(self) -> None:
-        """Let go of it; everything stands and works on."""
+        """Let go of it; everything stands and works on. May be called twice."""
+        self._advertiser.close()
         await self._rules.close()
         if self._readings is not None:
             self._readings.close()
@@ -145,7 +166,7 @@ class Fabric:
                 await namespace.in_own_thread(lambda: self._move(nic, vm))
                 async with self._ruling:
                     await self._rules.add(vm)
-                    self._attached[vm.tap] = vm
+                    self._note(vm)
                 await self._inside.run(lambda route: self._connect(route, vm))
             except (OSError, NetlinkError) as error:
                 raise NetworkError(f"cannot connect {vm.tap}: {refused(error)}") from error
@@ -161,7 +182,7 @@ class Fabric:
                 return
             async with self._ruling:
                 await self._rules.change(vm)
-                self._attached[vm.tap] = vm
+                self._note(vm)
 
     async def detach(self, tap: str, owner: Owner) -> None:
         """Remove a VM's tap with all that is about it; those that go at one time go together.
@@ -179,8 +200,8 @@ class Fabric:
                 vm = self._attached.get(tap)
                 if vm is not None and vm.incarnation != owner.incarnation:
                     return
-                self._attached.pop(tap, None)
-                await self._rules.remove(tap)
+                self._forget(tap)
+                await self._unrule(tap)
             if link is not None:
                 await self._delete(tap)
             if vm is not None and self._readings is not None:
@@ -192,18 +213,21 @@ class Fabric:
         Raises:
             NetworkError: The kernel refuses.
         """
+        self._advertiser.refresh(self._attached.values(), asyncio.get_running_loop().time())
         async with self._turnstile.alone():
             vms = tuple(self._attached.values())
+            # The host's own addresses may have changed.
+            renewed = await self._install()
             ruled = await self._rules.reconcile(vms)
             try:
-                repairs = await self._inside.run(lambda route: self._repair(route, vms))
+                repairs = await self._inside.run(lambda route: repair(route, self.layout, vms))
                 outer = await self._outside.run(
                     lambda route: base.mend(route, self.layout.outside())
                 )
             except (OSError, NetlinkError) as error:
                 raise NetworkError(f"cannot repair the fabric: {refused(error)}") from error
         kinds = dict(repairs.kinds)
-        for kind, count in (*outer.items(), ("rules", len(ruled))):
+        for kind, count in (*outer.items(), ("rules", len(ruled) + renewed)):
             kinds[kind] = kinds.get(kind, 0) + count
         return Repairs({kind: n for kind, n in kinds.items() if n}, repairs.lost)
 
@@ -222,9 +246,9 @@ class Fabric:
         async with self._turnstile.together():
             return await self._rules.drops()
 
-    def read(self, vm: Attachment) -> tuple[int, int] | None:
-        """Bytes that the guest has received and sent; None if its tap is not here."""
-        return self._readings.read(vm.index) if self._readings is not None else None
+    def read(self, index: int) -> tuple[int, int] | None:
+        """Bytes that the guest of a tap has received and sent; None if it is not here."""
+        return self._readings.read(index) if self._readings is not None else None
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -234,6 +258,30 @@ class Fabric:
             return
         with self._readings.at_once():
             yield
+
+    def _note(self, vm: Attachment) -> None:
+        self._attached[vm.tap] = self._by_index[vm.index] = vm
+
+    def _forget(self, tap: str) -> None:
+        vm = self._attached.pop(tap, None)
+        if vm is not None:
+            del self._by_index[vm.index]
+
+    async def _recognise(self, vms: Iterable[Attachment]) -> None:
+        if self._readings is None:
+            self._readings = await self._inside.run(lambda _: Readings())
+        there = await self.taps()
+        identity = self.layout.identity
+        for vm in vms:
+            if there.get(vm.tap) == Owner(identity, vm.vm_id, vm.incarnation):
+                self._note(vm)
+
+    async def _install(self) -> bool:
+        try:
+            own = await self._outside.run(lambda _: base.addresses())
+        except (OSError, NetlinkError) as error:
+            raise NetworkError(f"cannot look around the host: {refused(error)}") from error
+        return await self._rules.install(self._attached.values(), (*self._protected, *own))
 
     def _move(self, nic: Nic, vm: Attachment) -> None:
         """Give a tap its name in the fabric, in one step; it is closed then."""
@@ -261,8 +309,7 @@ class Fabric:
             os.close(fabric)
 
     def _connect(self, route: IPRoute, vm: Attachment) -> None:
-        put(route, self.layout.tap(vm))
-        for item in sorted(self.layout.behind(vm), key=_in_order):
+        for item in sorted((self.layout.tap(vm), *self.layout.behind(vm)), key=in_order):
             put(route, item)
 
     async def _clear_name(self, vm: Attachment) -> None:
@@ -274,9 +321,17 @@ class Fabric:
         if owner is None or (owner.identity, owner.vm_id) != (self.layout.identity, vm.vm_id):
             raise NetworkError(f"there is a foreign link {vm.tap} in {self.layout.netns}")
         async with self._ruling:
-            self._attached.pop(vm.tap, None)
+            self._forget(vm.tap)
             await self._rules.remove(vm.tap)
         await self._delete(vm.tap)
+
+    async def _unrule(self, tap: str) -> None:
+        try:
+            await self._rules.remove(tap)
+        except NetworkError:
+            # Where this agent keeps no rules there may be none; the link goes all the same.
+            if self._ruling_here:
+                raise
 
     async def _link(self, name: str) -> Link | None:
         try:
@@ -303,36 +358,6 @@ class Fabric:
         if (cause := done.result()) is not None:
             raise NetworkError(f"cannot remove {tap}: {cause}") from cause
 
-    def _repair(self, route: IPRoute, vms: tuple[Attachment, ...]) -> Repairs:
-        layout = self.layout
-        netlink = Netlink()
-        try:
-            standing = read_all(netlink)
-        finally:
-            netlink.close()
-        there = {link.name: link for link in standing.links.values()}
-        lost = frozenset(vm.tap for vm in vms if not _is_its(layout, vm, there.get(vm.tap)))
-        kept = [vm for vm in vms if vm.tap not in lost]
-        kinds: dict[str, int] = {}
-        links = [layout.tap(vm) for vm in kept]
-        wrong: list[Item] = [link for link in links if there[link.name] != link]
-        wanted = layout.inside().union(*map(layout.behind, kept))
-        missing = wanted - standing.items
-        for item in (*wrong, *sorted(missing, key=_in_order)):
-            put(route, item)
-            _count(kinds, item)
-        if wrong:
-            # A link that was closed has lost its routes, perhaps only after they were read.
-            for item in sorted(wanted, key=_in_order):
-                put(route, item)
-        for item in _unwanted(standing, wanted, {vm.tap for vm in kept}):
-            take(route, item)
-            _count(kinds, item)
-        orphans = _orphans(layout, standing, {vm.tap for vm in kept})
-        delete_links(route, orphans)
-        kinds["orphan"] = len(orphans)
-        return Repairs(kinds, lost)
-
 
 def _read_links() -> dict[int, Link]:
     netlink = Netlink()
@@ -340,38 +365,3 @@ def _read_links() -> dict[int, Link]:
         return read_links(netlink)
     finally:
         netlink.close()
-
-
-def _is_its(layout: Layout, vm: Attachment, link: Link | None) -> bool:
-    return link is not None and owner_in(link.alias) == Owner(
-        layout.identity, vm.vm_id, vm.incarnation
-    )
-
-
-def _unwanted(standing: Standing, wanted: set[Item], taps: set[str]) -> list[Item]:
-    """What only this agent puts in place, and nobody wants: our routes, neighbours on our taps."""
-    extra = standing.items - wanted
-    return [
-        item
-        for item in extra
-        if isinstance(item, Route) or (item[0] in taps and type(item).__name__ == "Neighbour")
-    ]
-
-
-def _orphans(layout: Layout, standing: Standing, taps: set[str]) -> list[str]:
-    found = []
-    for link in standing.links.values():
-        owner = owner_in(link.alias)
-        if owner is not None and owner.identity == layout.identity and link.name not in taps:
-            found.append(link.name)
-    return found
-
-
-def _in_order(item: Item) -> int:
-    """Links first, routes last: each needs those before."""
-    return ("Link", "Address", "Neighbour", "Route").index(type(item).__name__)
-
-
-def _count(kinds: dict[str, int], item: Item) -> None:
-    kind = type(item).__name__.lower()
-    kinds[kind] = kinds.get(kind, 0) + 1

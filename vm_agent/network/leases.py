@@ -14,18 +14,15 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from uuid import UUID
 
-import msgspec
-
 from schemas.errors import ErrorCode
 from schemas.networking import Networking
 from vm_agent.network.attachment import interface_id
+from vm_agent.network.lease import Lease, mac_of
 from vm_agent.network.numbers import Numbers
 from vm_agent.states import RefusedError
 
 SLOTS = 2**32 - 1
 _HALF = 64
-_MAC_START = (0x06, 0xDC)
-"""Locally administered, unicast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,35 +74,6 @@ class Ranges:
     def names(self) -> tuple[str, ...]:
         """For people."""
         return (str(self.prefix), *map(str, self.ipv4))
-
-
-class Lease(msgspec.Struct, frozen=True, kw_only=True):
-    """What a VM holds; see `vm_agent.network.attachment.Attachment`.
-
-    Attributes:
-        prefix: A /128 or a /64.
-        ipv4: Empty for none.
-    """
-
-    slot: int
-    tenant: int
-    prefix: str
-    ipv4: str = ""
-
-    @property
-    def mac(self) -> str:
-        """The guest's."""
-        return mac_of(self.slot)
-
-    @property
-    def addresses(self) -> tuple[str, ...]:
-        """For the owner: one address plainly, a network as such."""
-        return tuple(one for one in (self.prefix.removesuffix("/128"), self.ipv4) if one)
-
-
-def mac_of(slot: int) -> str:
-    """The MAC of a slot's guest."""
-    return ":".join(f"{byte:02x}" for byte in (*_MAC_START, *slot.to_bytes(4, "big")))
 
 
 class Leases:

@@ -38,10 +38,12 @@ class Message(NamedTuple):
 
     Attributes:
         kind: RTM_….
+        sequence: Of the question; 0 of a notification.
         body: The fixed part and the attributes after it.
     """
 
     kind: int
+    sequence: int
     body: memoryview
 
 
@@ -84,7 +86,9 @@ class Netlink:
             OSError: The kernel refuses; ENODEV if there is no such interface.
         """
         self._send(kind, _REQUEST, body)
-        return next(self._answers())
+        while True:
+            for message in self._answers():
+                return message
 
     def tell(self, kind: int, body: bytes) -> None:
         """Have something changed, and return when it is.
@@ -92,6 +96,7 @@ class Netlink:
         Raises:
             OSError: The kernel refuses.
         """
+        # One socket, one change: nothing but the kernel's yes or no comes.
         self._send(kind, _REQUEST | _ACK, body)
         for _ in self._answers():
             raise RuntimeError("the kernel answers a change with more than yes or no")
@@ -112,10 +117,12 @@ class Netlink:
     def _send(self, kind: int, flags: int, body: bytes) -> None:
         self._sequence = (self._sequence + 1) & 0xFFFFFFFF
         header = _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0)
-        self._socket.send(header + body)
+        self._socket.sendto(header + body, (0, 0))
 
     def _answers(self) -> Iterator[Message]:
         for message in _messages(self._socket.recv(_BUFFER_BYTES)):
+            if message.sequence != self._sequence:
+                continue  # of a question whose answers nobody read to the end
             if message.kind == _ERROR:
                 number = -_INT.unpack_from(message.body)[0]
                 if number:
@@ -153,6 +160,6 @@ def _messages(data: bytes) -> Iterator[Message]:
     view = memoryview(data)
     start, end = 0, len(data)
     while start + _HEADER.size <= end:
-        size, kind, _, _, _ = _HEADER.unpack_from(view, start)
-        yield Message(kind, view[start + _HEADER.size : start + size])
+        size, kind, _, sequence, _ = _HEADER.unpack_from(view, start)
+        yield Message(kind, sequence, view[start + _HEADER.size : start + size])
         start += (size + 3) & ~3

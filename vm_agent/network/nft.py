@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ T = TypeVar("T")
 
 LIBRARY = "libnftables.so.1"
 PACKAGE = "libnftables1"
+
+_SELECT_MOST = 1024
 
 # nftables/libnftables.h
 _OUTPUT_JSON = 1 << 4
@@ -41,14 +44,21 @@ class NftError(Exception):
 
 
 class NftMissingError(Exception):
-    """The library is not there. The message says what to install."""
+    """The library cannot be used. The message says what to do."""
 
 
 class NftSession:
-    """A context of the library; one thread may use it, and it stays in its first namespace."""
+    """A context of the library; one thread may use it, and it stays in its first namespace.
+
+    To be opened early: its descriptor has to be below 1024.
+
+    Raises:
+        NftMissingError: The library is not there, or too many files are open.
+    """
 
     def __init__(self) -> None:
         self._library = _load()
+        _check_descriptors()
         self._context: int | None = self._library.nft_ctx_new(0)
         if self._context is None:
             raise NftMissingError(f"{LIBRARY} gave no context")
@@ -159,6 +169,17 @@ def read_objects(output: bytes) -> list[dict[str, Any]]:
         if document:
             found += msgspec.json.decode(document)["nftables"]
     return [thing for thing in found if "metainfo" not in thing]
+
+
+def _check_descriptors() -> None:
+    """The library waits with select(2), and ends the process where that cannot be."""
+    descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.close(descriptor)
+    if descriptor >= _SELECT_MOST:
+        raise NftMissingError(
+            f"{descriptor} files are open, and {LIBRARY} needs a descriptor below {_SELECT_MOST}: "
+            "open the session before all others"
+        )
 
 
 def _load() -> ctypes.CDLL:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from vm_agent.network.netlink import (
     RTM_DELLINK,
@@ -54,12 +54,16 @@ class Readings:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Read all taps now, for everybody who asks within the block."""
-        self.listen()
-        self._table = {
-            int.from_bytes(message.body[4:8], "little"): _guests_view(message.body)
-            for message in self._ask.dump(RTM_GETSTATS, _QUESTION.pack(0, 0, 0, 0, _MASK))
-        }
+        """Read all taps now, for everybody who asks within the block.
+
+        Where that fails each is read by itself.
+        """
+        with suppress(OSError):
+            self.listen()
+            self._table = {
+                int.from_bytes(message.body[4:8], "little"): _guests_view(message.body)
+                for message in self._ask.dump(RTM_GETSTATS, _QUESTION.pack(0, 0, 0, 0, _MASK))
+            }
         try:
             yield
         finally:

@@ -52,7 +52,7 @@ class Resident:
             raise
 
     async def close(self) -> None:
-        """Close its socket and end the thread."""
+        """Close its socket and end the thread; may be called twice."""
         route, self._route = self._route, None
         if route is not None:
             loop = asyncio.get_running_loop()

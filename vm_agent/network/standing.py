@@ -17,7 +17,6 @@ _HOOKED = re.compile(r"\tchain (vm[0-9a-f]{8}) \{([^}]*)\}")
 
 ELEMENTS: tuple[tuple[Literal["netdev", "inet"], str, str], ...] = (
     ("netdev", "map", "vm"),
-    ("netdev", "set", "cut"),
     ("netdev", "set", "arp4"),
     ("netdev", "set", "source_arp"),
     ("inet", "set", "source6"),

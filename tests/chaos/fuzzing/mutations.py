@@ -289,7 +289,7 @@ class Mutator:
         former = self._former()
         try:
             old = json.loads(former.data) if former is not None else None
-        except ValueError:
+        except (ValueError, RecursionError):
             old = None
         if not isinstance(old, dict) or not isinstance(old.get("command_id"), str):
             return self._nobody()

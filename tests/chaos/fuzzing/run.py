@@ -19,15 +19,19 @@ from tests.chaos.fuzzing.reckoning import left_behind, misaudited, miscounted, m
 from tests.chaos.fuzzing.vitals import Counted, Vitals
 from tests.chaos.fuzzing.witnesses import Witnesses
 from tests.support.agents import AgentProcess, Client
-from tests.support.hypervisors import GUEST_ARGS, Lab
+from tests.support.hypervisors import GUEST_ARGS
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.ports import free_port
 from tests.support.raw_bus import raw_bus
 from vm_agent.images import ImageStore
 
 _PORTIONS = 20
+_FEW = 4
+_MANY_MESSAGES = 100_000
+"""From so many on there are more portions; the end of each waits for what witnesses do."""
+
 _EARLY = 2
-"""Portions before the agent is looked at for the first time."""
+"""Portions before the agent is looked at for the first time; it is warm by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Plan:
     """What is to be done.
 
     Attributes:
-        restarts: How often the agent ends and starts again before the first tenth is over.
+        restart: Whether the agent ends and starts again early on.
         witnesses: VMs that live all the time; another one is always passing by.
         rest_s: How long they rest between two commands at most.
     """
@@ -43,17 +47,25 @@ class Plan:
     driver: str
     messages: int
     seed: int
-    restarts: int = 2
+    restart: bool = True
+    firecracker: str = ""
     witnesses: int = 3
     rest_s: float = 0.5
 
 
 async def fuzz_agent(
-    folder: Path, lab: Lab, plan: Plan, say: Callable[[str], None] = lambda _: None
+    folder: Path, kernel: Path, plan: Plan, say: Callable[[str], None] = lambda _: None
 ) -> dict[str, Any]:
-    """Fuzz a fresh agent; what it came to. `problems` is empty if all is well."""
+    """Fuzz a fresh agent; what it came to. `problems` is empty if all is well.
+
+    Args:
+        folder: For all that it leaves.
+        kernel: What its VMs boot.
+        plan: What is to be done.
+        say: Told of progress.
+    """
     async with (
-        _stage(folder, lab, plan.driver) as (server, agent, port),
+        _stage(folder, kernel, plan) as (server, agent, port),
         _client(server) as client,
     ):
         return await _Run(plan, server, agent, client, port, say).run()
@@ -102,18 +114,19 @@ class _Run:
     async def _pour(self, raw: Any) -> tuple[Vitals, float]:
         early = Vitals.of(self._agent.pid)
         spent_s = 0.0
-        sizes = [self._plan.messages // _PORTIONS] * _PORTIONS
-        sizes[-1] += self._plan.messages % _PORTIONS
+        portions = _PORTIONS if self._plan.messages >= _MANY_MESSAGES else _FEW
+        sizes = [self._plan.messages // portions] * portions
+        sizes[-1] += self._plan.messages % portions
         for number, size in enumerate(sizes):
             began_s = time.monotonic()
             await self._fuzz.pour(raw, size)
             spent_s += time.monotonic() - began_s
-            if number < self._plan.restarts and number < _EARLY:
+            if number == 0 and self._plan.restart:
                 await self._restart()
             if number == _EARLY - 1:
                 early = Vitals.of(self._agent.pid)
             self._say(
-                f"{number + 1} of {_PORTIONS} portions, {sum(sizes[: number + 1]) / spent_s:.0f}"
+                f"{number + 1} of {portions} portions, {sum(sizes[: number + 1]) / spent_s:.0f}"
                 f" messages/s, {Vitals.of(self._agent.pid)}, {len(self._fuzz.problems)} problems"
             )
         return early, spent_s
@@ -173,13 +186,10 @@ def _plain(counts: Counter[tuple[str, str]]) -> dict[str, int]:
 
 @asynccontextmanager
 async def _stage(
-    folder: Path, lab: Lab, driver: str
+    folder: Path, kernel: Path, plan: Plan
 ) -> AsyncIterator[tuple[NatsServer, AgentProcess, int]]:
-    lab.require(driver)
     port = free_port()
-    settings = {"driver": driver, "disk_mib": "20000"}
-    if driver == "firecracker" and lab.firecracker is not None:
-        settings["firecracker"] = str(lab.firecracker)
+    settings = {"driver": plan.driver, "disk_mib": "20000", "firecracker": plan.firecracker}
     async with bus_with_streams(folder / "nats") as (server, _):
         agent = AgentProcess(
             folder / "agent",
@@ -188,7 +198,7 @@ async def _stage(
             env={"DECISEC_HTTP_PORT": str(port), "DECISEC_LOG_LEVEL": "warning"},
         )
         ImageStore(folder / "agent" / "images").add(
-            "tiny", lab.image.kernel, allowed_args=GUEST_ARGS, driver_args={"*": "console=ttyS0"}
+            "tiny", kernel, allowed_args=GUEST_ARGS, driver_args={"*": "console=ttyS0"}
         )
         try:
             await agent.start()

@@ -92,7 +92,7 @@ def parse(data: bytes) -> Any:
     except UnicodeDecodeError:
         text, exact = data.decode(errors="replace"), False
     try:
-        found = json.loads(text, parse_constant=_no_constant)
+        found = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_Object)
     except (ValueError, RecursionError) as error:
         raise MalformedError("no JSON") from error
     if not exact or _SURROGATE.search(data):
@@ -111,6 +111,8 @@ def check_command(message: Any) -> dict[str, Any]:
     kind = message.get("type")
     if not isinstance(kind, str) or kind not in KINDS:
         raise MalformedError("no kind of command")
+    if any(name == "type" and value != kind for name, value in getattr(message, "earlier", ())):
+        raise MalformedError("two kinds of command")
     fields = {**_COMMON, **_OWN.get(kind, {})}
     return {"type": kind, **_checked(message, fields)}
 
@@ -118,6 +120,14 @@ def check_command(message: Any) -> dict[str, Any]:
 def check_question(message: Any) -> dict[str, Any]:
     """The same of a question about a console."""
     return _checked(message, _QUESTION)
+
+
+class _Object(dict[str, Any]):
+    """What the last one of each name says; what the earlier ones say must be right, too."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
+        super().__init__(pairs)
+        self.earlier = [] if len(self) == len(pairs) else pairs
 
 
 def _no_constant(word: str) -> Any:
@@ -131,6 +141,9 @@ _REQUIRED = object()
 def _checked(message: Any, fields: Mapping[str, tuple[Any, Check]]) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise MalformedError("no object")
+    for name, value in getattr(message, "earlier", ()):
+        if name in fields:
+            fields[name][1](value)
     found = {}
     for name, (default, check) in fields.items():
         if name in message:

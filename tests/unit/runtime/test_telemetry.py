@@ -66,3 +66,16 @@ def test_a_span_goes_on_through_headers() -> None:
         assert receiver.get_span_context().trace_id == sender.get_span_context().trace_id
     with span("receive", parent={"traceparent": "garbage"}) as receiver:
         assert receiver.get_span_context().is_valid
+
+
+@pytest.mark.parametrize("trace", ["", "00-\x00-zz", "00-" + "f" * 3000, "ff--", "\ufffd"])
+def test_headers_of_strangers_are_neither_passed_on_nor_logged(
+    trace: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Baggage least of all: it is anything, of any length."""
+    headers = {"traceparent": trace, "tracestate": "=,;=" * 500, "baggage": "=,;=\ufffd" * 500}
+    with span("receive x", parent=headers):
+        sent = inject()
+    assert set(sent) <= {"traceparent", "tracestate"}
+    assert "=,;=" not in sent.get("tracestate", "")
+    assert caplog.messages == []

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -40,6 +41,8 @@ from schemas.vms import METERED_STATES, METERS, Counters, VmSpec
 from tests.support.memory_agent import CAPACITY, InlineExecutor, Mail, Run
 from tests.support.memory_host import MemoryDesk
 from tests.support.memory_kernel import MemoryKernel
+from vm_agent.network.leases import Leases, Ranges
+from vm_agent.network.numbers import Numbers
 
 SPEC = VmSpec(image="tiny", memory_mib=64, disk_mib=1)
 KINDS: tuple[Callable[..., Command], ...] = (
@@ -65,7 +68,11 @@ class CommandsMachine(RuleBasedStateMachine):
         self.seen_dying: set[int] = set()
         self.run = self.runner.run(self._new_run())
 
+    def _begin(self) -> None:
+        """What a fresh run finds, besides what outlives the one before."""
+
     async def _new_run(self) -> Run:
+        self._begin()
         run = Run(self.folder, self.kernel, self.desk)
         await run.start()
         await run.quiet()
@@ -282,3 +289,37 @@ CommandsMachine.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestCommands = CommandsMachine.TestCase
+
+
+class ConnectedCommandsMachine(CommandsMachine):
+    """The same on a host that connects its VMs."""
+
+    def _begin(self) -> None:
+        numbers = Numbers(self.folder / "numbers.json")
+        self.kernel.leases = Leases(Ranges(IPv6Network("2001:db8::/64")), numbers)
+
+    @invariant()
+    def who_runs_is_connected_and_nobody_else(self) -> None:
+        """By its own slot, and as its own incarnation."""
+        running = {
+            vm.record.lease.tap: (vm.vm_id, vm.record.incarnation)
+            for vm in self.run.fleet.vms
+            if vm.record.state in METERED_STATES and vm.record.lease is not None
+        }
+        attached = {tap: (a.vm_id, a.incarnation) for tap, a in self.kernel.attached.items()}
+        assert attached == running
+
+    @invariant()
+    def who_is_here_has_a_lease_and_nobody_else(self) -> None:
+        """The one in its record."""
+        assert self.kernel.leases is not None
+        kept = {
+            vm.vm_id: vm.record.lease for vm in self.run.fleet.vms if vm.record.state != "deleted"
+        }
+        assert dict(self.kernel.leases.held) == kept
+
+
+ConnectedCommandsMachine.TestCase.settings = settings(
+    CommandsMachine.TestCase.settings, max_examples=20
+)
+TestConnectedCommands = ConnectedCommandsMachine.TestCase

@@ -20,7 +20,8 @@ from schemas.ids import new_id
 from schemas.networking import Networking
 from tests.support.memory_agent import InlineExecutor
 from vm_agent.network.attachment import interface_id
-from vm_agent.network.leases import SLOTS, Lease, Leases, Ranges, mac_of
+from vm_agent.network.lease import Lease, mac_of
+from vm_agent.network.leases import SLOTS, Leases, Ranges
 from vm_agent.network.numbers import FIRST_TENANT, Numbers
 from vm_agent.states import RefusedError
 from vm_agent.store import write_durably

@@ -43,7 +43,9 @@ def fingerprint(text: str) -> str:
 
 def _rules(name: str, plan: FabricPlan) -> str:
     file = resources.files("vm_agent.network.rules") / f"{name}.nft"
-    return Template(file.read_text(encoding="utf-8")).substitute(uplink=plan.uplink)
+    return Template(file.read_text(encoding="utf-8")).substitute(
+        uplink=plan.uplink, quarantine=f"{Reason.QUARANTINE.mark:#x}"
+    )
 
 
 def _table(family: str, lines: list[str]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from vm_agent.network.attachment import Attachment, Port
-from vm_agent.network.reasons import FIRST_MARK
+from vm_agent.network.reasons import FIRST_MARK, Reason
 
 FLOWS = 8192
 """Answers that a closed VM can wait for at once, per kind; another VM's do not count."""
@@ -53,11 +53,19 @@ def entries(vm: Attachment) -> frozenset[Entry]:
     """
     _check(vm)
     tap = vm.tap
-    found = {
-        Entry(family="netdev", kind="chain", name=tap, body=_hook(tap)),
-        _element("netdev", "vm", tap, vm.mac, value=f"{vm.tenant:#x}"),
-        *(_element("inet", "reach", f"{t:#x}", tap) for t in {vm.tenant, *vm.peers}),
-    }
+    found = {Entry(family="netdev", kind="chain", name=tap, body=_hook(tap))}
+    if vm.quarantined:
+        mark = Reason.QUARANTINE.mark
+        found.add(_element("inet", "cut", tap))
+        found.add(_element("inet", "inward", tap, value="goto drop_quarantine_to"))
+    else:
+        mark = vm.tenant
+        found |= {_element("inet", "reach", f"{t:#x}", tap) for t in {vm.tenant, *vm.peers}}
+        if vm.open_inbound:
+            found.add(_element("inet", "inward", tap, value="goto open"))
+        else:
+            found |= _closed(vm)
+    found.add(_element("netdev", "vm", tap, vm.mac, value=f"{mark:#x}"))
     networks = [(int(n.network_address), n.prefixlen) for n in vm.addresses]
     for address, length in [(int(vm.link_local), 128), *networks]:
         text = _ipv6(address)
@@ -73,12 +81,6 @@ def entries(vm: Attachment) -> frozenset[Entry]:
         found.add(_element("inet", "source4", tap, str(vm.ipv4)))
         found.add(_element("netdev", "arp4", tap, str(vm.ipv4)))
         found.add(_element("netdev", "source_arp", tap, vm.mac))
-    if vm.quarantined:
-        found |= {_element("netdev", "cut", tap), _element("inet", "cut", tap)}
-    if vm.open_inbound:
-        found.add(_element("inet", "inward", tap, value="goto open"))
-    else:
-        found |= _closed(vm)
     return frozenset(found)
 
 

@@ -1,0 +1,91 @@
+"""An agent that connects its VMs, with the world it connects them to in namespaces of the test."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from ipaddress import IPv6Address
+
+from schemas.ids import new_id
+from tests.support.wires import PREFIX, WORLD, make_host, make_world
+from vm_agent import namespace, network
+from vm_agent.network.nft import NftMissingError, NftSession
+
+
+def lack() -> str | None:
+    """Why no VM can be connected here; None if they can."""
+    if reason := network.available():
+        return reason
+    try:
+        NftSession().close()
+    except NftMissingError as error:
+        return str(error)
+    return None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a fabric leads.
+
+    Attributes:
+        host: Namespace that the uplink leads to.
+        world: One behind it, where `WORLD` is.
+    """
+
+    host: str
+    world: str
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What an agent is to be told."""
+        return {"net_prefix": str(PREFIX), "net_outside": self.host}
+
+
+@asynccontextmanager
+async def surroundings() -> AsyncIterator[Surroundings]:
+    """A host's side and a world, gone afterwards."""
+    host, world = (f"dct-{new_id().hex[-8:]}-{what}" for what in ("host", "world"))
+    await namespace.in_own_thread(lambda: make_host(host))
+    await namespace.in_own_thread(lambda: make_world(world, host))
+    try:
+        yield Surroundings(host, world)
+    finally:
+        for name in (host, world):
+            namespace.remove(name)
+
+
+async def pings(netns: str, to: IPv6Address, source: IPv6Address = WORLD) -> bool:
+    """Whether an address answers a ping from a namespace within a second."""
+
+    def ask() -> bool:
+        namespace.enter(netns)
+        number = os.getpid() & 0xFFFF
+        with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6) as made:
+            made.bind((str(source), 0))
+            made.settimeout(1)
+            made.sendto(struct.pack("!BBHHH", 128, 0, 0, number, 1) + b"decisec", (str(to), 0))
+            try:
+                while True:
+                    answer, (address, *_) = made.recvfrom(2048)
+                    if answer[0] == 129 and IPv6Address(address.partition("%")[0]) == to:
+                        return True
+            except TimeoutError:
+                return False
+
+    return await namespace.in_own_thread(ask)
+
+
+async def answers_ping(netns: str, to: IPv6Address, within_s: float = 20.0) -> bool:
+    """The same, but a guest may take its time to come up."""
+    try:
+        async with asyncio.timeout(within_s):
+            while not await pings(netns, to):
+                pass
+    except TimeoutError:
+        return False
+    return True
