@@ -253,11 +253,11 @@ async def fabric_rig(
     """A fabric with a world outside that answers at `WORLD`; nothing of it is left."""
     outside, world = (f"dct-{new_id().hex[-8:]}-{what}" for what in ("host", "world"))
     layout = Layout(identity=IDENTITY, ranges=Ranges(PREFIX, (IPV4,)), mtu=mtu)
-    await namespace.in_own_thread(lambda: make_host(outside))
-    await namespace.in_own_thread(lambda: make_world(world, outside))
     rules = make_rules(layout) if make_rules else NotedRules()
     rig = FabricRig(Fabric(layout, rules, outside), rules, outside, world)
     try:
+        await namespace.in_own_thread(lambda: make_host(outside))
+        await namespace.in_own_thread(lambda: make_world(world, outside))
         await rig.fabric.open()
         yield rig
     finally:
