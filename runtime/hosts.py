@@ -29,8 +29,16 @@ from schemas.hosts import (
     decode_host_orders,
 )
 from schemas.ids import new_id
-from schemas.subjects import HOST_ORDERS, HOSTS, LOST_HOSTS, VM_STATUS, parse_status_key
-from schemas.vms import VmState, VmStatus, decode_vm_status
+from schemas.subjects import (
+    HOST_ORDERS,
+    HOSTS,
+    LOST_HOSTS,
+    VM_SPECS,
+    VM_STATUS,
+    parse_status_key,
+    vm_key,
+)
+from schemas.vms import VmState, VmStatus, decode_vm_record, decode_vm_status
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -129,6 +137,7 @@ class Hosts:
         self._heartbeats = Bucket(bus, HOSTS, decode_host_info)
         self._orders = Bucket(bus, HOST_ORDERS, decode_host_orders)
         self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
+        self._records = Bucket(bus, VM_SPECS, decode_vm_record)
         self._losses = Bucket(bus, LOST_HOSTS, decode_host_loss)
 
     async def all(self) -> list[HostView]:
@@ -169,29 +178,35 @@ class Hosts:
             The order that stands now, and whether it is a new one. To order again what stands
             changes nothing; an empty reason leaves the one that was given before.
         """
-        mark = await self._orders.mark(host_id)
-        stands = mark.value
-        if stands and stands.draining is draining and reason in ("", stands.reason):
-            return stands, False
-        order = HostOrders(
-            host_id=host_id,
-            draining=draining,
-            reason=reason,
-            requested_by=requested_by,
-            ordered_at=utc_now(),
-            quarantined=stands.quarantined if stands else (),
-        )
-        try:
-            await self._orders.update(host_id, order, mark.revision)
-        except RevisionConflictError as error:
-            raise TransientError(f"{error}; look at it again") from error
-        return order, True
+        while True:
+            mark = await self._orders.mark(host_id)
+            stands = mark.value
+            if stands and stands.draining is draining and reason in ("", stands.reason):
+                return stands, False
+            order = HostOrders(
+                host_id=host_id,
+                draining=draining,
+                reason=reason,
+                requested_by=requested_by,
+                ordered_at=utc_now(),
+                quarantined=stands.quarantined if stands else (),
+            )
+            try:
+                await self._orders.update(host_id, order, mark.revision)
+            except RevisionConflictError:
+                continue  # somebody else has ordered something: it is looked at first
+            return order, True
 
     async def find(self, vm_id: UUID) -> VmStatus | None:
-        """A VM of any customer, as its host tells of it; None if none does."""
-        statuses = await _all(self._statuses)
-        found = (s for s in statuses.values() if s.vm_id == vm_id)
-        return next((s for s in found if s.state is not VmState.DELETED), None)
+        """A VM of any customer, as the host tells of it that its record names; None if none does."""
+        for key, status in (await _all(self._statuses)).items():
+            if status.vm_id != vm_id or status.host_id != _writer_of(key, status):
+                continue
+            record = await self._records.get(vm_key(status.customer_id, vm_id))
+            placed = record is not None and record.value.host_id == status.host_id
+            if placed and status.state is not VmState.DELETED:
+                return status
+        return None
 
     async def quarantine(
         self, status: VmStatus, *, cut_off: bool, reason: str, requested_by: str
@@ -294,7 +309,10 @@ class Hosts:
         if lost is None:
             return False
         async with self._audit("host-found", lost.value, requested_by, reason):
-            await self._losses.delete(host_id)
+            try:
+                await self._losses.delete(host_id, lost.revision)
+            except RevisionConflictError as error:
+                raise TransientError(f"{error}; look at it again") from error
         return True
 
     def _audited(
