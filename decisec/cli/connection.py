@@ -29,7 +29,7 @@ from decisec.cli.exits import CommandError, Exit
 if TYPE_CHECKING:
     from decisec.cli.context_file import Context
     from decisec.dev.endpoint import Endpoint
-    from decisec.sdk import Client
+    from decisec.sdk import AsyncClient, Client
     from runtime.bus import Bus
     from runtime.settings import CommonSettings
 
@@ -86,6 +86,18 @@ def api_client(api_url: str, token: str, state_dir: Path) -> Client:
 
     url, bearer, authority = _api(api_url, token, state_dir)
     return Client(base_url=url, token=bearer, ca=authority)
+
+
+def async_client(api_url: str, token: str, state_dir: Path) -> AsyncClient:
+    """The same for asyncio.
+
+    Raises:
+        CommandError: Nothing says where the API is, or as whom to ask.
+    """
+    from decisec.sdk import AsyncClient
+
+    url, bearer, authority = _api(api_url, token, state_dir)
+    return AsyncClient(base_url=url, token=bearer, ca=authority)
 
 
 def hasty_client(api_url: str, token: str, state_dir: Path, within_s: float) -> Client:
@@ -209,6 +221,13 @@ def bus_settings(nats_url: str, state_dir: Path) -> CommonSettings:
         given = "" if chosen.by_option() else os.environ.get(f"DECISEC_{name.upper()}", "")
         files[name] = given or (getattr(known, name) if known else "")
     return msgspec.convert({"nats_url": url, **files}, CommonSettings)
+
+
+def bus_at_hand(nats_url: str, state_dir: Path) -> bool:
+    """Whether a bus was named for this very command, or is that of a stack that runs here."""
+    named = chosen.context(state_dir)
+    here = named is None or bool(named[1].state_dir)
+    return bool(nats_url) or (here and endpoint(state_dir) is not None)
 
 
 @asynccontextmanager

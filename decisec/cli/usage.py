@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
@@ -20,12 +21,15 @@ from decisec.cli.connection import (
     StateDirectory,
     Token,
     api_client,
+    async_client,
     bus,
+    bus_at_hand,
 )
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, console, show, show_json
 
 if TYPE_CHECKING:
+    from decisec.live.rates import Live
     from decisec.sdk import Client
     from schemas.usage import UsageReport
 
@@ -191,27 +195,52 @@ def top(
     token: Token = "",
     state_dir: StateDirectory = DEFAULT_STATE,
 ) -> None:
-    """Show what your VMs do now, until Ctrl-C; once only without a terminal."""
+    """Show what your VMs do now, until Ctrl-C; once only without a terminal.
+
+    By the API; with a bus at hand (--nats-url, or a stack that runs here) by that, which also
+    tells how late rows are.
+    """
     once = once or as_json or not sys.stdout.isatty()
+    by_bus = bus_at_hand(nats_url, state_dir)
+
+    @asynccontextmanager
+    async def followed(customer: str) -> AsyncIterator[Live]:
+        from decisec.live.api_feed import following_api
+        from decisec.live.feed import following
+
+        if by_bus:
+            async with (
+                bus(nats_url, state_dir) as connection,
+                following(connection, frozenset({customer})) as live,
+            ):
+                yield live
+        else:
+            async with (
+                async_client(api_url, token, state_dir) as streaming,
+                following_api(streaming, customer) as live,
+            ):
+                yield live
+
     with api_client(api_url, token, state_dir) as client:
-        asyncio.run(_top(client, nats_url, state_dir, once=once, as_json=as_json))
+        asyncio.run(_top(client, followed, once=once, as_json=as_json))
 
 
 async def _top(
-    client: Client, nats_url: str, state_dir: Path, *, once: bool, as_json: bool
+    client: Client,
+    followed: Callable[[str], AbstractAsyncContextManager[Live]],
+    *,
+    once: bool,
+    as_json: bool,
 ) -> None:
     from rich.live import Live as Screen
 
     from decisec.live.board import table
-    from decisec.live.feed import following, now_ms
+    from decisec.live.feed import now_ms
 
     customer = (await asyncio.to_thread(client.whoami)).customer_id
     names = await asyncio.to_thread(_names, client)
     title = f"VMs of {customer}"
-    async with (
-        bus(nats_url, state_dir) as connection,
-        following(connection, frozenset({customer})) as live,
-    ):
+    async with followed(customer) as live:
         if once:
             await asyncio.sleep(_ONCE_S)
             rates = live.rates(now_ms())

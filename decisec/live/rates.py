@@ -56,13 +56,16 @@ class Live:
     def take(self, frame: EnrichedFrame, now_ms: int) -> None:
         """Take a frame that arrived at `now_ms` of any steadily growing clock."""
         for sample in samples(frame):
-            if self._customers is not None and sample.customer not in self._customers:
-                continue
-            kept = self._vms.setdefault(sample.vm_id, deque(maxlen=WINDOW_MS // TICK_MS + 1))
-            if kept and sample.incarnation != kept[-1][2].incarnation:
-                kept.clear()  # counters restart with each incarnation
-            if not kept or frame.tick_ms > kept[-1][0]:
-                kept.append((frame.tick_ms, now_ms, sample))
+            if self._customers is None or sample.customer in self._customers:
+                self.take_sample(frame.tick_ms, sample, now_ms)
+
+    def take_sample(self, tick_ms: int, sample: Sample, now_ms: int) -> None:
+        """Take one VM's sample of a tick."""
+        kept = self._vms.setdefault(sample.vm_id, deque(maxlen=WINDOW_MS // TICK_MS + 1))
+        if kept and sample.incarnation != kept[-1][2].incarnation:
+            kept.clear()  # counters restart with each incarnation
+        if not kept or tick_ms > kept[-1][0]:
+            kept.append((tick_ms, now_ms, sample))
 
     def stored(self, report: FramesStored) -> None:
         """Take the batcher's word that frames can be queried."""

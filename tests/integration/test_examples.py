@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from decisec.cli.exits import Exit
 from decisec.dev.endpoint import Endpoint, read_endpoint
 from decisec.dev.state import StateDir
 from decisec.dev.tokens import development_token
@@ -94,6 +95,30 @@ def test_the_sdks_docstrings_are_true() -> None:
             assert wrong == ""
         assert min(numbers.values()) >= 2
         assert client.get_vm(vm_id).state is VmState.RUNNING
+
+
+def test_top_needs_no_bus(
+    stack: Path,
+    endpoint: Endpoint,
+    customer: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Who has the API only sees rates all the same; a token that is none ends it."""
+    with Client() as client:
+        request = CreateVmRequest(image="tiny", name="busy", boot=True)
+        vm_id = client.create_vm(request, wait_s=30).vm.vm_id
+    shell = Shell(stack, capfd, monkeypatch)
+    place = ("--api-url", endpoint.api_url)
+    assert shell("context", "add", "api", *place, "--token", customer).code == 0
+    assert shell("context", "add", "none", *place, "--token", "x").code == 0
+    found = shell("top", "--json", "--context", "api").json
+    (rates,) = found["vms"]
+    assert (rates["vm_id"], rates["state"], rates["simulated"]) == (str(vm_id), "running", True)
+    assert rates["samples_per_s"] >= 5
+    assert found["lag_ms"] is None
+    assert "busy" in shell("top", "--context", "api").out
+    assert shell("top", "--context", "none").code == Exit.DENIED
 
 
 @pytest.mark.skipif(BASH is None, reason="there is no bash here")

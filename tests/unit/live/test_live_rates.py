@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from uuid import UUID
 
 import msgspec
 import pytest
 from rich.console import Console
 
+from decisec.live.api_feed import as_sample
 from decisec.live.board import line, table
 from decisec.live.quantities import cpu_seconds, percent, rate, seconds, size
 from decisec.live.rates import FORGET_MS, Live, VmRates
+from decisec.live.samples import samples
 from schemas.frames import EnrichedFrame, FramesStored, SampleFlag
 from schemas.ids import new_id
+from schemas.live import LiveSample
+from schemas.vms import METERS
 from tests.support.store import Reading, enriched
 
 BASE_MS = 1_760_000_000_000
@@ -133,3 +138,25 @@ def test_a_vm_is_shown_by_its_name_where_it_has_one() -> None:
 def test_amounts_read_well(shown: str, text: str) -> None:
     """Units are named; what is billed is cut, never rounded up."""
     assert shown == text
+
+
+def test_the_apis_samples_say_the_same_as_frames() -> None:
+    """One board, whichever way they come."""
+    flags = int(SampleFlag.FINAL | SampleFlag.SIMULATED)
+    for frame in (tick(7), tick(8, flags=flags, incarnation=2)):
+        (sample,) = samples(frame)
+        told = LiveSample(
+            vm_id=sample.vm_id,
+            at=datetime.fromtimestamp(frame.tick_ms // 1000, UTC),
+            incarnation=sample.incarnation,
+            state=sample.state.value if sample.state else "",
+            final=SampleFlag.FINAL in sample.flags,
+            simulated=SampleFlag.SIMULATED in sample.flags,
+            vcpus=1,
+            memory_mib=128,
+            mem_bytes=sample.mem_bytes,
+            **dict(zip(METERS, sample.counters, strict=True)),
+        )
+        assert as_sample(told, sample.customer) == sample
+    unknown = msgspec.structs.replace(told, state="of-a-later-version", final=False)
+    assert as_sample(unknown, "acme").state is None
