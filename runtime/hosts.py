@@ -8,6 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from enum import StrEnum
 from typing import TypeVar
+from uuid import UUID
 
 import msgspec
 
@@ -28,8 +29,16 @@ from schemas.hosts import (
     decode_host_orders,
 )
 from schemas.ids import new_id
-from schemas.subjects import HOST_ORDERS, HOSTS, LOST_HOSTS, VM_STATUS, parse_status_key
-from schemas.vms import VmState, VmStatus, decode_vm_status
+from schemas.subjects import (
+    HOST_ORDERS,
+    HOSTS,
+    LOST_HOSTS,
+    VM_SPECS,
+    VM_STATUS,
+    parse_status_key,
+    vm_key,
+)
+from schemas.vms import VmState, VmStatus, decode_vm_record, decode_vm_status
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 
@@ -128,6 +137,7 @@ class Hosts:
         self._heartbeats = Bucket(bus, HOSTS, decode_host_info)
         self._orders = Bucket(bus, HOST_ORDERS, decode_host_orders)
         self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
+        self._records = Bucket(bus, VM_SPECS, decode_vm_record)
         self._losses = Bucket(bus, LOST_HOSTS, decode_host_loss)
 
     async def all(self) -> list[HostView]:
@@ -168,19 +178,90 @@ class Hosts:
             The order that stands now, and whether it is a new one. To order again what stands
             changes nothing; an empty reason leaves the one that was given before.
         """
-        entry = await self._orders.get(host_id)
-        stands = entry.value if entry else None
-        if stands and stands.draining is draining and reason in ("", stands.reason):
-            return stands, False
-        order = HostOrders(
-            host_id=host_id,
-            draining=draining,
+        while True:
+            mark = await self._orders.mark(host_id)
+            stands = mark.value
+            if stands and stands.draining is draining and reason in ("", stands.reason):
+                return stands, False
+            order = HostOrders(
+                host_id=host_id,
+                draining=draining,
+                reason=reason,
+                requested_by=requested_by,
+                ordered_at=utc_now(),
+                quarantined=stands.quarantined if stands else (),
+            )
+            try:
+                await self._orders.update(host_id, order, mark.revision)
+            except RevisionConflictError:
+                continue  # somebody else has ordered something: it is looked at first
+            return order, True
+
+    async def find(self, vm_id: UUID) -> VmStatus | None:
+        """A VM of any customer, by the word of the host that its record names; None without it."""
+        for key, status in (await _all(self._statuses)).items():
+            if status.vm_id != vm_id or status.host_id != _writer_of(key, status):
+                continue
+            record = await self._records.get(vm_key(status.customer_id, vm_id))
+            placed = record is not None and record.value.host_id == status.host_id
+            if placed and status.state is not VmState.DELETED:
+                return status
+        return None
+
+    async def quarantine(
+        self, status: VmStatus, *, cut_off: bool, reason: str, requested_by: str
+    ) -> bool:
+        """Have a VM cut off from the network, or let it back; its agent need not run. Audited.
+
+        Returns:
+            Whether it is a change of what is ordered.
+
+        Raises:
+            TransientError: Somebody else ordered something at the same moment, too.
+        """
+        host_id = status.host_id
+        mark = await self._orders.mark(host_id)
+        stands = mark.value
+        if stands is None:
+            # An order says both; that the host drains by its settings must not end by this one.
+            info = await self._heartbeats.get(host_id)
+            stands = HostOrders(
+                host_id=host_id,
+                draining=info is not None and info.value.draining,
+                requested_by=requested_by,
+                ordered_at=utc_now(),
+            )
+        if (status.vm_id in stands.quarantined) is cut_off:
+            return False
+        others = tuple(vm_id for vm_id in stands.quarantined if vm_id != status.vm_id)
+        wanted = (*others, status.vm_id) if cut_off else others
+        async with audited(
+            self._bus,
+            act_id=new_id(),
+            actor=requested_by,
+            action="vm-quarantine" if cut_off else "vm-release",
+            target=str(status.vm_id),
             reason=reason,
-            requested_by=requested_by,
-            ordered_at=utc_now(),
-        )
-        await self._orders.put(host_id, order)
-        return order, True
+            details={"host_id": host_id, "customer_id": status.customer_id},
+        ):
+            order = msgspec.structs.replace(stands, quarantined=wanted)
+            try:
+                await self._orders.update(host_id, order, mark.revision)
+            except RevisionConflictError as error:
+                raise TransientError(f"{error}; try again") from error
+        return True
+
+    async def until_cut_off(self, vm_id: UUID, *, cut_off: bool, within_s: float) -> bool:
+        """Wait until a VM's agent says that it is cut off, or that it is not."""
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    status = await self.find(vm_id)
+                    if status is not None and status.quarantined is cut_off:
+                        return True
+                    await asyncio.sleep(_LOOK_EVERY_S)
+        except TimeoutError:
+            return False
 
     async def loss(self, host_id: str) -> HostLoss | None:
         """What is declared of a host; None if it is not lost."""
@@ -228,7 +309,10 @@ class Hosts:
         if lost is None:
             return False
         async with self._audit("host-found", lost.value, requested_by, reason):
-            await self._losses.delete(host_id)
+            try:
+                await self._losses.delete(host_id, lost.revision)
+            except RevisionConflictError as error:
+                raise TransientError(f"{error}; look at it again") from error
         return True
 
     def _audited(

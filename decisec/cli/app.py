@@ -22,6 +22,7 @@ from decisec.cli import (
     completion,
     contexts,
     dev,
+    doctor,
     events,
     flood,
     gaps,
@@ -69,6 +70,7 @@ offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 app.add_typer(hosts.app, name="host")
 app.add_typer(place.app, name="place")
+app.add_typer(doctor.app, name="doctor")
 app.add_typer(admin.app, name="admin")
 app.add_typer(tokens.app, name="token")
 app.add_typer(streams.app, name="streams")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
 
+from runtime.hosts import Hosts
 from schemas.commands import BootVm, CreateVm, DeleteVm, ShutdownVm
 from schemas.errors import ErrorCode
 from schemas.hosts import OperationStatus
@@ -99,6 +101,40 @@ async def test_a_vm_is_connected_for_its_life_and_counted_to_the_byte(
         await agent.kill()
         assert f"removed network namespace {fabric_of(agent)}" in await agent.reap()
         assert not (namespace.NETNS_DIR / fabric_of(agent)).exists()
+
+
+async def test_an_operator_cuts_a_vm_off_and_lets_it_back(
+    tmp_path: Path, lab: Lab, around: Surroundings
+) -> None:
+    """At once, in the kernel; a new agent keeps to it, and draining the host does not end it."""
+    async with running_agent(tmp_path, lab, "firecracker", **around.settings) as (agent, client):
+        run = (await client.host()).run_id
+        vm_id = await booted(client, SENDER)
+        hosts = Hosts(client.bus)
+        status = await hosts.find(vm_id)
+        assert status is not None
+        for changed in (True, False):
+            assert changed is await hosts.quarantine(
+                status, cut_off=True, reason="scans", requested_by="ops"
+            )
+        assert await hosts.until_cut_off(vm_id, cut_off=True, within_s=10)
+        assert await cut_off(agent) == await taps(agent)
+        await hosts.order("h1", draining=True, reason="", requested_by="ops")
+        await agent.kill()
+        assert await cut_off(agent) == await taps(agent)
+        await agent.start()
+        await client.host(other_than=run)
+        assert await cut_off(agent) == await taps(agent)
+        assert await hosts.quarantine(status, cut_off=False, reason="done", requested_by="ops")
+        assert await hosts.until_cut_off(vm_id, cut_off=False, within_s=10)
+        assert await cut_off(agent) == set()
+        assert (await client.host()).draining
+
+
+async def cut_off(agent: AgentProcess) -> set[str]:
+    """Taps that the packet filter lets nothing through from."""
+    listed = await run_in(fabric_of(agent), "nft", "list", "set", "netdev", "decisec", "cut")
+    return set(re.findall(r'"(vm[0-9a-f]{8})"', listed))
 
 
 async def test_what_the_host_has_not_is_refused_and_leaves_nothing(

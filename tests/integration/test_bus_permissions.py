@@ -41,6 +41,9 @@ GATEWAYS_CALLS = {
     for call in ("CONSUMER.LIST", "STREAM.MSG.GET")
     for stream in ("METRICS_RAW", "METRICS_ENRICHED")
 }
+HOSTS_OWN = ("hosts", "host_orders", "vm_status")
+"""Buckets whose keys begin with the host that they are of."""
+
 AGENTS_CALLS = {
     "CONSUMER.CREATE.VM_COMMANDS.agent-h1.vm.cmd.h1.>",
     "CONSUMER.DELETE.VM_COMMANDS.agent-h1",
@@ -95,7 +98,7 @@ async def test_each_role_publishes_and_hears_what_it_may_and_nothing_else(bus: S
         for bucket, use in BUCKETS.items():
             for number, key in enumerate(KEYS.get(bucket, (VM,))):
                 subject = f"$KV.{bucket}.{key}"
-                own = number == 0 or bucket not in ("hosts", "host_orders") or role != AGENT
+                own = number == 0 or bucket not in HOSTS_OWN or role != AGENT
                 publish[subject] = role in use.write and own
                 subscribe[subject] = role in HEARD_BUCKETS.get(bucket, ()) or (
                     role == AGENT and subject == "$KV.host_orders.h1"

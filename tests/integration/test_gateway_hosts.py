@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -166,6 +167,18 @@ async def test_a_host_is_drained_and_takes_vms_again(shared: Stack, api: httpx.A
     await until(shown)
     for body in ({"reason": "x" * 201}, {"reason": "two\nlines"}, {"forced": True}):
         assert (await api.post(f"{PATH}/d1/drain", json=body)).status_code == 400
+
+
+async def test_the_same_order_at_once_is_one_order(shared: Stack) -> None:
+    """Whoever is first has given it; the others are told that it stands."""
+    given = await asyncio.gather(
+        *(
+            Hosts(shared.bus).order("o1", draining=True, reason="", requested_by=f"op{n}")
+            for n in range(5)
+        )
+    )
+    assert sum(changed for _, changed in given) == 1
+    assert len({order.requested_by for order, _ in given}) == 1
 
 
 async def test_a_host_is_declared_lost_and_found(shared: Stack, api: httpx.AsyncClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Network
@@ -11,8 +12,9 @@ import pytest
 
 from tests.support import fabric as fabrics
 from tests.support.fabric import PLAN, Fabric, fabric, vm
+from vm_agent.network import shortcut
 from vm_agent.network.attachment import Attachment, Port
-from vm_agent.network.filter import Filter
+from vm_agent.network.filter import Filter, _additions
 from vm_agent.network.nft import Nft, NftError
 from vm_agent.network.reasons import Reason
 from vm_agent.network.rules import entries
@@ -64,6 +66,31 @@ async def test_base_rules_are_installed_once(rules: Filter) -> None:
     """A second time there is nothing to do."""
     assert not await rules.install(PLAN)
     assert await rules.actual() == {}
+
+
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        "flush chain inet decisec na",
+        "insert rule inet decisec forward accept",
+        "delete element inet decisec denied6 { fc00::/7 }",
+        "add element inet decisec gateway6 { 2001:db8::77 }",
+        "flush chain ip6 mangle decisec_fill",
+        "delete table arp decisec",
+        "add chain inet decisec open2",
+    ],
+)
+async def test_base_rules_that_somebody_changed_are_put_back(
+    rules: Filter, nft: Nft, tampering: str
+) -> None:
+    """And VMs with them; then there is nothing to do again."""
+    for one in (OPEN, CLOSED):
+        await rules.add(one)
+    assert not await rules.install(PLAN, [OPEN, CLOSED])
+    await nft.run(tampering)
+    assert await Filter(nft).install(PLAN, [OPEN, CLOSED])
+    assert not await rules.install(PLAN, [OPEN, CLOSED])
+    assert await rules.actual() == {one.tap: entries(one) for one in (OPEN, CLOSED)}
 
 
 async def test_what_is_added_stands_in_the_kernel_and_goes_without_a_trace(rules: Filter) -> None:
@@ -138,6 +165,23 @@ async def test_reconcile_repairs_just_what_is_wrong(rules: Filter, nft: Nft) -> 
     await nft.run(f"delete chain netdev decisec {OPEN.tap}")
     assert await rules.reconcile([OPEN]) == {OPEN.tap, CLOSED.tap}
     assert await rules.actual() == {OPEN.tap: entries(OPEN)}
+
+
+async def test_the_shortcut_says_what_the_language_says(rules: Filter, nft: Nft) -> None:
+    """By netlink or by libnftables, the same stands in the kernel."""
+    tables = ("netdev decisec", "inet decisec")
+    one = replace(OPEN, ipv4=IPv4Address("192.0.2.1"), peers=frozenset({9}))
+    assert shortcut.possible(entries(one))
+    await rules.add(one)
+    counts = re.compile(r"\tset (?:drops|control) \{\n(?:.*\n)*?\t\}\n")
+
+    async def stands() -> list[str]:
+        return [counts.sub("", await nft.read_text(f"list table {table}")) for table in tables]
+
+    short = await stands()
+    await rules.remove(one.tap)
+    await nft.run("\n".join(_additions(entries(one))))
+    assert await stands() == short
 
 
 async def test_what_others_changed_is_in_nobodys_way(rules: Filter, nft: Nft) -> None:

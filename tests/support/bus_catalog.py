@@ -119,6 +119,8 @@ NO_SUBJECTS = frozenset(
         "parse_vm_ask",
         "vm_key",
         "parse_vm_key",
+        "status_key",
+        "parse_status_key",
         "token",
         "event_type",
         "parse_uuid",

@@ -50,9 +50,9 @@ class Surroundings:
 async def surroundings() -> AsyncIterator[Surroundings]:
     """A host's side and a world, gone afterwards."""
     host, world = (f"dct-{new_id().hex[-8:]}-{what}" for what in ("host", "world"))
-    await namespace.in_own_thread(lambda: make_host(host))
-    await namespace.in_own_thread(lambda: make_world(world, host))
     try:
+        await namespace.in_own_thread(lambda: make_host(host))
+        await namespace.in_own_thread(lambda: make_world(world, host))
         yield Surroundings(host, world)
     finally:
         for name in (host, world):

@@ -11,12 +11,12 @@ import socket
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-from vm_agent.network import checksums, standing
+from vm_agent.network import checksums, shortcut, standing
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.drops import Count, Drops
 from vm_agent.network.nft import Nft, NftError
 from vm_agent.network.plan import FabricPlan
-from vm_agent.network.rules.base import TABLES, fingerprint, render
+from vm_agent.network.rules.base import PLACES, TABLES, fingerprint, render
 from vm_agent.network.rules.entries import Entry, entries
 
 _NOTHING: frozenset[Entry] = frozenset()
@@ -41,6 +41,7 @@ class Filter:
     async def install(self, plan: FabricPlan, vms: Iterable[Attachment] = ()) -> bool:
         """Put the base rules in force, unless just these are. Returns whether they were not.
 
+        Whether they are is read from the kernel: also what somebody took out of them is noticed.
         Other base rules, of an older agent or another plan, are replaced in one transaction
         together with all `vms` whose taps exist, so that there is no moment without rules. A VM
         that is not given is cut off until it is added. Drop counts go on.
@@ -48,9 +49,8 @@ class Filter:
         base = render(plan)
         seal = f"base_{fingerprint(base)}"
         async with self._lock:
-            tables, chains = await self._tables(), await self._nft.read("list chains inet")
-            names = {c["chain"]["name"] for c in chains if c["chain"]["table"] == "decisec"}
-            if tables == set(TABLES) and seal in names and await self._checksums_filled():
+            tables = await self._tables()
+            if tables == set(TABLES) and await self._untouched(seal):
                 return False
             drops = await self._counted_before()
             await self._fill_checksums()
@@ -61,6 +61,7 @@ class Filter:
             commands += _additions(entry for own in wanted.values() for entry in own)
             commands += _resumed(drops, set(wanted) | {plan.uplink})
             await self._nft.run("\n".join(commands))
+            await self._nft.run(f"table inet decisec {{ chain {await self._seal()} {{ }}\n }}")
             self._standing = wanted
             return True
 
@@ -148,10 +149,13 @@ class Filter:
             before = held.get(tap, _NOTHING)
             gone |= before - own
             new |= own - before
-        first, last = _removals(gone)
-        commands = [*first, *_additions(new), *last]
-        if commands:
-            await self._nft.run("\n".join(commands))
+        if shortcut.possible([*gone, *new]):
+            messages = shortcut.messages(gone, new)
+            if messages:
+                await self._nft.transact(messages)
+        else:
+            first, last = _removals(gone)
+            await self._nft.run("\n".join((*first, *_additions(new), *last)))
         for tap, own in wanted.items():
             if own:
                 held[tap] = own
@@ -194,6 +198,22 @@ class Filter:
             drops.by_pair |= read.by_pair
         return drops
 
+    async def _untouched(self, seal: str) -> bool:
+        """Whether all that stands, but for VMs, is what was installed with this mark."""
+        chains = await self._nft.read("list chains inet")
+        names = {c["chain"]["name"] for c in chains if c["chain"]["table"] == "decisec"}
+        try:
+            sealed = {seal, await self._seal()} <= names
+        except NftError:
+            return False  # a set is missing
+        return sealed and await self._checksums_filled()
+
+    async def _seal(self) -> str:
+        """The name of an empty chain that stands for the base rules as the kernel lists them."""
+        texts = [await self._nft.read_text(f"list table {table}", terse=True) for table in TABLES]
+        places = [await self._nft.read_text(f"list set inet decisec {name}") for name in PLACES]
+        return f"seal_{fingerprint(''.join((*map(standing.base_of, texts), *places)))}"
+
     async def _checksums_filled(self) -> bool:
         try:
             lists = [await self._nft.read(f"list table {f} mangle") for f in checksums.FAMILIES]
@@ -205,7 +225,7 @@ class Filter:
         """Before the base rules: without this they do not hold. It does no harm alone."""
         if not await self._checksums_filled():
             await self._nft.run(checksums.commands())
-            await self._nft.in_thread(checksums.add_rules)
+            await self._nft.transact(checksums.rules())
 
     async def _counted_before(self) -> Drops:
         try:

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
 
 from vm_agent import namespace
+from vm_agent.network.nfnetlink import KernelSocket, Message, NftError
+
+__all__ = ["LIBRARY", "PACKAGE", "Nft", "NftError", "NftMissingError", "NftSession", "read_objects"]
 
 T = TypeVar("T")
 
@@ -29,18 +32,6 @@ _SELECT_MOST = 1024
 _OUTPUT_JSON = 1 << 4
 _OUTPUT_NUMERIC_SYMBOL = 1 << 9
 _OUTPUT_TERSE = 1 << 11
-
-
-class NftError(Exception):
-    """A set of commands was refused, and nothing of it is in force.
-
-    Attributes:
-        reason: What the library says, without the commands it quotes.
-    """
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(f"nftables refused a transaction, so nothing changed: {reason}")
-        self.reason = reason
 
 
 class NftMissingError(Exception):
@@ -101,6 +92,7 @@ class Nft:
         self._netns = netns
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="nft")
         self._session: NftSession | None = None
+        self._kernel: KernelSocket | None = None
 
     async def run(self, commands: str) -> None:
         """Put commands in force, all in one transaction or none.
@@ -114,6 +106,21 @@ class Nft:
         """
         await self.in_thread(lambda: self._opened().run(commands))
 
+    async def transact(self, messages: Sequence[Message]) -> None:
+        """Put changes in force without the library, all or none.
+
+        Raises:
+            NftError: Refused; nothing changed.
+            OSError: There is no such namespace.
+        """
+
+        def work() -> None:
+            if self._kernel is None:
+                self._kernel = KernelSocket()
+            self._kernel.transact(messages)
+
+        await self.in_thread(work)
+
     async def read(self, command: str, *, terse: bool = False) -> list[dict[str, Any]]:
         """What a command lists, as the objects of libnftables-json(5).
 
@@ -125,13 +132,13 @@ class Nft:
         output = await self.in_thread(lambda: self._opened().run(command, terse=terse))
         return read_objects(output)
 
-    async def read_text(self, command: str) -> str:
+    async def read_text(self, command: str, *, terse: bool = False) -> str:
         """What a command lists, in the language of nft(8).
 
         Raises:
             NftError: There is nothing of that name.
         """
-        output = await self.in_thread(lambda: self._opened().run(command, json=False))
+        output = await self.in_thread(lambda: self._opened().run(command, terse=terse, json=False))
         return output.decode()
 
     async def in_thread(self, work: Callable[[], T]) -> T:
@@ -150,8 +157,9 @@ class Nft:
 
     async def close(self) -> None:
         """Free the session and end its thread."""
-        if self._session is not None:
-            await asyncio.get_running_loop().run_in_executor(self._thread, self._session.close)
+        for one in (self._session, self._kernel):
+            if one is not None:
+                await asyncio.get_running_loop().run_in_executor(self._thread, one.close)
         self._thread.shutdown(wait=False)
 
     def _opened(self) -> NftSession:

@@ -31,6 +31,11 @@ ELEMENTS: tuple[tuple[Literal["netdev", "inet"], str, str], ...] = (
 )
 """The sets and maps of the base rules that VMs have elements in."""
 
+_OWN_BLOCK = re.compile(
+    r"\t(?:chain|set) (?:vm[0-9a-f]{8}|seal_\w+|(?:inward|outward|flow[46]|heard[46])_vm\w+) \{"
+    r"\n(?:.*\n)*?\t\}\n+"
+)
+
 Json = Mapping[str, Any]
 
 
@@ -52,6 +57,11 @@ def tap_of(entry: Entry) -> str | None:
     if match := _OWN_NAME.fullmatch(entry.name):
         return match[1]
     return entry.name if TAP_NAME.fullmatch(entry.name) else None
+
+
+def base_of(text: str) -> str:
+    """A table without what VMs brought, from a list in nft(8)'s language, elements left out."""
+    return re.sub(r"\n+", "\n", _OWN_BLOCK.sub("", text))
 
 
 def read_elements(objects: Iterable[Json]) -> list[Entry]:

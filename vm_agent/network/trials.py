@@ -12,6 +12,7 @@ from ipaddress import IPv6Network
 
 from vm_agent import namespace
 from vm_agent.network import checksums
+from vm_agent.network.nfnetlink import KernelSocket
 from vm_agent.network.nft import LIBRARY, NftError, NftMissingError, NftSession
 from vm_agent.network.plan import FabricPlan
 from vm_agent.network.rules import render
@@ -120,7 +121,11 @@ def _error(session: NftSession, commands: str, *, then_rules: bool = False) -> s
     try:
         session.run(commands)
         if then_rules:
-            checksums.add_rules()
+            kernel = KernelSocket()
+            try:
+                kernel.transact(checksums.rules())
+            finally:
+                kernel.close()
     except NftError as error:
         return error.reason
     return ""

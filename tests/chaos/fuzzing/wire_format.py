@@ -211,8 +211,8 @@ _SPEC: dict[str, tuple[Any, Check]] = {
     "track_memory": (False, _FLAG),
     "kernel_args": ({}, _pairs(16, r"[a-z][a-z0-9_]{0,31}", _text(r"[A-Za-z0-9._:-]{0,64}"))),
     "labels": ({}, _pairs(32, *_LABELS)),
-    "limits": ({}, lambda v: _checked(v, _LIMITS)),
-    "placement": ({}, lambda v: _checked(v, _PLACEMENT)),
+    "limits": (_checked({}, _LIMITS), lambda v: _checked(v, _LIMITS)),
+    "placement": (_checked({}, _PLACEMENT), lambda v: _checked(v, _PLACEMENT)),
 }
 _PLACE = _text(r"([a-z0-9][a-z0-9-]{0,62})?")
 _COMMON: dict[str, tuple[Any, Check]] = {

@@ -18,6 +18,18 @@ from vm_agent.network.reasons import Reason
 TABLES = ("netdev decisec", "inet decisec", "arp decisec")
 """All that is this agent's; nothing else of nftables is ever touched."""
 
+PLACES = (
+    "gateway6",
+    "gateway4",
+    "denied6",
+    "denied4",
+    "prefix6",
+    "prefix4",
+    "service6",
+    "service4",
+)
+"""Sets of the table for packets whose elements are the plan's."""
+
 _GOTO = re.compile(r"goto (drop_[a-z0-9_]+)")
 _REASONS = {f"drop_{reason.label}": reason for reason in Reason}
 

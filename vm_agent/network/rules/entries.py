@@ -22,6 +22,8 @@ _FRAGMENTS = {
     "ip6": ("frag frag-off", "frag nexthdr"),
     "ip": ("ip frag-off & 0x1fff", "ip protocol"),
 }
+HOOK_PRIORITY = -500
+
 _ERRORS = "destination-unreachable, time-exceeded, parameter-problem"
 
 
@@ -175,4 +177,4 @@ def _ipv6(address: int) -> str:
 
 
 def _hook(tap: str) -> str:
-    return f'type filter hook ingress device "{tap}" priority -500; policy drop; goto vm'
+    return f'type filter hook ingress device "{tap}" priority {HOOK_PRIORITY}; policy drop; goto vm'
