@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 import structlog
 
 from gateway.errors import RETRY_AFTER_S, RefusedError, no_such_vm
@@ -9,7 +11,7 @@ from runtime.bus import Bus
 from runtime.errors import TransientError
 from schemas.api import VmView
 from schemas.codec import encode
-from schemas.consoles import ConsoleChunk, ConsoleQuery, decode_console_reply
+from schemas.consoles import ConsoleChunk, ConsoleQuery, ConsoleReply, decode_console_reply
 from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
 from schemas.subjects import vm_console
 from schemas.vms import VmState
@@ -32,25 +34,57 @@ async def ask(bus: Bus, vm: VmView, query: ConsoleQuery) -> ConsoleChunk:
         # No host has taken it yet, so it has printed nothing.
         return ConsoleChunk(data=b"", offset=0, next_offset=0, end=True)
     try:
-        answer = await bus.request(
-            vm_console(vm.host_id, vm.vm_id), encode(query), timeout_s=_TIMEOUT_S
-        )
-    except TransientError as error:
+        reply = await _reply(bus, vm.host_id, query)
+    except _SilentError as error:
         _log.info("host.not_answering", host_id=vm.host_id, error=str(error))
         raise RefusedError(
             ErrorCode.UNAVAILABLE,
             "The host of this VM does not answer; try again.",
             retry_after_s=RETRY_AFTER_S,
         ) from error
-    try:
-        reply = decode_console_reply(answer.data)
-    except MalformedMessageError as error:
-        raise TransientError(f"malformed console reply: {error.detail}") from error
     if reply.error is not None:
         raise _refusal(reply.error)
     if reply.chunk is None:
         raise TransientError("the console reply is empty")
     return reply.chunk
+
+
+class Absent:
+    """Asks hosts whether they have a VM: nobody else can answer for them.
+
+    Args:
+        bus: The connection.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def __call__(self, customer_id: str, vm_id: UUID, host_id: str) -> bool:
+        """Whether a host says that it has no such VM of this customer.
+
+        Raises:
+            TransientError: It says nothing, or nothing that makes sense.
+        """
+        query = ConsoleQuery(customer_id=customer_id, vm_id=vm_id, limit_bytes=1)
+        reply = await _reply(self._bus, host_id, query)
+        return reply.error is not None and reply.error.code is ErrorCode.NOT_FOUND
+
+
+class _SilentError(TransientError):
+    """The host does not answer."""
+
+
+async def _reply(bus: Bus, host_id: str, query: ConsoleQuery) -> ConsoleReply:
+    try:
+        answer = await bus.request(
+            vm_console(host_id, query.vm_id), encode(query), timeout_s=_TIMEOUT_S
+        )
+    except TransientError as error:
+        raise _SilentError(str(error)) from error
+    try:
+        return decode_console_reply(answer.data)
+    except MalformedMessageError as error:
+        raise TransientError(f"malformed console reply: {error.detail}") from error
 
 
 def _refusal(error: ErrorInfo) -> RefusedError:

@@ -9,13 +9,17 @@ from uuid import UUID
 
 import httpx
 import pytest
+from msgspec.structs import replace
 
 from runtime.buckets import Bucket
 from runtime.clock import utc_now
 from runtime.reading import read_stream
 from schemas.audit import decode_audit_entry
 from schemas.codec import encode
-from schemas.subjects import AUDIT, VM_SPECS, VM_STATUS, status_key, vm_key
+from schemas.errors import ErrorCode, ErrorInfo
+from schemas.hosts import Operation, OperationStatus, decode_operation
+from schemas.ids import new_id
+from schemas.subjects import AUDIT, OPERATIONS, VM_SPECS, VM_STATUS, status_key, vm_key
 from schemas.vms import VmState, VmStatus, decode_vm_record, decode_vm_status
 from tests.support.agents import AgentProcess
 from tests.support.gateway import WAIT, made, running_gateway
@@ -35,6 +39,22 @@ def said_of(vm_id: UUID, host_id: str, state: VmState) -> VmStatus:
         state=state,
         incarnation=7,
         updated_at=utc_now(),
+    )
+
+
+def ended(vm_id: UUID, error: ErrorInfo | None) -> Operation:
+    """The result of a delete, as if by the host `h1`."""
+    return Operation(
+        operation_id=new_id(),
+        customer_id="acme",
+        vm_id=vm_id,
+        host_id="h1",
+        verb="delete",
+        status=OperationStatus.FAILED if error else OperationStatus.SUCCEEDED,
+        error=error,
+        created_at=utc_now(),
+        deadline=utc_now(),
+        finished_at=utc_now(),
     )
 
 
@@ -83,6 +103,11 @@ async def test_a_host_changes_nothing_of_a_vm_that_it_has_not(tmp_path: Path) ->
             for host_id in ("h1", "h2"):
                 for state in (VmState.FAILED, VmState.DELETED):
                     await statuses.put(own_key, said_of(vm_id, host_id, state))
+            # And results in the other host's name, of deletes that nobody asked for.
+            operations = Bucket(hostile, OPERATIONS, decode_operation)
+            for error in (None, ErrorInfo(code=ErrorCode.NOT_FOUND, message="no such VM")):
+                lie = ended(vm_id, error)
+                await operations.put(str(lie.operation_id), lie)
             # Heard behind the lies, for it is stored behind them.
             shut = await api.post(f"/v1/vms/{vm_id}/pause", headers=WAIT)
             assert shut.status_code == 200, shut.text
@@ -90,6 +115,23 @@ async def test_a_host_changes_nothing_of_a_vm_that_it_has_not(tmp_path: Path) ->
             assert {**after, "state": "running"} == before
             assert after["state"] == "paused"
             records = Bucket(operator, VM_SPECS, decode_vm_record)
+            record = await records.get(vm_key("acme", vm_id))
+            assert record is not None
+            assert record.value.deleted_at is None
+
+            # What its own host does not know is buried once its owner wants it deleted.
+            unknown = replace(record.value, vm_id=new_id())
+            key = vm_key("acme", unknown.vm_id)
+            gateway = await stack.enter_async_context(secured.bus("gateway", "g1"))
+            await Bucket(gateway, VM_SPECS, decode_vm_record).put(key, unknown)
+            async with asyncio.timeout(30):
+                while (await api.get(f"/v1/vms/{unknown.vm_id}")).status_code != 200:
+                    await asyncio.sleep(0.05)
+                assert (
+                    await api.delete(f"/v1/vms/{unknown.vm_id}", headers=WAIT)
+                ).status_code == 404
+                while (buried := await records.get(key)) is None or not buried.value.deleted_at:
+                    await asyncio.sleep(0.05)
             record = await records.get(vm_key("acme", vm_id))
             assert record is not None
             assert record.value.deleted_at is None
