@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import fcntl
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ NETNS_DIR = Path("/run/netns")
 
 _CLONE_NEWNET = 0x40000000
 _MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_SHARED = 1 << 20
 _MNT_DETACH = 2
 _OWN_NAMESPACE = Path("/proc/thread-self/ns/net")
 
@@ -34,6 +37,28 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
+def share(folder: Path) -> None:
+    """Make a folder a mount of its own that is shared, as ip-netns(8) does; nothing if it is one.
+
+    Otherwise the first `ip netns add` of anybody would do it, and hide the names that are there.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # The lock that ip-netns takes: two at once would put one mount upon the other.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        flags = ctypes.c_ulong(_MS_SHARED | _MS_REC)
+        if _libc().mount(b"", bytes(folder), b"none", flags, None) == 0:
+            return
+        bind = ctypes.c_ulong(_MS_BIND | _MS_REC)
+        _check(_libc().mount(bytes(folder), bytes(folder), b"none", bind, None), f"mount {folder}")
+        _check(_libc().mount(b"", bytes(folder), b"none", flags, None), f"share {folder}")
+    finally:
+        os.close(descriptor)
+
+
 def make(name: str) -> None:
     """Move this thread to a new namespace and give it a name. The caller owns the thread.
 
@@ -42,6 +67,7 @@ def make(name: str) -> None:
         OSError: The kernel refuses.
     """
     NETNS_DIR.mkdir(mode=0o755, parents=True, exist_ok=True)
+    share(NETNS_DIR)
     path = NETNS_DIR / name
     path.touch(mode=0o444, exist_ok=False)
     try:
