@@ -72,8 +72,12 @@ bench what="all" *args: setup
         {{ python }} -m tests.load.bench_scaleout --json; \
         {{ python }} -m tests.load.bench_boot --json; \
         {{ python }} -m tests.load.bench_agent --json; \
-        {{ python }} -m tests.load.bench_network ;; \
-      agent|batcher|boot|codecs|collector|gateway|metering|network|scaleout) \
+        {{ python }} -m tests.load.bench_network; \
+        {{ python }} -m tests.load.bench_fabric ;; \
+      network) \
+        {{ python }} -m tests.load.bench_network {{ args }}; \
+        {{ python }} -m tests.load.bench_fabric ;; \
+      agent|batcher|boot|codecs|collector|gateway|metering|scaleout) \
         {{ python }} -m tests.load.bench_{{ what }} {{ args }} ;; \
       *) \
         echo "no benchmark {{ what }}: take all, agent, batcher, boot, codecs, collector, gateway, metering, network or scaleout" >&2; \

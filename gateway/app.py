@@ -19,6 +19,7 @@ from gateway.consoles import Absent
 from gateway.creation import Creation
 from gateway.customers import CustomerService
 from gateway.door import Door
+from gateway.door_reads import DoorReads
 from gateway.event_hub import EventHub
 from gateway.events import EventService
 from gateway.fleet import Fleet
@@ -157,7 +158,13 @@ async def gateway(
             operation_service = OperationService(operations, attempts)
             explainer = PlaceDoor(bus, fleet, placer)
             group.create_task(explainer.run(), name="place-door")
+            streams = Streams(settings.streams, settings.streams_per_customer)
+            hub = EventHub(bus, names, settings.stream_buffer)
+            group.create_task(hub.run(), name="event-hub")
             usage = UsageReportService(bus, names, settings)
+            events = EventService(bus, hub, streams, settings)
+            metrics = MetricService(bus, fleet, names, LiveHub(bus), streams, settings)
+            audit_log = AuditLog(bus, settings.usage_timeout_s)
             door = Door(
                 bus,
                 service,
@@ -169,22 +176,19 @@ async def gateway(
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
-                usage=usage,
+                reads=DoorReads(usage, metrics, events, audit_log),
             )
             group.create_task(door.run(), name="door")
-            streams = Streams(settings.streams, settings.streams_per_customer)
-            hub = EventHub(bus, names, settings.stream_buffer)
-            group.create_task(hub.run(), name="event-hub")
             services = Services(
                 background=background,
                 vms=service,
                 mutations=Mutations(keys, trail),
-                events=EventService(bus, hub, streams, settings),
+                events=events,
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
-                metrics=MetricService(bus, fleet, names, LiveHub(bus), streams, settings),
-                audit_log=AuditLog(bus, settings.usage_timeout_s),
+                metrics=metrics,
+                audit_log=audit_log,
                 customers=CustomerService(fleet, quotas, plans),
                 hosts=hosts,
                 price_plans=plans,

@@ -18,6 +18,7 @@ from gateway.acts import Act
 from gateway.admission import Admission, lane_of
 from gateway.auth import CUSTOMER_SCOPES, Principal
 from gateway.background import Background
+from gateway.door_reads import READS, DoorReads, Read
 from gateway.door_words import action_of, info_of, target_of
 from gateway.errors import RefusedError, unavailable
 from gateway.idempotency import Keys, digest
@@ -29,7 +30,6 @@ from gateway.problems import STATUS_OF
 from gateway.service import VERBS, VmService
 from gateway.snapshots import SnapshotService
 from gateway.trail import Refusal, Trail
-from gateway.usage_reports import UsageReportService
 from runtime.bus import Bus, Message
 from runtime.errors import TransientError
 from runtime.telemetry import span, trace_id
@@ -53,7 +53,6 @@ from schemas.requests import (
     RestoreVmRequest,
     SnapshotsRequest,
     SnapshotVmRequest,
-    UsageRequest,
     VmRequest,
 )
 from schemas.subjects import customer_of
@@ -90,7 +89,7 @@ class Door:
         operations: Knows how far commands have come.
         snapshots: Does the work on snapshots.
         images: Knows the images.
-        usage: Asks what VMs have used.
+        reads: Asks the store.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class Door:
         operations: OperationService,
         snapshots: SnapshotService,
         images: ImageService,
-        usage: UsageReportService,
+        reads: DoorReads,
     ) -> None:
         self._bus = bus
         self._service = service
@@ -118,7 +117,7 @@ class Door:
         self._operations = operations
         self._snapshots = snapshots
         self._images = images
-        self._usage = usage
+        self._reads = reads
         self._open = 0
         answers: dict[str, Answer] = {
             **{verb: self._act(verb) for verb in VERBS},
@@ -136,7 +135,7 @@ class Door:
             "snapshot-delete": self._delete_snapshot,
             "quotas": self._quotas,
             "images": self._list_images,
-            "usage": self._get_usage,
+            **dict.fromkeys(READS, self._read),
         }
         self._verbs: dict[str, tuple[Decode, Answer, bool]] = {
             verb: (decoder(asked.request), answers[verb], asked.mutates)
@@ -357,11 +356,8 @@ class Door:
         del asked
         return Reply(quotas=self._service.quotas(who))
 
-    async def _get_usage(self, who: Principal, asked: UsageRequest) -> Reply:
-        if asked.start >= asked.end:
-            raise RefusedError(ErrorCode.BAD_REQUEST, "end: must come after start")
-        report = await self._usage.report(who, asked.start, asked.end, asked.vm_ids)
-        return Reply(usage=report)
+    async def _read(self, who: Principal, asked: Read) -> Reply:
+        return await self._reads.answer(who, asked)
 
     async def _list_images(self, who: Principal, asked: ImagesRequest) -> Reply:
         del asked

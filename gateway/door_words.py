@@ -21,6 +21,9 @@ _ACTIONS = {
     "snapshot-delete": "delete-snapshot",
     "images": "list-images",
     "usage": "get-usage",
+    "metrics": "get-series",
+    "events": "get-events",
+    "audit": "get-audit",
 }
 
 

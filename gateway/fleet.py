@@ -10,7 +10,6 @@ from contextlib import suppress
 from datetime import datetime
 from uuid import UUID
 
-import msgspec
 import structlog
 
 from gateway.catalog import Catalog
@@ -21,6 +20,7 @@ from gateway.inventory import Inventory
 from gateway.placement import need_of, total
 from gateway.snapshot_index import SnapshotIndex
 from gateway.status_book import Forged, StatusBook
+from gateway.vm_views import view
 from runtime.buckets import Bucket, Entry, Mirror
 from runtime.bus import Bus
 from runtime.clock import utc_now
@@ -38,41 +38,6 @@ _SHOWN_WITHIN_S = 1.0
 def vm_key_of(status: VmStatus) -> str:
     """The key of the VM that a status is about."""
     return f"{status.customer_id}.{status.vm_id}"
-
-
-def view(record: VmRecord, status: VmStatus | None, naming: Naming = real) -> VmView:
-    """A VM as its owner sees it, but for its host, which is called as `naming` says."""
-    if status is not None and status.host_id != record.host_id:
-        # It was placed elsewhere meanwhile.
-        status = None
-    seen = VmView(
-        vm_id=record.vm_id,
-        customer_id=record.customer_id,
-        name=record.name,
-        state=VmState.PENDING,
-        spec=record.spec,
-        host_id=naming(record),
-        created_at=record.created_at,
-        generation=record.generation,
-    )
-    if status is None:
-        return seen
-    return msgspec.structs.replace(
-        seen,
-        state=status.state,
-        incarnation=status.incarnation,
-        driver=status.driver,
-        simulated=status.simulated,
-        started_at=status.started_at,
-        final_counters=status.final_counters,
-        exit_reason=status.exit_reason,
-        last_error=status.last_error,
-        failures=status.failures,
-        restart_at=status.restart_at,
-        addresses=status.addresses,
-        dropped=status.dropped,
-        quarantined=status.quarantined,
-    )
 
 
 class Fleet:

@@ -16,7 +16,7 @@ from gateway.auth import Principal, Scope
 from gateway.cursors import Position, digest, name_only, seal, unseal
 from gateway.errors import RefusedError
 from gateway.fleet import Fleet
-from gateway.fleet import view as vm_view
+from gateway.vm_views import view as vm_view
 from runtime import hosts as seen
 from runtime.buckets import Bucket, Mirror
 from runtime.bus import Bus

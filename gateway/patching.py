@@ -11,8 +11,8 @@ import msgspec
 from gateway import acts
 from gateway.errors import RETRY_AFTER_S, RefusedError, no_such_vm
 from gateway.fleet import Fleet
-from gateway.fleet import view as vm_view
 from gateway.host_names import Naming, real
+from gateway.vm_views import view as vm_view
 from runtime.buckets import RevisionConflictError
 from schemas.api import FieldProblem, VmPatch, VmView
 from schemas.errors import ErrorCode

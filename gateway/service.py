@@ -15,7 +15,6 @@ from gateway.commands import CommandDesk
 from gateway.creation import Creation
 from gateway.errors import RefusedError, no_such_vm, unavailable
 from gateway.fleet import Fleet
-from gateway.fleet import view as vm_view
 from gateway.host_names import HostNames, Naming
 from gateway.listing import VmQuery
 from gateway.operations import Operations, shown
@@ -24,6 +23,7 @@ from gateway.placement import lacking, need_of, total
 from gateway.quotas import Quotas
 from gateway.settings import GatewaySettings
 from gateway.transitions import check
+from gateway.vm_views import view as vm_view
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from schemas.api import (

@@ -198,7 +198,7 @@ class Hosts:
             return order, True
 
     async def find(self, vm_id: UUID) -> VmStatus | None:
-        """A VM of any customer, as its host tells of it; None if none does."""
+        """A VM of any customer, by the word of the host that its record names; None without it."""
         for key, status in (await _all(self._statuses)).items():
             if status.vm_id != vm_id or status.host_id != _writer_of(key, status):
                 continue

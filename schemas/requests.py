@@ -21,13 +21,16 @@ from schemas.api import (
     VmPatch,
     VmView,
 )
+from schemas.audit_log import MAX_AUDIT_PAGE, AuditPage, Cursor
 from schemas.codec import decoder
 from schemas.consoles import MAX_CHUNK_BYTES, ChunkLimit, ConsoleChunk
 from schemas.errors import ErrorInfo
+from schemas.event_lists import MAX_EVENT_VMS, MAX_EVENTS, EventList, EventType
 from schemas.hosts import OperationStatus
 from schemas.idempotency import KEY_PATTERN, MAX_KEY
 from schemas.ids import CommandId, ImageName, VmId
 from schemas.quotas import QuotaView
+from schemas.series import MAX_POINTS, MAX_SERIES_VMS, Metric, SeriesReport
 from schemas.units import Counter
 from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, Timestamp, VmState
@@ -176,6 +179,42 @@ class UsageRequest(Request, frozen=True, kw_only=True):
     vm_ids: Annotated[tuple[VmId, ...], msgspec.Meta(max_length=1000)] = ()
 
 
+class MetricsRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.metrics`: recent metrics as series. See `SeriesQuery`."""
+
+    start: Timestamp
+    end: Timestamp
+    vm_ids: Annotated[tuple[VmId, ...], msgspec.Meta(min_length=1, max_length=MAX_SERIES_VMS)]
+    points: Annotated[int, msgspec.Meta(ge=1, le=MAX_POINTS)] = 300
+    step_ms: int | None = None
+    metrics: tuple[Metric, ...] = ()
+
+
+class EventsRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.events`: what has happened. See `EventsQuery`.
+
+    Attributes:
+        cursor: `next_cursor` of the page before.
+    """
+
+    start: Timestamp | None = None
+    end: Timestamp | None = None
+    vm_ids: Annotated[tuple[VmId, ...], msgspec.Meta(max_length=MAX_EVENT_VMS)] = ()
+    types: Annotated[tuple[EventType, ...], msgspec.Meta(max_length=64)] = ()
+    newest_first: bool = True
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_EVENTS)] = 100
+    cursor: str = ""
+
+
+class AuditRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.audit`: what was done and refused. See `AuditQuery`."""
+
+    start: Timestamp
+    end: Timestamp
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_AUDIT_PAGE)] = 100
+    cursor: Cursor = ""
+
+
 class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Exactly one of these is set."""
 
@@ -190,6 +229,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     images: ImageList | None = None
     quotas: QuotaView | None = None
     usage: UsageReport | None = None
+    metrics: SeriesReport | None = None
+    events: EventList | None = None
+    audit: AuditPage | None = None
     error: ErrorInfo | None = None
 
 
@@ -228,6 +270,9 @@ REQUESTS: Mapping[str, Verb] = {
     "quotas": Verb(QuotasRequest, "quotas", _READ),
     "images": Verb(ImagesRequest, "images", _READ),
     "usage": Verb(UsageRequest, "usage", _READ),
+    "metrics": Verb(MetricsRequest, "metrics", _READ),
+    "events": Verb(EventsRequest, "events", _READ),
+    "audit": Verb(AuditRequest, "audit", _READ),
 }
 """Everything that can be asked at the door."""
 

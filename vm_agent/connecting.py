@@ -154,6 +154,7 @@ class Watch:
         self._telemetry = telemetry
         self._dropping = Dropping(fleet, telemetry)
         self._owed: set[UUID] = set()
+        self._uncounted = False
 
     async def run(self) -> None:
         """Compare each minute, count drops and follow orders in between, until cancelled."""
@@ -177,8 +178,12 @@ class Watch:
         try:
             drops = await self._host.networks.drops()
         except NetworkError as error:
-            _log.error("network.not_counted", error=str(error))
+            self._telemetry.network_comparisons_failed.add(1)
+            if not self._uncounted:
+                _log.error("network.not_counted", error=str(error))
+            self._uncounted = True
             return
+        self._uncounted = False
         await self._dropping.take(drops, self._clock.monotonic_ns())
 
     async def compare(self) -> None:

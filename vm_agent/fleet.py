@@ -134,11 +134,15 @@ def status_of(record: Record, host_id: str, at: datetime | None = None) -> VmSta
         restart_at=record.restart_at,
         snapshots=() if record.state is VmState.DELETED else record.snapshots,
         updated_at=at or utc_now(),
-        addresses=record.lease.addresses
-        if record.lease is not None and record.state is not VmState.DELETED
-        else (),
+        addresses=_addresses(record),
         quarantined=record.quarantined,
     )
+
+
+def _addresses(record: Record) -> tuple[str, ...]:
+    """Where a VM can be reached, or will be once it runs; nowhere if it is not connected."""
+    gone = record.state is VmState.DELETED or (record.nic is not None and not record.nic.fabric)
+    return () if record.lease is None or gone else record.lease.addresses
 
 
 class Fleet:

@@ -43,6 +43,9 @@ _SUMMARIES = {
     "quotas": "What may be had, and what is taken",
     "images": "Images that VMs can be made from",
     "usage": "What VMs have used, and will be billed for",
+    "metrics": "What VMs did lately, step by step",
+    "events": "What happened to VMs, page by page",
+    "audit": "What was done and refused, newest first",
 }
 _EXAMPLES: dict[str, dict[str, Any]] = {
     "create": {
@@ -60,6 +63,9 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     "operations": {"vm_id": VM, "status": "failed"},
     "usage": {"start": "2026-01-31T00:00:00Z", "end": "2026-02-01T00:00:00Z"},
 }
+_EXAMPLES["metrics"] = _EXAMPLES["usage"] | {"vm_ids": [VM]}
+_EXAMPLES["events"] = {"vm_ids": [VM], "types": ["vm_stopped"], "limit": 10}
+_EXAMPLES["audit"] = _EXAMPLES["usage"]
 _ANSWERED_BY_GATEWAY = (
     "Any gateway answers, as `POST` or `GET` of the HTTP API would be answered. A mutation is "
     "answered as soon as it is accepted, or at its end with `wait_s`."

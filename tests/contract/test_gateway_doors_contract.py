@@ -25,6 +25,7 @@ _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}
 """Of VMs and what belongs to them, and each customer's own name of a host."""
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 _VMS = "/v1/vms"
+LAST_YEAR = {"start": "2025-01-01T00:00:00Z", "end": "2026-01-01T00:00:00Z"}
 
 
 @pytest_asyncio.fixture(loop_scope="module", scope="module")
@@ -90,8 +91,13 @@ def _route(
             return "GET", _VMS if verb == "list" else f"/v1/{verb}", None, params
         case "images" | "quotas":
             return "GET", f"/v1/{verb}", None, params
-        case "usage":
-            return "GET", "/v1/usage", None, [(name, str(value)) for name, value in asked.items()]
+        case "usage" | "metrics" | "events" | "audit":
+            tail = "/series" if verb == "metrics" else ""
+            for name, value in asked.items():
+                many = isinstance(value, list)
+                said = {"vm_ids": "vm_id", "types": "type"}.get(name, name)
+                params += [(said, str(one)) for one in (value if many else [value])]
+            return "GET", f"/v1/{verb}{tail}", None, params
         case "operation":
             return "GET", f"/v1/operations/{asked['operation_id']}", None, params
         case "snapshot-get" | "snapshot-delete":
@@ -234,8 +240,18 @@ async def malformed(ask: Callable[..., Any]) -> None:
     await ask("list", state="flying")
     await ask("operations", status="lost")
     await ask("snapshots", vm_id="x")
-    await ask("usage", start="2026-01-02T00:00:00Z", end="2026-01-01T00:00:00Z")
     await ask("usage", start="yesterday", end="2026-01-01T00:00:00Z")
+    for verb in ("usage", "metrics", "audit"):
+        named = {} if verb == "audit" else {"vm_ids": [nothing]}
+        await ask(verb, start="2026-01-02T00:00:00Z", end="2026-01-01T00:00:00Z", **named)
+    await ask("metrics", **LAST_YEAR, vm_ids=[nothing], step_ms=7)
+    await ask("metrics", **LAST_YEAR, vm_ids=[])
+    await ask("metrics", start="1900-01-01T00:00:00Z", end="2300-01-01T00:00:00Z", vm_ids=[nothing])
+    await ask("audit", **LAST_YEAR)
+    await ask("audit", start="2026-01-01T00:00:00Z", end="2026-01-02T00:00:00Z", cursor="x")
+    await ask("events", limit=0)
+    await ask("events", types=["Vm Started"])
+    await ask("events", cursor="x")
 
 
 async def both(
@@ -295,7 +311,7 @@ async def test_no_verb_of_the_bus_is_left_out_here(shared: Stack) -> None:
     nothing: Any = None
     known = Door(
         shared.bus, nothing, nothing, nothing, nothing, nothing, nothing,
-        operations=nothing, snapshots=nothing, images=nothing, usage=nothing,
+        operations=nothing, snapshots=nothing, images=nothing, reads=nothing,
     ).verbs  # fmt: skip
     asked: set[str] = set()
 

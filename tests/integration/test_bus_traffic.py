@@ -99,7 +99,10 @@ async def by_bus(bus: Bus) -> None:
     await ask("operation", operation_id=first.result.operation.operation_id)
     await ask("operations", vm_id=vm_id)
     now = datetime.now(UTC)
-    await ask("usage", start=now - timedelta(minutes=5), end=now)
+    lately = {"start": now - timedelta(minutes=5), "end": now}
+    for verb in ("usage", "events", "audit"):
+        await ask(verb, **lately)
+    await ask("metrics", **lately, vm_ids=[vm_id])
     for verb in ("quotas", "images", "snapshots"):
         await ask(verb)
     await ask("delete", vm_id=vm_id, wait_s=WAIT_S)
@@ -107,8 +110,9 @@ async def by_bus(bus: Bus) -> None:
         nothing = str(new_id())
         named = dict.fromkeys(("vm_id", "snapshot_id", "operation_id"), nothing)
         made = {"vm": {"image": "missing"}, "patch": {"name": "x"}}
-        moment = {"start": now, "end": now}
-        refused = await ask(verb, **named, **made, **moment, cursor="of no page")
+        page = {"cursor": "of no page"} if verb != "audit" else {}
+        moment = {"start": now, "end": now, "vm_ids": [nothing]}
+        refused = await ask(verb, **named, **made, **moment, **page)
         assert refused.error is not None or not asked.mutates
 
 

@@ -10,6 +10,7 @@ from ipaddress import IPv4Address, IPv6Network
 
 import pytest
 
+from schemas.ids import new_id
 from tests.support.wires import (
     PREFIX,
     WORLD,
@@ -281,7 +282,9 @@ async def test_an_interface_of_the_host_can_be_the_uplink() -> None:
         await rig.outer("ip", "link", "add", "eth7", "type", "veth", "peer", "name", "router")
         await rig.outer("ip", "addr", "add", "fe80::77/64", "dev", "router", "nodad")
         await rig.outer("ip", "link", "set", "router", "up")
-        layout = replace(rig.layout, identity="0badbeef", interface="eth7", next_hop="fe80::77")
+        layout = replace(
+            rig.layout, identity=new_id().hex[-8:], interface="eth7", next_hop="fe80::77"
+        )
         fabric = Fabric(layout, NotedRules(), rig.outside)
         try:
             await fabric.open()
@@ -290,7 +293,7 @@ async def test_an_interface_of_the_host_can_be_the_uplink() -> None:
             await fabric.attach(nic, vm)
             assert await arrives(rig, rig.guests[-1]) == b"hello"
             assert await fabric.reconcile() == Repairs({})
-            await fabric.detach(vm.tap, Owner("0badbeef", vm.vm_id, 1))
+            await fabric.detach(vm.tap, Owner(layout.identity, vm.vm_id, 1))
         finally:
             await fabric.close()
             namespace.remove(layout.netns)
@@ -299,7 +302,7 @@ async def test_an_interface_of_the_host_can_be_the_uplink() -> None:
 async def test_an_interface_that_is_not_there_is_named() -> None:
     """And nothing is run open instead."""
     async with fabric_rig() as rig:
-        layout = replace(rig.layout, identity="0badbeef", interface="eth9")
+        layout = replace(rig.layout, identity=new_id().hex[-8:], interface="eth9")
         fabric = Fabric(layout, NotedRules(), rig.outside)
         try:
             with pytest.raises(NetworkError, match="no interface eth9"):

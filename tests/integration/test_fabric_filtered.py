@@ -117,7 +117,7 @@ async def test_a_borrowed_source_goes_nowhere(rig: FabricRig) -> None:
     """The address of another VM, of the same customer."""
     one, other = await rig.guest(), await rig.guest()
     thief = replace(one.vm, addresses=other.vm.addresses)
-    frame = Guest(one.nic, thief, one.tap).udp(WORLD, _PORT, b"hello")
+    frame = Guest(one.nic, thief, one.tap, one.identity).udp(WORLD, _PORT, b"hello")
     one.send(frame)
     drops = await rig.fabric.drops()
     assert drops[one.vm.tap]["source"] == 1

@@ -75,6 +75,11 @@ async def test_every_route_answers_as_described(tmp_path: Path) -> None:
 async def test_every_route_for_operators_answers_as_described(tmp_path: Path) -> None:
     """The same as an operator of no customer."""
     async with answering_stack(tmp_path) as running:
+        async with running.client(headers=operator()) as api:
+            # The one that the examples name.
+            plan = {"plan_id": "standard", "currency": "EUR", "prices": {}}
+            body = {**plan, "valid_from": "2026-01-01T00:00:00Z"}
+            assert (await api.post("/v1/admin/price-plans", json=body)).status_code == 201
         await fuzz(
             running,
             tmp_path,

@@ -114,23 +114,33 @@ async def boots(lab: Lab, settings: Mapping[str, str], rounds: int) -> dict[str,
     return spread(times)
 
 
-async def main(count: int, rounds: int) -> None:
+def main(count: int, rounds: int) -> None:
     """Measure, print and merge."""
     if reason := lack():
         sys.exit(reason)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    figures = await fabric(count)
-    figures["fabric_machine"] = machine_facts()
+    figures = {**asyncio.run(fabric(count)), "fabric_machine": machine_facts()}
+    merge(figures)
     if rounds:
         with open_lab() as lab:
-            async with surroundings() as around:
-                figures["create_ms"] = await boots(lab, around.settings, rounds)
-            figures["create_unconnected_ms"] = await boots(lab, {}, rounds)
+            figures |= asyncio.run(create(lab, rounds))
+        merge(figures)
+    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+
+
+async def create(lab: Lab, rounds: int) -> dict[str, Any]:
+    """With a network and without."""
+    async with surroundings() as around:
+        connected = await boots(lab, around.settings, rounds)
+    return {"create_ms": connected, "create_unconnected_ms": await boots(lab, {}, rounds)}
+
+
+def merge(figures: Mapping[str, Any]) -> None:
+    """Put figures into the report; what else is in there stays."""
     REPORT.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(REPORT.read_text()) if REPORT.exists() else {}
-    REPORT.write_text(json.dumps(known | figures, indent=2) + "\n")
-    sys.stdout.write(json.dumps(figures, indent=2) + "\n")
+    REPORT.write_text(json.dumps({**known, **figures}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
@@ -138,4 +148,4 @@ if __name__ == "__main__":
     parser.add_argument("--vms", type=int, default=500)
     parser.add_argument("--boots", type=int, default=30)
     arguments = parser.parse_args()
-    asyncio.run(main(arguments.vms, arguments.boots))
+    main(arguments.vms, arguments.boots)

@@ -35,6 +35,8 @@ REPORT = Path(__file__).resolve().parents[2] / ".decisec" / "packet-suite.json"
 
 _PATIENCE_S = 5.0
 _SENTINEL = b"SENTINEL"
+_HOSTS_OWN = {IPv6Address(a).packed for a in ("fe80::1", "fe80::1:1", "fe80::dec:a", "fe80::dec:b")}
+_ROUTER = IPv6Address("fe80::1").packed
 _LIMITS = ("control", "asking", "nd_learning", "nd_source")
 _SENDER, _FAR = "alice 1", IPv6Address("2001:db8:ffff::5e")
 # What got through the filter to the host's own sockets and tables, seen behind it.
@@ -84,7 +86,9 @@ class Suite:
         self._fabric = fabric
         self._nft = nft
         self._rules = rules
-        self._guests = {name: fabric.guests[vm.slot] for name, vm in VMS.items()}
+        self._guests = {
+            name: fabric.guests[vm.slot] for name, vm in VMS.items() if vm.slot in fabric.guests
+        }
         self._round = 0
         self._before = Drops()
         self._host_before = 0
@@ -137,7 +141,10 @@ class Suite:
         for interface, reasons in self._before.by_tap.items():
             for reason, count in reasons.items():
                 more = count.packets - before.of(interface, reason)
-                if more and reason is not Reason.HOST_CHATTER:  # whenever the host feels like it
+                # The host, and whoever is at its uplink, talk when they feel like it.
+                chatter = reason is Reason.HOST_CHATTER
+                chatter |= reason is Reason.HOST and interface == PLAN.uplink and step.at != UPLINK
+                if more and not chatter:
                     sight.counted[interface, reason] = more
         return sight
 
@@ -173,7 +180,7 @@ class Suite:
         for name, guest in self._guests.items():
             frames[name] += guest.received()
         return {
-            name: [frame for frame in seen if _SENTINEL not in frame]
+            name: [frame for frame in seen if _SENTINEL not in frame and not _chatter(frame)]
             for name, seen in frames.items()
             if seen
         }
@@ -187,6 +194,15 @@ class Suite:
                 seen += self._guests[_SENDER].received()
             else:
                 seen += self._fabric.seen_outside()
+
+
+def _chatter(frame: bytes) -> bool:
+    """What the host says of its own accord: advertisements to guests, asking on the uplink."""
+    own = frame[22:38] in _HOSTS_OWN
+    if not own or frame[20] == p.HOP_BY_HOP:
+        return own
+    kinds = {p.RS, p.RA, p.NS} | ({p.NA} if frame[22:38] != _ROUTER else set())
+    return frame[20] == p.ICMP6 and frame[54] in kinds
 
 
 @asynccontextmanager

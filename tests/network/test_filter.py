@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Network
@@ -172,10 +173,15 @@ async def test_the_shortcut_says_what_the_language_says(rules: Filter, nft: Nft)
     one = replace(OPEN, ipv4=IPv4Address("192.0.2.1"), peers=frozenset({9}))
     assert shortcut.possible(entries(one))
     await rules.add(one)
-    short = [await nft.read_text(f"list table {table}") for table in tables]
+    counts = re.compile(r"\tset (?:drops|control) \{\n(?:.*\n)*?\t\}\n")
+
+    async def stands() -> list[str]:
+        return [counts.sub("", await nft.read_text(f"list table {table}")) for table in tables]
+
+    short = await stands()
     await rules.remove(one.tap)
     await nft.run("\n".join(_additions(entries(one))))
-    assert [await nft.read_text(f"list table {table}") for table in tables] == short
+    assert await stands() == short
 
 
 async def test_what_others_changed_is_in_nobodys_way(rules: Filter, nft: Nft) -> None:

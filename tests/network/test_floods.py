@@ -12,7 +12,7 @@ from tests.support.fabric import available
 
 pytestmark = pytest.mark.skipif(available() is not None, reason=available() or "rules work")
 
-_SHORT_S = 0.1
+_SHORT_S = 0.05
 _LEARNED = 20
 """Sources that a VM with a /64 may have the host remember, and some to spare."""
 

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from tests.network import real
 from tests.network.cases import CASES
 from tests.network.page import PAGE, render
 from tests.network.suite import suite, write_report
@@ -37,6 +38,16 @@ async def test_every_packet_goes_where_it_should() -> None:
     write_report(CASES, len(CASES) - len(problems), len(hits))
     assert not problems, "\n".join(problems)
     assert len(hits) >= LEAST_HITS * len(attacks)
+
+
+@needs_rules
+async def test_the_agents_own_fabric_holds_as_well() -> None:
+    """The same cases, but for those about what it has not."""
+    async with real.suite() as made:
+        cases = list(filter(real.is_about_it, CASES))
+        problems = [problem for case in cases if (problem := await made.wrong(case))]
+    assert not problems, "\n".join(problems)
+    assert len(cases) > 0.9 * len(CASES)
 
 
 def test_the_page_says_what_is_tested() -> None:

@@ -24,14 +24,20 @@ from pyroute2 import IPRoute
 
 from schemas.ids import new_id
 from vm_agent import namespace
-from vm_agent.network.attachment import GATEWAY_IPV4, GATEWAY_LINK_LOCAL, Attachment
+from vm_agent.network.attachment import (
+    GATEWAY_IPV4,
+    GATEWAY_LINK_LOCAL,
+    GATEWAY_MAC,
+    Attachment,
+)
 from vm_agent.network.nft import LIBRARY, NftMissingError, NftSession
 from vm_agent.network.plan import FabricPlan, HostService
+
+__all__ = ["GATEWAY_MAC"]
 
 T = TypeVar("T")
 
 GATEWAY = IPv6Address("2001:db8:1::1")
-GATEWAY_MAC = "0a:00:00:00:00:01"
 UPLINK_MAC = "0a:00:00:00:01:01"
 WAN_MAC = "0a:00:00:00:01:02"
 WAN = IPv6Address("2001:db8:ffff::2")
@@ -164,7 +170,7 @@ class Fabric:
         """Make VMs' taps, up, with routes and fixed neighbours."""
 
         def work() -> None:
-            self.guests |= {one.slot: Guest(one, _tap(one)) for one in vms}
+            self.guests |= {one.slot: Guest(one, open_tap(one.tap)) for one in vms}
             _route(vms)
 
         inside(self.netns, work)
@@ -186,8 +192,8 @@ def fabric(vms: Sequence[Attachment]) -> Iterator[Fabric]:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(namespace.make, netns).result()
             pool.submit(_wire_up, uplink_netns).result()
-        wire = inside(uplink_netns, _listen)
-        made = Fabric(netns, uplink_netns, wire, inside(netns, _serve))
+        wire = inside(uplink_netns, listen)
+        made = Fabric(netns, uplink_netns, wire, inside(netns, serve))
         made.plug(*vms)
         yield made
     finally:
@@ -252,25 +258,28 @@ def _far_end() -> None:
         route.link("set", index=socket.if_nametoindex("wan0"), state="up")
 
 
-def _listen() -> socket.socket:
+def listen(interface: str = "wan0") -> socket.socket:
+    """All frames of an interface, for a thread that is where it is."""
     wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
-    wire.bind(("wan0", _ETH_P_ALL))
+    wire.bind((interface, _ETH_P_ALL))
     wire.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 64 << 20)
     wire.setblocking(False)
     return wire
 
 
-def _serve() -> socket.socket:
+def serve() -> socket.socket:
+    """A service on UDP port 53, for a thread that is in the fabric."""
     service = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
     service.setblocking(False)
     service.bind(("::", 53))
     return service
 
 
-def _tap(one: Attachment) -> int:
+def open_tap(name: str) -> int:
+    """A tap as Firecracker opens it; it is made if it is not there."""
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
-    fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", one.tap.encode(), flags))
+    fcntl.ioctl(descriptor, _TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
     fcntl.ioctl(descriptor, _TUNSETVNETHDRSZ, struct.pack("i", VNET_HEADER_BYTES))
     fcntl.ioctl(descriptor, _TUNSETOFFLOAD, _OFFLOADS)
     return descriptor

@@ -108,12 +108,13 @@ class Guest:
     nic: Nic
     vm: Attachment
     tap: int
+    identity: str
     received_bytes: int = 0
 
     @property
     def owner(self) -> Owner:
         """What its link's alias says."""
-        return Owner(IDENTITY, self.vm.vm_id, self.vm.incarnation)
+        return Owner(self.identity, self.vm.vm_id, self.vm.incarnation)
 
     def send(self, frame: bytes) -> None:
         """Send an Ethernet frame."""
@@ -184,9 +185,6 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF or 0xFFFF
 
 
-IDENTITY = "0badcafe"
-
-
 @dataclass(eq=False)
 class FabricRig:
     """A fabric, and all that a test makes in it."""
@@ -217,7 +215,8 @@ class FabricRig:
     async def start(self, vm: Attachment, *, attach: bool = True) -> Guest:
         """A VM's interface, opened as a VMM does it."""
         nic = replace(await network.create(vm.vm_id, vm.incarnation), mac=vm.mac)
-        guest = Guest(nic, vm, await namespace.in_own_thread(lambda: _open(nic)))
+        tap = await namespace.in_own_thread(lambda: _open(nic))
+        guest = Guest(nic, vm, tap, self.layout.identity)
         self.guests.append(guest)
         if attach:
             await self.fabric.attach(nic, vm)
@@ -252,7 +251,7 @@ async def fabric_rig(
 ) -> AsyncIterator[FabricRig]:
     """A fabric with a world outside that answers at `WORLD`; nothing of it is left."""
     outside, world = (f"dct-{new_id().hex[-8:]}-{what}" for what in ("host", "world"))
-    layout = Layout(identity=IDENTITY, ranges=Ranges(PREFIX, (IPV4,)), mtu=mtu)
+    layout = Layout(identity=new_id().hex[-8:], ranges=Ranges(PREFIX, (IPV4,)), mtu=mtu)
     rules = make_rules(layout) if make_rules else NotedRules()
     rig = FabricRig(Fabric(layout, rules, outside), rules, outside, world)
     try:
@@ -261,12 +260,14 @@ async def fabric_rig(
         await rig.fabric.open()
         yield rig
     finally:
-        await rig.fabric.close()
-        for guest in rig.guests:
-            os.close(guest.tap)
-            await network.destroy(guest.nic)
-        for name in (layout.netns, outside, world):
-            namespace.remove(name)
+        try:
+            await rig.fabric.close()
+        finally:
+            for guest in rig.guests:
+                os.close(guest.tap)
+                await network.destroy(guest.nic)
+            for name in (layout.netns, outside, world):
+                namespace.remove(name)
 
 
 async def run_in(netns: str, *command: str) -> str:

@@ -144,5 +144,8 @@ VERBS: dict[str, tuple[Body, ...]] = {
     "snapshot-delete": (lambda t: {"snapshot_id": t.snapshot_id},),
     "images": (lambda t: {},),
     "quotas": (lambda t: {},),
+    "metrics": (lambda t: {**_WHEN, "vm_ids": [t.vm_id]},),
+    "events": (lambda t: {}, lambda t: {"vm_ids": [t.vm_id]}),
+    "audit": (lambda t: _WHEN,),
     "usage": (lambda t: _WHEN, lambda t: {**_WHEN, "vm_ids": [t.vm_id]}),
 }

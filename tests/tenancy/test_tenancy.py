@@ -131,7 +131,7 @@ async def test_every_verb_of_the_bus_is_tried() -> None:
     """The same for the door on the bus."""
     nothing: Any = None
     parts = [nothing] * 7
-    verbs = Door(*parts, operations=nothing, snapshots=nothing, images=nothing, usage=nothing).verbs
+    verbs = Door(*parts, operations=nothing, snapshots=nothing, images=nothing, reads=nothing).verbs
     new, gone = sorted(verbs - VERBS.keys()), sorted(VERBS.keys() - verbs)
     assert not new, f"add to VERBS in tests/tenancy/table.py how another customer tries: {new}"
     assert not gone, f"take out of VERBS in tests/tenancy/table.py, for it is gone: {gone}"

@@ -104,6 +104,8 @@ class Advertiser:
         for option in (_RECVPKTINFO, _RECVHOPLIMIT):
             made.setsockopt(socket.IPPROTO_IPV6, option, 1)
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, _HOPS)
+        # The host is in the group it sends to; what came back would count as a VM's.
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
         self._socket = made
 
     def listen(self) -> None:

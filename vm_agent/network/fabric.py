@@ -126,8 +126,8 @@ class Fabric:
             await self._inside.run(lambda _: self._advertiser.open())
         except (OSError, NetlinkError) as error:
             raise NetworkError(f"cannot make the fabric: {refused(error)}") from error
-        self._ruling_here = True
         await self._install()
+        self._ruling_here = True
         self._advertiser.listen()
 
     async def look(self, vms: Iterable[Attachment]) -> None:
@@ -204,8 +204,6 @@ class Fabric:
                 await self._unrule(tap)
             if link is not None:
                 await self._delete(tap)
-            if vm is not None and self._readings is not None:
-                self._readings.forget(vm.index)
 
     async def reconcile(self) -> Repairs:
         """Compare all that stands with what should, and put it right. What is foreign stays.
@@ -261,11 +259,15 @@ class Fabric:
 
     def _note(self, vm: Attachment) -> None:
         self._attached[vm.tap] = self._by_index[vm.index] = vm
+        if self._readings is not None:
+            self._readings.watch(vm.index)
 
     def _forget(self, tap: str) -> None:
         vm = self._attached.pop(tap, None)
         if vm is not None:
             del self._by_index[vm.index]
+            if self._readings is not None:
+                self._readings.forget(vm.index)
 
     async def _recognise(self, vms: Iterable[Attachment]) -> None:
         if self._readings is None:

@@ -37,7 +37,18 @@ class Readings:
         self._ask = Netlink()
         self._hear = Netlink(RTMGRP_LINK)
         self._table: dict[int, tuple[int, int]] | None = None
+        self._watched: set[int] = set()
         self._gone: dict[int, tuple[int, int]] = {}
+
+    def watch(self, index: int) -> None:
+        """Somebody will ask for a tap, also when it is gone."""
+        self._gone.pop(index, None)
+        self._watched.add(index)
+
+    def forget(self, index: int) -> None:
+        """Nobody will ask for a tap any more."""
+        self._watched.discard(index)
+        self._gone.pop(index, None)
 
     def read(self, index: int) -> tuple[int, int] | None:
         """Bytes that the guest received and sent; None if there never was such a tap."""
@@ -75,13 +86,9 @@ class Readings:
             if message.kind == RTM_DELLINK:
                 index = _LINK.unpack_from(message.body)[3]
                 found = attributes(message.body, _LINK.size).get(_IFLA_STATS64)
-                if found is not None:
+                if found is not None and index in self._watched:
                     received, sent = _BYTES.unpack_from(found)
                     self._gone[index] = (sent, received)
-
-    def forget(self, index: int) -> None:
-        """Nobody will ask for a tap any more."""
-        self._gone.pop(index, None)
 
     def close(self) -> None:
         """Close the sockets."""

@@ -135,7 +135,9 @@ host.drop(
 )
 host.drop(
     "SSH from outside",
-    from_outside(p.ip6(OUTSIDE, _UP, p.TCP, p.tcp(OUTSIDE, _UP, 4000, 22, p.SYN, host.data()))),
+    from_outside(
+        p.ip6(OUTSIDE, GATEWAY, p.TCP, p.tcp(OUTSIDE, GATEWAY, 4000, 22, p.SYN, host.data()))
+    ),
     Reason.HOST,
     at="uplink",
 )

@@ -104,7 +104,6 @@ def feel(fabric: Fabric, seconds: float, felt: Felt) -> None:
     gateway = message(
         p.ECHO, p.echo(7, b"GATEWAY!"), at="bob", source=bob.address, to=GATEWAY, hops=64
     )
-    gc.collect()
     gc.disable()
     try:
         end, round_number = time.monotonic() + seconds, 0

@@ -204,8 +204,9 @@ def _host_sockets(netns: str) -> Iterator[list[socket.socket]]:
 
 @contextmanager
 def _kernel_log() -> Iterator[int]:
-    """A descriptor of what the kernel says from now on."""
-    descriptor = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    """A descriptor of what the kernel says from now on; nothing where it is not to be heard."""
+    path = "/dev/kmsg" if os.access("/dev/kmsg", os.R_OK) else os.devnull
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.lseek(descriptor, 0, os.SEEK_END)
         yield descriptor
@@ -217,6 +218,9 @@ def _new_lines(log: int) -> Iterator[str]:
     with suppress(BlockingIOError):
         while True:
             try:
-                yield os.read(log, 8192).decode(errors="replace")
+                line = os.read(log, 8192)
+                if not line:
+                    return
+                yield line.decode(errors="replace")
             except BrokenPipeError:
                 continue  # some were overwritten

@@ -27,6 +27,7 @@ NEEDED: dict[str, Any] = {
     "snapshot_id": str(new_id()),
     "start": "2026-01-01T00:00:00Z",
     "end": "2026-01-02T00:00:00Z",
+    "vm_ids": [str(new_id())],
 }
 
 

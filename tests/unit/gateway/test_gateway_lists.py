@@ -18,6 +18,7 @@ from gateway.catalog import Catalog
 from gateway.cursors import Position
 from gateway.errors import RefusedError
 from gateway.history import History, place_of
+from gateway.host_names import Naming
 from gateway.listing import MAX_EXAMINED, VmQuery
 from gateway.snapshot_index import SnapshotIndex
 from runtime.clock import utc_now
@@ -57,7 +58,11 @@ class MemoryFleet:
         self.catalog.remove("acme", self.records.pop(vm_id).name, vm_id)
 
     def wanted(
-        self, customer_id: str, name: str, wants: Callable[[VmRecord, VmState], bool]
+        self,
+        customer_id: str,
+        name: str,
+        wants: Callable[[VmRecord, VmState], bool],
+        naming: Naming,
     ) -> VmView | None:
         self.looked += 1
         vm_id = UUID(name)
@@ -67,7 +72,7 @@ class MemoryFleet:
             return None
         return VmView(
             vm_id=vm_id, customer_id=customer_id, name=record.name, state=VmState.RUNNING,
-            spec=record.spec, host_id=record.host_id, created_at=record.created_at,
+            spec=record.spec, host_id=naming(record), created_at=record.created_at,
         )  # fmt: skip
 
     async def page(self, query: VmQuery, cursor: str = "", limit: int = 100) -> VmList:
