@@ -10,7 +10,8 @@ from enum import StrEnum
 
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.hosts import HEARTBEAT_FRESH, HostInfo, Resources
-from schemas.vms import Apart, PlacementWishes, VmSpec
+from schemas.vms import VmSpec
+from schemas.wishes import Apart, PlacementWishes
 
 _NO_WISHES = PlacementWishes()
 _NOTHING = Resources()

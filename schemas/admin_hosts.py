@@ -10,7 +10,8 @@ import msgspec
 
 from schemas.hosts import MAX_REASON, HostLoss, HostOrders, Resources
 from schemas.ids import CustomerId, HostId, ImageName, PoolId, RegionId, RunId
-from schemas.vms import Arch, LabelName, LabelValue, Timestamp, VmState
+from schemas.vms import Timestamp, VmState
+from schemas.wishes import Arch, LabelName, LabelValue
 
 LINE_CHARACTER = r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]"
 """Pattern of what may stand in a line that people read."""

@@ -16,15 +16,13 @@ from schemas.vms import (
     ExitReason,
     KernelArgName,
     KernelArgValue,
-    LabelName,
-    LabelValue,
-    PlacementWishes,
     RestartPolicy,
     SnapshotKind,
     Timestamp,
     VmSpec,
     VmState,
 )
+from schemas.wishes import LabelName, LabelValue, PlacementWishes
 
 VmName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$(?!\n)|^$(?!\n)")]
 """What a customer calls a VM; may be empty, and several VMs may have one name."""

@@ -14,7 +14,8 @@ import msgspec
 from schemas.codec import decoder
 from schemas.ids import CommandId, CustomerId, HostId, VmId
 from schemas.units import KIB
-from schemas.vms import PlacedWord, SnapshotKind, Timestamp, VmSpec
+from schemas.vms import SnapshotKind, Timestamp, VmSpec
+from schemas.wishes import PlacedWord
 
 MAX_COMMAND_BYTES: Final = 256 * KIB
 """The largest that can be made of a spec has less than half of it."""

@@ -23,7 +23,8 @@ from schemas.ids import (
     VmId,
 )
 from schemas.limits import ApiRates
-from schemas.vms import Arch, LabelName, LabelValue, PlacedWord, Timestamp, VmState
+from schemas.vms import Timestamp, VmState
+from schemas.wishes import Arch, LabelName, LabelValue, PlacedWord
 
 HEARTBEAT_FRESH = timedelta(seconds=5)
 """A heartbeat that is older is not believed: its host is silent."""

@@ -14,7 +14,8 @@ from schemas.codec import decoder
 from schemas.errors import ErrorInfo
 from schemas.hosts import Resources
 from schemas.ids import CustomerId, HostId, PoolId
-from schemas.vms import PlacedWord, VmSpec
+from schemas.vms import VmSpec
+from schemas.wishes import PlacedWord
 
 MAX_VERDICTS = 2000
 """Hosts that an answer lists at most: some 400 KiB."""

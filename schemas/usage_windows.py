@@ -12,7 +12,8 @@ from schemas.codec import decoder
 from schemas.errors import ErrorInfo
 from schemas.ids import CustomerId, HostId, VmId
 from schemas.units import Counter
-from schemas.vms import LabelName, LabelValue, Timestamp
+from schemas.vms import Timestamp
+from schemas.wishes import LabelName, LabelValue
 
 MAX_WINDOWS = 1000
 """In one question on the bus."""

@@ -31,7 +31,8 @@ from schemas.commands import (
 )
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.events import VmCreated, VmDeleted, VmFailed, VmPaused, VmResumed
-from schemas.vms import Apart, VmSpec, VmState
+from schemas.vms import VmSpec, VmState
+from schemas.wishes import Apart
 from vm_agent.admission import Admission
 from vm_agent.cgroups import CgroupError
 from vm_agent.connecting import Connecting

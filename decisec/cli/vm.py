@@ -12,6 +12,7 @@ from decisec.cli import completions
 from decisec.cli.connection import DEFAULT_STATE, ApiUrl, StateDirectory, Token, api_client
 from decisec.cli.exits import EPILOG, CommandError, Exit
 from decisec.cli.output import Json, show, show_json
+from decisec.cli.quarantine import quarantine, release
 from decisec.cli.vm_tables import details, table_of
 from decisec.cli.waiting import TIMEOUT_S, Timeout, Wait, carry_out
 
@@ -201,3 +202,7 @@ def find(client: Client, vm: str) -> UUID:
             raise CommandError(
                 f"{len(found)} VMs have the name {vm!r}; give the id", Exit.USAGE, "ambiguous"
             )
+
+
+app.command("quarantine", epilog=EPILOG)(quarantine)
+app.command("release", epilog=EPILOG)(release)

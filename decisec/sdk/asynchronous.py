@@ -62,6 +62,7 @@ class AsyncClient(AsyncFigures):
             those that the system trusts, by default.
         timeout_s: For connecting, and for each answer on top of `wait_s`.
         attempts: How often a request is sent at most; 1 for never again.
+        come_again: Wait and send again after 429 and 503; else these are raised at once.
         transport: Replaces the network, for tests.
 
     Attributes:
@@ -83,10 +84,12 @@ class AsyncClient(AsyncFigures):
         ca: str | None = None,
         timeout_s: float = TIMEOUT_S,
         attempts: int = ATTEMPTS,
+        come_again: bool = True,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         target = Target(base_url, token, ca)
         self._attempts = attempts
+        self._come_again = come_again
         self._http = httpx.AsyncClient(
             base_url=target.base_url,
             headers=target.headers,
@@ -371,5 +374,7 @@ class AsyncClient(AsyncFigures):
         async def attempt() -> httpx.Response:
             return await self._http.send(build(self._http, call))
 
-        repeating = AsyncRetrying(**policy(call, attempts or self._attempts))
+        repeating = AsyncRetrying(
+            **policy(call, attempts or self._attempts, come_again=self._come_again)
+        )
         return decode(call, await repeating(attempt))

@@ -61,6 +61,7 @@ class Client(Figures):
             those that the system trusts, by default.
         timeout_s: For connecting, and for each answer on top of `wait_s`.
         attempts: How often a request is sent at most; 1 for never again.
+        come_again: Wait and send again after 429 and 503; else these are raised at once.
         transport: Replaces the network, for tests.
 
     Attributes:
@@ -82,10 +83,12 @@ class Client(Figures):
         ca: str | None = None,
         timeout_s: float = TIMEOUT_S,
         attempts: int = ATTEMPTS,
+        come_again: bool = True,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         target = Target(base_url, token, ca)
         self._attempts = attempts
+        self._come_again = come_again
         self._http = httpx.Client(
             base_url=target.base_url,
             headers=target.headers,
@@ -248,10 +251,6 @@ class Client(Figures):
             name: The new one; None for none.
             labels: Those to set, and with None those to remove; None for no label at all.
             generation: Only if the VM still stands at this one; PreconditionFailedError if not.
-
-        Examples:
-            >>> client.patch_vm(vm_id, labels={"stage": "test"}).spec.labels
-            {'stage': 'test', 'team': 'web'}
         """
         given = labels if labels is UNSET or labels is None else dict(labels)
         patch = VmPatch(name=name, labels=given)
@@ -392,4 +391,9 @@ class Client(Figures):
         def attempt() -> httpx.Response:
             return self._http.send(build(self._http, call))
 
-        return decode(call, Retrying(**policy(call, attempts or self._attempts))(attempt))
+        return decode(
+            call,
+            Retrying(**policy(call, attempts or self._attempts, come_again=self._come_again))(
+                attempt
+            ),
+        )

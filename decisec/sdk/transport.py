@@ -98,12 +98,17 @@ def build(client: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Re
     )
 
 
-def policy(call: Call[Any], attempts: int = ATTEMPTS) -> dict[str, Any]:
+def policy(call: Call[Any], attempts: int = ATTEMPTS, *, come_again: bool = True) -> dict[str, Any]:
     """How tenacity repeats a call that is as good twice as once.
 
     It is repeated when the connection failed, when the API cannot serve it now (429, 503; the
     pause is what `Retry-After` says) and when a proxy has nobody behind it. A repeat that comes
     before the first is answered is told so, and asks until it is.
+
+    Args:
+        call: Which.
+        attempts: How often it is sent at most.
+        come_again: Whether 429 and 503 are waited out.
     """
     attempts = attempts if call.repeatable else 1
     backoff = wait_random_exponential(multiplier=0.1, max=2.0)
@@ -127,11 +132,14 @@ def policy(call: Call[Any], attempts: int = ATTEMPTS) -> dict[str, Any]:
         # Not all who were sent away come back in the same instant.
         return asked_s + random.uniform(0.0, 0.25)  # noqa: S311 - no secret
 
+    def passes(response: httpx.Response) -> bool:
+        return _passes(response) and (come_again or response.status_code not in _REFUSED_NOW)
+
     def give_up(state: RetryCallState) -> Any:
         return state.outcome.result() if state.outcome is not None else None
 
     return {
-        "retry": retry_if_exception_type(_LOST) | retry_if_result(_passes),
+        "retry": retry_if_exception_type(_LOST) | retry_if_result(passes),
         "wait": pause_s,
         "stop": stop,
         "retry_error_callback": give_up,

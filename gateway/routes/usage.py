@@ -28,7 +28,7 @@ from gateway.usage_windows import UsageWindowService, WindowsWanted, as_csv
 from runtime.clock import utc_now
 from schemas.usage import UsageReport
 from schemas.usage_windows import MAX_WINDOW_ROWS, GroupBy, UsageWindows, WindowUnit
-from schemas.vms import LabelName
+from schemas.wishes import LabelName
 
 CSV = "text/csv"
 _UNITS = frozenset(unit.value for unit in WindowUnit)

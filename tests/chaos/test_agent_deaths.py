@@ -60,7 +60,7 @@ async def test_an_agent_that_connects_vms_may_die_whenever_it_will(
         await made.settle_in(writers=1)
         steps = [step for step in await made.list_steps() if about_the_network(step)]
         assert steps, "the network is changed in no step that has a name"
-        for step in steps[::4]:
+        for step in steps[::8]:
             await made.die(step)
         for _ in range(2):
             await made.die(None)

@@ -99,6 +99,25 @@ def test_a_host_is_drained_until_it_is_empty(shell: Shell, stack: Path) -> None:
     assert " up " in shell("host", "ls").out
 
 
+def test_a_vm_is_cut_off_from_the_network_and_let_back(shell: Shell) -> None:
+    """Its owner sees it, the host takes VMs as before, and both acts can be repeated."""
+    vm = shell("vm", "create", "--boot", "--json").json["vm"]["vm_id"]
+    for changed in (True, False):
+        said = shell("vm", "quarantine", vm, "--reason", "it scans", "--json").json
+        assert (said["changed"], said["taken"], said["quarantined"]) == (changed, True, True)
+    assert shell("vm", "get", vm, "--json").json["quarantined"]
+    assert "cut off by the operator" in shell("vm", "get", vm).out
+    assert hosts_of(shell)[HOST]["state"] == "up"
+    done = shell("vm", "release", vm, "--reason", "its owner has answered")
+    assert done.out == f"VM {vm} on {HOST} is on the network\n"
+    assert not shell("vm", "get", vm, "--json").json["quarantined"]
+    assert shell("vm", "delete", vm).code == 0
+
+    unknown = shell("vm", "release", "01a22c50-a984-753b-a1b0-f216c209d186", "--reason", "x")
+    assert unknown.code == Exit.NOT_FOUND
+    assert shell("vm", "quarantine", "web", "--reason", "x").code == Exit.USAGE
+
+
 def test_a_mistyped_host_is_told_and_one_that_is_down_can_be_ordered(shell: Shell) -> None:
     """Nothing is ordered for a name that nobody has heard of, unless it is meant."""
     for verb in ("get", "drain", "undrain"):

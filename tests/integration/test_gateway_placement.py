@@ -21,7 +21,8 @@ from schemas.commands import Command, CreateVm
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.places import PlaceExplanation, PlaceQuestion, decode_place_reply
 from schemas.subjects import PLACE_EXPLAIN, VM_SPECS
-from schemas.vms import PlacementWishes, VmSpec, decode_vm_record
+from schemas.vms import VmSpec, decode_vm_record
+from schemas.wishes import PlacementWishes
 from tests.support.gateway import ROOM, TINY, WAIT, ScriptedAgent, made, running_gateway, until
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.tokens import bearer, sighted

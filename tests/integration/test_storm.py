@@ -15,7 +15,6 @@ import pytest
 import pytest_asyncio
 from rich.progress import Progress
 
-from decisec.dev.programs import HOST_ID
 from decisec.dev.tokens import development_token
 from decisec.sdk import AsyncClient
 from runtime.reading import count_messages
@@ -159,7 +158,7 @@ async def _lose_a_command(stack: KillableStack, plan: StormPlan) -> None:
                 vms = [vm async for vm in client.list_vms(state=VmState.RUNNING)]
                 await asyncio.sleep(0.05)
             await stack.kill("agent")
-            lost = f"vm.cmd.{HOST_ID}.{vms[0].vm_id}.shutdown"
+            lost = f"vm.cmd.*.{vms[0].vm_id}.shutdown"
             while not await count_messages(bus, VM_COMMANDS, lost):
                 await asyncio.sleep(0.05)
             await bus.js.purge_stream(VM_COMMANDS, subject=lost)

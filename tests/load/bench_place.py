@@ -27,7 +27,8 @@ from gateway.placement import Strategy, place
 from runtime.clock import utc_now
 from schemas.hosts import HostInfo, Resources
 from schemas.ids import new_id
-from schemas.vms import PlacementWishes, VmRecord, VmSpec
+from schemas.vms import VmRecord, VmSpec
+from schemas.wishes import PlacementWishes
 
 NS_PER_US = 1000
 SPEC = VmSpec(image="tiny", vcpus=2, memory_mib=2048)

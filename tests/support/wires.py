@@ -260,12 +260,14 @@ async def fabric_rig(
         await rig.fabric.open()
         yield rig
     finally:
-        await rig.fabric.close()
-        for guest in rig.guests:
-            os.close(guest.tap)
-            await network.destroy(guest.nic)
-        for name in (layout.netns, outside, world):
-            namespace.remove(name)
+        try:
+            await rig.fabric.close()
+        finally:
+            for guest in rig.guests:
+                os.close(guest.tap)
+                await network.destroy(guest.nic)
+            for name in (layout.netns, outside, world):
+                namespace.remove(name)
 
 
 async def run_in(netns: str, *command: str) -> str:

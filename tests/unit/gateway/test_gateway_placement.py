@@ -14,7 +14,8 @@ from gateway.placement import Strategy, lacking, need_of, place, total
 from schemas.errors import ErrorCode
 from schemas.hosts import HostInfo, Resources
 from schemas.ids import new_id
-from schemas.vms import Apart, PlacementWishes, VmSpec
+from schemas.vms import VmSpec
+from schemas.wishes import Apart, PlacementWishes
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ROOM = Resources(vcpus=8, memory_mib=8192, disk_mib=8192, slots=10)

@@ -51,6 +51,8 @@ def test_examples_are_right(payloads: Payloads, example: Example) -> None:
                     assert role in {grant.role for grant in grants.receivers(channel)}
         case "kv get" | "kv ls" | "kv watch":
             assert example.arguments[0] in {bucket.name for bucket in declared().bucket}
+            if example.words == "kv get":
+                assert channel_of(f"$KV.{'.'.join(example.arguments)}") is not None
         case "stream info" | "stream get" | "consumer ls" | "consumer info":
             assert example.arguments[0] in {stream.name for stream in declared().stream}
 

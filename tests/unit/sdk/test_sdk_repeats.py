@@ -159,6 +159,17 @@ def test_a_client_may_ask_once_only() -> None:
     assert len(api.keys) == 1
 
 
+def test_who_counts_refusals_is_told_of_each() -> None:
+    """A lost connection is another matter."""
+    api = Api(httpx.ReadError, problem(429, "rate_limited"), WHO)
+    with (
+        Client("http://x", "t", come_again=False, transport=httpx.MockTransport(api)) as client,
+        pytest.raises(RateLimitedError),
+    ):
+        client.whoami()
+    assert len(api.keys) == 2
+
+
 def test_a_key_of_ones_own_is_kept_over_repeats() -> None:
     """From another process it would be the same."""
     api = Api(httpx.ReadError, httpx.ReadError, problem(403, "forbidden"))

@@ -22,7 +22,8 @@ from schemas.errors import ErrorCode, ErrorInfo
 from schemas.hosts import MAX_ADMITTED, Operation, OperationStatus, Resources, decode_operation
 from schemas.ids import new_id
 from schemas.subjects import OPERATIONS
-from schemas.vms import Apart, PlacementWishes, VmSpec
+from schemas.vms import VmSpec
+from schemas.wishes import Apart, PlacementWishes
 from tests.support.memory_agent import Mail, Run
 from tests.support.memory_host import MemoryDesk, MemoryImages
 from tests.support.memory_kernel import MemoryKernel

@@ -320,6 +320,6 @@ class ConnectedCommandsMachine(CommandsMachine):
 
 
 ConnectedCommandsMachine.TestCase.settings = settings(
-    CommandsMachine.TestCase.settings, max_examples=20
+    CommandsMachine.TestCase.settings, max_examples=12
 )
 TestConnectedCommands = ConnectedCommandsMachine.TestCase

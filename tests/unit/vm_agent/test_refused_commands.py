@@ -30,7 +30,8 @@ from schemas.errors import ErrorCode
 from schemas.hosts import Operation, OperationStatus
 from schemas.ids import new_id
 from schemas.subjects import vm_command
-from schemas.vms import PlacementWishes, VmSpec, VmState
+from schemas.vms import VmSpec, VmState
+from schemas.wishes import PlacementWishes
 from tests.support.whole_agent import SPEC, Letter, Rig, whole_agent
 
 pytestmark = pytest.mark.timeout(20)

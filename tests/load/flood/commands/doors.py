@@ -99,7 +99,8 @@ class HttpDoor(Door):
     def __init__(self, api_url: str, token: str, at_once: int) -> None:
         self.customer = ""
         self._clients = [
-            AsyncClient(api_url, token, timeout_s=_ANSWER_S)
+            # A storm counts what is refused for now, and comes again by itself.
+            AsyncClient(api_url, token, timeout_s=_ANSWER_S, come_again=False)
             for _ in range(-(-at_once // _REQUESTS_A_CLIENT))
         ]
         self._turn = 0
