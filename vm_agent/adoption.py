@@ -25,7 +25,7 @@ from vm_agent.drivers.abc import Driver, DriverError, Vmm, VmmState
 from vm_agent.fleet import Fleet, Live, Vm
 from vm_agent.incarnations import Incarnations, Metering
 from vm_agent.metering import GoneSources, VmMeter
-from vm_agent.network import NetworkError
+from vm_agent.network.taps import NetworkError
 from vm_agent.places import Places
 from vm_agent.ports import Host, incarnation_name
 from vm_agent.restarts import after_death

@@ -20,9 +20,9 @@ from schemas.units import NS_PER_S
 from schemas.vms import VmSpec, VmState
 from vm_agent.dropping import Dropping
 from vm_agent.fleet import Fleet, Vm
-from vm_agent.network import NetworkError
 from vm_agent.network.attachment import Attachment, Port
 from vm_agent.network.lease import Lease
+from vm_agent.network.taps import NetworkError
 from vm_agent.ports import Host
 from vm_agent.states import RefusedError
 from vm_agent.store import Record

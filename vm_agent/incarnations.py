@@ -25,7 +25,7 @@ from vm_agent.connecting import Connecting
 from vm_agent.drivers.abc import DriverError, Nic, Vmm
 from vm_agent.fleet import Exit, Fleet, Live, Vm
 from vm_agent.metering import VmMeter
-from vm_agent.network import NetworkError
+from vm_agent.network.taps import NetworkError
 from vm_agent.places import Places
 from vm_agent.ports import Host
 from vm_agent.process import ExitStatus

@@ -14,8 +14,8 @@ from vm_agent.drivers.abc import Nic, Vmm
 from vm_agent.drivers.jail import ROOT_LINK
 from vm_agent.drivers.paths import API_SOCKET, QMP_SOCKET
 from vm_agent.metering import Sources
-from vm_agent.network import NetworkError, TapCounters
 from vm_agent.network.connections import Connections, FabricCounters
+from vm_agent.network.taps import NetworkError, TapCounters
 from vm_agent.ports import Reading
 from vm_agent.process import ExitStatus, VmmProcesses, cpu_ns, is_alive, start_ticks
 

@@ -40,7 +40,7 @@ from vm_agent.disks import Disks, disk_bytes, remove_disk, with_disk
 from vm_agent.drivers.abc import Ability, DriverError
 from vm_agent.fleet import Fleet, Live, Vm
 from vm_agent.incarnations import Incarnations
-from vm_agent.network import NetworkError
+from vm_agent.network.taps import NetworkError
 from vm_agent.places import Places
 from vm_agent.ports import Host
 from vm_agent.scrutiny import Objection, objection

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 from runtime.errors import FatalError
-from vm_agent import namespace, network
+from vm_agent import namespace
 from vm_agent.cgroups import CgroupError, Cgroups
 from vm_agent.data_dir import identity, owned
 from vm_agent.drivers.abc import Vmm
 from vm_agent.kernel import LinuxProcesses
-from vm_agent.network import NetworkError
+from vm_agent.network import taps
 from vm_agent.network.layout import netns_of
+from vm_agent.network.taps import NetworkError
 from vm_agent.process import VmmProcesses, wait_end
 from vm_agent.store import Record, RecordStore
 
@@ -76,10 +77,10 @@ async def _remove_networks(records: list[Record]) -> list[str]:
     """Remove the namespaces of these VMs; those of other agents on the host stay."""
     ours = {record.vm_id for record in records}
     lines = []
-    for nic in await asyncio.to_thread(network.list_owned):
-        if network.owner_of(nic)[0] in ours:
+    for nic in await asyncio.to_thread(taps.list_owned):
+        if taps.owner_of(nic)[0] in ours:
             try:
-                await network.destroy(nic)
+                await taps.destroy(nic)
             except NetworkError as error:
                 raise FatalError(str(error)) from error
             lines.append(f"removed network namespace {nic.netns}")

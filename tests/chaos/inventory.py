@@ -10,9 +10,10 @@ from uuid import UUID
 
 from schemas.vms import METERED_STATES, VmState
 from tests.support.hypervisors import processes_in
-from vm_agent import namespace, network
+from vm_agent import namespace
 from vm_agent.cgroups import Cgroups
 from vm_agent.data_dir import identity
+from vm_agent.network import taps
 from vm_agent.network.items import Route, read_all
 from vm_agent.network.layout import netns_of, owner_in
 from vm_agent.network.netlink import Netlink
@@ -62,7 +63,7 @@ def discrepancies(data_dir: Path, *, uid_base: int, vm_ids: frozenset[UUID]) -> 
         groups = Cgroups(identity(data_dir))
         if groups.unavailable is None:
             compare("control group", set(groups.names()), names)
-        nics = {n.netns for n in network.list_owned() if network.owner_of(n)[0] in vm_ids}
+        nics = {n.netns for n in taps.list_owned() if taps.owner_of(n)[0] in vm_ids}
         compare("namespace", nics, {r.nic.netns for r in running if r.nic is not None})
         connected = {r.nic.fabric for r in running if r.nic is not None and r.nic.fabric}
         compare("connection", _connected(data_dir), connected)

@@ -37,7 +37,7 @@ from schemas.vms import ExitReason, VmSpec, VmState
 from tests.support.agents import HOST, AgentProcess, Client, agent
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.samples import assert_exact, assert_no_hole, has_final, samples_of
-from vm_agent.network import list_owned, owner_of
+from vm_agent.network.taps import list_owned, owner_of
 from vm_agent.process import is_alive
 
 pytestmark = pytest.mark.timeout(60)

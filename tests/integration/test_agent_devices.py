@@ -36,9 +36,9 @@ from schemas.vms import VmSpec, VmState
 from tests.support.agents import AgentProcess, Client, booted, running_agent
 from tests.support.hypervisors import Lab, open_lab
 from tests.support.samples import assert_exact, has_final, samples_of
-from vm_agent import network
 from vm_agent.drivers.paths import API_SOCKET
 from vm_agent.drivers.unix_http import UnixHttpConnection
+from vm_agent.network import taps
 
 pytestmark = [pytest.mark.hypervisor, pytest.mark.timeout(120)]
 
@@ -69,7 +69,7 @@ def lab() -> Iterator[Lab]:
 @pytest.fixture
 async def host(tmp_path: Path, lab: Lab) -> AsyncIterator[tuple[AgentProcess, Client]]:
     """An agent with Firecracker."""
-    if reason := network.available():
+    if reason := taps.available():
         pytest.skip(reason)
     async with running_agent(tmp_path, lab, "firecracker", disk_mib="2000") as made:
         yield made

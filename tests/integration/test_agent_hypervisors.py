@@ -18,8 +18,8 @@ from tests.support.agents import AgentProcess, Client, booted, running_agent
 from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab
 from tests.support.processes import check_spinning, waited_ns
 from tests.support.samples import Sample, assert_exact, assert_no_hole, has_final, samples_of
-from vm_agent import network
 from vm_agent.drivers.metrics_lines import METRICS
+from vm_agent.network import taps
 
 pytestmark = [pytest.mark.hypervisor, pytest.mark.timeout(90)]
 
@@ -46,7 +46,7 @@ async def test_bytes_and_time_are_exact_over_a_crash_of_the_agent(
     tmp_path: Path, lab: Lab, name: str, metrics: str
 ) -> None:
     """3 MiB written, 1.5 MiB read, 1000 frames sent: event, status and last frame say just that."""
-    if reason := network.available():
+    if reason := taps.available():
         pytest.skip(reason)
     async with running_agent(tmp_path, lab, name, metrics=metrics) as (process, client):
         first_run = (await client.host()).run_id

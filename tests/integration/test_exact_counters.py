@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab, rig
 from tests.support.processes import check_spinning, waited_ns
-from vm_agent import network
+from vm_agent.network import taps
 from vm_agent.process import cpu_ns
 
 pytestmark = pytest.mark.hypervisor
@@ -31,19 +31,19 @@ async def test_bytes_are_counted_exactly(lab: Lab, name: str, how: str) -> None:
     """3 MiB written, 1.5 MiB read, 1000 frames of 1000 bytes sent; nothing received."""
     async with rig(lab, name) as bench:
         nic = await bench.nic()
-        taps = await network.TapCounters.open(nic)
-        assert taps.read() == (0, 0)
+        counted = await taps.TapCounters.open(nic)
+        assert counted.read() == (0, 0)
         vmm = await bench.booted(nic=nic, blkw=3072, blkr=1536, tx=1000)
         await getattr(bench.driver, how)(vmm)
         await bench.exits(vmm)
         counters = await bench.driver.counters(vmm)
         assert counters.disk_write_bytes == 3_145_728
         assert counters.disk_read_bytes == 1_572_864
-        assert taps.read() == (0, 1_000_000)
-        await network.destroy(nic)
-        with pytest.raises(network.NetworkError):
-            taps.read()
-        taps.close()
+        assert counted.read() == (0, 1_000_000)
+        await taps.destroy(nic)
+        with pytest.raises(taps.NetworkError):
+            counted.read()
+        counted.close()
 
 
 @pytest.mark.parametrize("name", REAL_DRIVERS)

@@ -21,14 +21,15 @@ from tests.support.wires import (
     fabric_rig,
     udp_socket_in,
 )
-from vm_agent import namespace, network
+from vm_agent import namespace
+from vm_agent.network import taps
 from vm_agent.network.fabric import Fabric
 from vm_agent.network.layout import Owner
 from vm_agent.network.mending import Repairs
 from vm_agent.network.taps import NetworkError
 
 pytestmark = pytest.mark.skipif(
-    network.available() is not None, reason=network.available() or "taps work"
+    taps.available() is not None, reason=taps.available() or "taps work"
 )
 
 _IPV6_RECVERR = 25
@@ -270,7 +271,7 @@ async def test_the_loss_of_the_namespace_is_made_good_for_new_vms(rig: FabricRig
     guest = await rig.guest()
     await rig.fabric.close()
     namespace.remove(rig.layout.netns)
-    await network.destroy(guest.nic)
+    await taps.destroy(guest.nic)
     rig.fabric.attached.pop(guest.vm.tap)  # type: ignore[attr-defined]
     await rig.again()
     assert await arrives(rig, await rig.guest()) == b"hello"

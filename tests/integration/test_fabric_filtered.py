@@ -18,7 +18,8 @@ from tests.support.wires import (
     fabric_rig,
     udp_socket_in,
 )
-from vm_agent import namespace, network
+from vm_agent import namespace
+from vm_agent.network import taps
 from vm_agent.network.advertising import advertisement
 from vm_agent.network.filtering import FilterRules
 from vm_agent.network.mending import Repairs
@@ -27,7 +28,7 @@ from vm_agent.network.taps import NetworkError
 
 
 def _missing() -> str | None:
-    if reason := network.available():
+    if reason := taps.available():
         return reason
     try:
         NftSession().close()

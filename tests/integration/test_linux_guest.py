@@ -33,10 +33,10 @@ from tests.support.linux_guest import (
 )
 from tests.support.nats import bus_with_streams
 from tests.support.samples import assert_exact, assert_no_hole, has_final, samples_of
-from vm_agent import network
 from vm_agent.drivers.abc import DeviceCounters, VmmState
 from vm_agent.drivers.paths import CONSOLE
 from vm_agent.images import ImageStore
+from vm_agent.network import taps
 
 pytestmark = [pytest.mark.hypervisor, pytest.mark.timeout(180)]
 
@@ -58,13 +58,13 @@ async def test_linux_is_counted_as_it_counts_itself(lab: Lab) -> None:
     async with rig(lab, "qemu") as bench:
         driver = bench.driver
         nic = await bench.nic()
-        taps = await network.TapCounters.open(nic)
+        counted = await taps.TapCounters.open(nic)
         neighbour = await Neighbour.on(nic)
         vmm = await bench.create(bench.plan(nic=nic, blkw=3072, blkr=1536, tx=FRAMES_SENT))
         await driver.boot(vmm)
         await bench.says(vmm, "READY")
         await bench.says(vmm, "DONE")
-        assert taps.read() == (0, FRAMES_SENT * 1000)
+        assert counted.read() == (0, FRAMES_SENT * 1000)
 
         neighbour.ask()
         assert await neighbour.hears_answer()
@@ -85,10 +85,10 @@ async def test_linux_is_counted_as_it_counts_itself(lab: Lab) -> None:
         assert await driver.counters(vmm) == DeviceCounters(
             disk_read_bytes=totals.disk_read, disk_write_bytes=totals.disk_written
         )
-        assert taps.read() == (totals.net_received, totals.net_sent)
+        assert counted.read() == (totals.net_received, totals.net_sent)
         check_work(totals, answers=2)
         neighbour.close()
-        taps.close()
+        counted.close()
 
 
 def check_work(totals: GuestTotals, *, answers: int) -> None:
@@ -127,7 +127,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def test_an_agent_bills_linux_as_it_counts_itself(tmp_path: Path, tiny: Path) -> None:
     """From the command on the bus to the last sample and the event that says why it ended."""
-    if reason := network.available():
+    if reason := taps.available():
         pytest.skip(reason)
     parts = linux_parts()
     spec = VmSpec(

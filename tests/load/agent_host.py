@@ -21,7 +21,7 @@ from tests.support.hypervisors import find_firecracker
 from tests.support.nats import NatsServer, bus_with_streams
 from vm_agent.cgroups import Cgroups
 from vm_agent.data_dir import identity
-from vm_agent.network import list_owned, owner_of
+from vm_agent.network.taps import list_owned, owner_of
 from vm_agent.process import is_alive
 from vm_agent.store import RecordStore
 

@@ -15,7 +15,8 @@ from tests.network.cases.base import UNATTACHED, VMS, Case
 from tests.network.suite import OneCpu, Suite
 from tests.support import fabric as small
 from tests.support.fabric import PLAN, UPLINK_MAC, WAN_MAC, Guest, inside
-from vm_agent import namespace, network
+from vm_agent import namespace
+from vm_agent.network import taps
 from vm_agent.network.fabric import Fabric
 from vm_agent.network.filtering import FilterRules
 from vm_agent.network.layout import UPLINK, Layout
@@ -60,8 +61,8 @@ async def suite() -> AsyncIterator[Suite]:
         for name, vm in VMS.items():
             if name in UNATTACHED:
                 continue
-            nic = await network.create(vm.vm_id, 1)
-            stack.push_async_callback(network.destroy, nic)
+            nic = await taps.create(vm.vm_id, 1)
+            stack.push_async_callback(taps.destroy, nic)
             descriptor = inside(nic.netns, lambda nic=nic: small.open_tap(nic.tap))  # type: ignore[misc] # bound
             stack.callback(os.close, descriptor)
             await fabric.attach(nic, vm)

@@ -13,13 +13,14 @@ from ipaddress import IPv6Address
 
 from schemas.ids import new_id
 from tests.support.wires import PREFIX, WORLD, make_host, make_world
-from vm_agent import namespace, network
+from vm_agent import namespace
+from vm_agent.network import taps
 from vm_agent.network.nft import NftMissingError, NftSession
 
 
 def lack() -> str | None:
     """Why no VM can be connected here; None if they can."""
-    if reason := network.available():
+    if reason := taps.available():
         return reason
     try:
         NftSession().close()

@@ -21,7 +21,6 @@ from decisec.devkit import guest as guest_kit
 from decisec.devkit.uv import DevkitError
 from schemas.ids import new_id
 from schemas.units import MIB
-from vm_agent import network
 from vm_agent.cgroups import Cgroups, Limits
 from vm_agent.drivers.abc import Driver, MachinePlan, Nic, Probe, Vmm
 from vm_agent.drivers.cloud_hypervisor import CloudHypervisorDriver
@@ -30,6 +29,7 @@ from vm_agent.drivers.metrics import CHANNELS, MetricsKind
 from vm_agent.drivers.qemu import QemuDriver
 from vm_agent.drivers.simulator import SimulatorDriver
 from vm_agent.images import Image, ImageStore, render_kernel_args
+from vm_agent.network import taps
 from vm_agent.probe import find_jail, on_path, probe_driver
 from vm_agent.process import VmmProcesses
 
@@ -226,9 +226,9 @@ class Rig:
 
     async def nic(self) -> Nic:
         """A tap, to be removed with the rig; skips where there are none."""
-        if reason := network.available():
+        if reason := taps.available():
             pytest.skip(reason)
-        nic = await network.create(new_id(), 1, UID)
+        nic = await taps.create(new_id(), 1, UID)
         self._nics.append(nic)
         return nic
 
@@ -261,7 +261,7 @@ class Rig:
             await self.processes.wait_exit(vmm.pid, vmm.start_ticks)
         await self.driver.close()
         for nic in self._nics:
-            await network.destroy(nic)
+            await taps.destroy(nic)
         if self.groups is not None:
             for name in self.groups.names():
                 await asyncio.to_thread(self.groups.destroy, name)

@@ -16,8 +16,9 @@ from pathlib import Path
 from pyroute2 import IPRoute
 
 from schemas.ids import new_id
-from vm_agent import namespace, network
+from vm_agent import namespace
 from vm_agent.drivers.abc import Nic
+from vm_agent.network import taps
 from vm_agent.network.attachment import GATEWAY_MAC, Attachment
 from vm_agent.network.fabric import Fabric, Rules
 from vm_agent.network.filtering import FilterRules
@@ -214,7 +215,7 @@ class FabricRig:
 
     async def start(self, vm: Attachment, *, attach: bool = True) -> Guest:
         """A VM's interface, opened as a VMM does it."""
-        nic = replace(await network.create(vm.vm_id, vm.incarnation), mac=vm.mac)
+        nic = replace(await taps.create(vm.vm_id, vm.incarnation), mac=vm.mac)
         tap = await namespace.in_own_thread(lambda: _open(nic))
         guest = Guest(nic, vm, tap, self.layout.identity)
         self.guests.append(guest)
@@ -265,7 +266,7 @@ async def fabric_rig(
         finally:
             for guest in rig.guests:
                 os.close(guest.tap)
-                await network.destroy(guest.nic)
+                await taps.destroy(guest.nic)
             for name in (layout.netns, outside, world):
                 namespace.remove(name)
 

@@ -17,29 +17,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import new_id
-from vm_agent import namespace, network
+from vm_agent import namespace
 from vm_agent.drivers.abc import Nic
+from vm_agent.network import taps
 
 needs_taps = pytest.mark.skipif(
-    network.available() is not None, reason=network.available() or "taps work"
+    taps.available() is not None, reason=taps.available() or "taps work"
 )
 
 
 @pytest.fixture
 async def nic() -> AsyncIterator[Nic]:
     """A tap for one test."""
-    made = await network.create(new_id(), 1)
+    made = await taps.create(new_id(), 1)
     try:
         yield made
     finally:
-        await network.destroy(made)
+        await taps.destroy(made)
 
 
 @given(st.uuids(), st.integers(0, 2**32 - 1))
 def test_names_follow_from_the_ids_and_back(vm_id: UUID, incarnation: int) -> None:
     """A locally administered unicast MAC, a tap name that the kernel takes."""
-    made = network.nic_of(vm_id, incarnation)
-    assert network.owner_of(made) == (vm_id, incarnation)
+    made = taps.nic_of(vm_id, incarnation)
+    assert taps.owner_of(made) == (vm_id, incarnation)
     assert len(made.tap) <= 15
     assert int(made.mac[:2], 16) & 3 == 2
 
@@ -47,7 +48,7 @@ def test_names_follow_from_the_ids_and_back(vm_id: UUID, incarnation: int) -> No
 def test_a_foreign_namespace_has_no_owner() -> None:
     """Only names of ours are taken apart."""
     with pytest.raises(ValueError, match="no namespace of this agent"):
-        network.owner_of(replace(network.nic_of(new_id(), 1), netns="decisec-x-1"))
+        taps.owner_of(replace(taps.nic_of(new_id(), 1), netns="decisec-x-1"))
 
 
 @needs_taps
@@ -67,15 +68,15 @@ async def test_a_namespace_holds_a_tap_and_nothing_else(nic: Nic) -> None:
     names, forward, inet6, routes = await namespace.in_own_thread(look)
     assert names == {"lo", "tap0"}
     assert (forward, inet6, routes) == ("0", "", "")
-    assert nic in network.list_owned()
+    assert nic in taps.list_owned()
     assert "tap0" not in {name for _, name in socket.if_nameindex()}
 
 
 @needs_taps
 async def test_counters_have_the_guests_view(nic: Nic) -> None:
     """What a VMM writes to the tap is what the guest has sent."""
-    taps = await network.TapCounters.open(nic)
-    assert taps.read() == (0, 0)
+    counted = await taps.TapCounters.open(nic)
+    assert counted.read() == (0, 0)
 
     def send() -> None:
         namespace.enter(nic.netns)
@@ -86,35 +87,35 @@ async def test_counters_have_the_guests_view(nic: Nic) -> None:
         os.close(tap)
 
     await namespace.in_own_thread(send)
-    assert taps.read() == (0, 500)
-    await network.destroy(nic)
-    with pytest.raises(network.NetworkError):
-        taps.read()
+    assert counted.read() == (0, 500)
+    await taps.destroy(nic)
+    with pytest.raises(taps.NetworkError):
+        counted.read()
     for _ in range(2):
-        taps.close()
+        counted.close()
 
 
 @needs_taps
 async def test_destroying_and_making_again_may_be_repeated() -> None:
     """A leftover of an interrupted attempt is replaced; nothing stays."""
     vm_id = new_id()
-    first = await network.create(vm_id, 7)
-    assert await network.create(vm_id, 7) == first
+    first = await taps.create(vm_id, 7)
+    assert await taps.create(vm_id, 7) == first
     for _ in range(2):
-        await network.destroy(first)
-    assert first not in network.list_owned()
-    with pytest.raises(network.NetworkError, match="counters"):
-        await network.TapCounters.open(first)
+        await taps.destroy(first)
+    assert first not in taps.list_owned()
+    with pytest.raises(taps.NetworkError, match="counters"):
+        await taps.TapCounters.open(first)
 
 
 @needs_taps
 async def test_a_half_made_namespace_is_removed() -> None:
     """A name without a namespace, as a killed agent may leave it."""
-    half = network.nic_of(new_id(), 1)
+    half = taps.nic_of(new_id(), 1)
     await asyncio.to_thread((namespace.NETNS_DIR / half.netns).touch)
-    assert half in network.list_owned()
-    await network.destroy(half)
-    assert half not in network.list_owned()
+    assert half in taps.list_owned()
+    await taps.destroy(half)
+    assert half not in taps.list_owned()
 
 
 @needs_taps
@@ -124,10 +125,10 @@ async def test_a_cancelled_making_leaves_nothing() -> None:
     for after_s in (0.0, 0.0005, 0.002):
         try:
             async with asyncio.timeout(after_s):
-                await network.destroy(await network.create(vm_id, 1))
+                await taps.destroy(await taps.create(vm_id, 1))
         except TimeoutError:
-            await network.destroy(network.nic_of(vm_id, 1))
-    assert network.nic_of(vm_id, 1) not in network.list_owned()
+            await taps.destroy(taps.nic_of(vm_id, 1))
+    assert taps.nic_of(vm_id, 1) not in taps.list_owned()
 
 
 @needs_taps
