@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from runtime.telemetry import configure_logging, configure_telemetry
+from vm_agent import low_files
 
 # Tests run side by side, on machines that do other things as well: an example takes its time, and
 # pytest-timeout judges the whole.
@@ -22,6 +23,12 @@ settings.load_profile("decisec")
 def _telemetry() -> None:
     configure_logging("tests", "warning")
     configure_telemetry("tests")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _low_files_kept() -> None:
+    """The engine of the store keeps hundreds of files open in the process that tests run in."""
+    low_files.keep(16)
 
 
 def _children() -> set[int]:

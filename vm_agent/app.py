@@ -40,6 +40,7 @@ from schemas.subjects import (
     vm_commands_of,
 )
 from schemas.vms import VmSpec
+from vm_agent import low_files
 from vm_agent.agent import Agent, World
 from vm_agent.cgroups import Cgroups
 from vm_agent.data_dir import identity, owned
@@ -254,7 +255,11 @@ async def _choose(
 
 
 def _allow_many_files() -> None:
-    """Raise the soft limit: a VM takes about four descriptors, and the usual limit is 1024."""
+    """Raise the soft limit: a VM takes about four descriptors, and the usual limit is 1024.
+
+    Two low ones are kept for sessions with nftables, lest one that ends could not be begun anew.
+    """
+    low_files.keep(2)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 import pytest
 
 from tests.support.fabric import available
+from vm_agent import low_files
 from vm_agent.network import trials
 from vm_agent.network.nft import NftMissingError, NftSession
 
@@ -32,16 +33,27 @@ def test_what_is_absent_is_named() -> None:
     assert "syntax error" in found.reason
 
 
-def test_too_many_files_are_an_error_and_not_the_end() -> None:
-    """The library uses select(2) on a descriptor that would be too high, and would abort."""
+def test_many_open_files_leave_room_for_a_session() -> None:
+    """The library uses select(2), and would abort on a descriptor of 1024 or more."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    lent = 0
     try:
         with ExitStack() as stack:
-            while stack.enter_context(open(os.devnull, "rb")).fileno() < 1024:  # noqa: PTH123
-                pass
+            low_files.keep(1)
+            while low_files.is_any_free():
+                stack.enter_context(open(os.devnull, "rb"))  # noqa: PTH123
+            session = NftSession()
+            session.run("add table inet low; delete table inet low")
+            session.close()
+            # It was given back: the next one works as well.
+            NftSession().close()
+            while low_files.give_up_one():
+                lent += 1
+                stack.enter_context(open(os.devnull, "rb"))  # noqa: PTH123
             with pytest.raises(NftMissingError, match="below 1024"):
                 NftSession()
         NftSession().close()
     finally:
+        low_files.keep(lent)
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

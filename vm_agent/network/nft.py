@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
 
-from vm_agent import namespace
+from vm_agent import low_files, namespace
 from vm_agent.network.nfnetlink import KernelSocket, Message, NftError
 
 __all__ = ["LIBRARY", "PACKAGE", "Nft", "NftError", "NftMissingError", "NftSession", "read_objects"]
@@ -25,8 +24,6 @@ T = TypeVar("T")
 
 LIBRARY = "libnftables.so.1"
 PACKAGE = "libnftables1"
-
-_SELECT_MOST = 1024
 
 # nftables/libnftables.h
 _OUTPUT_JSON = 1 << 4
@@ -41,7 +38,7 @@ class NftMissingError(Exception):
 class NftSession:
     """A context of the library; one thread may use it, and it stays in its first namespace.
 
-    To be opened early: its descriptor has to be below 1024.
+    Its descriptor has to be a low one; `vm_agent.low_files` keeps some.
 
     Raises:
         NftMissingError: The library is not there, or too many files are open.
@@ -49,10 +46,20 @@ class NftSession:
 
     def __init__(self) -> None:
         self._library = _load()
-        _check_descriptors()
+        self._lent = False
+        if not low_files.is_any_free():
+            self._lent = low_files.give_up_one()
+        sockets = low_files.sockets()
         self._context: int | None = self._library.nft_ctx_new(0)
         if self._context is None:
             raise NftMissingError(f"{LIBRARY} gave no context")
+        # The library waits with select(2), and ends the process where that cannot be.
+        if not low_files.sockets() - sockets:
+            self.close()
+            raise NftMissingError(
+                f"{LIBRARY} needs a descriptor below {low_files.SELECT_MOST}, and so many files "
+                "are open: open the session before all others"
+            )
         self._library.nft_ctx_buffer_output(self._context)
         self._library.nft_ctx_buffer_error(self._context)
 
@@ -79,6 +86,7 @@ class NftSession:
         if self._context is not None:
             self._library.nft_ctx_free(self._context)
             self._context = None
+            low_files.keep(int(self._lent))
 
 
 class Nft:
@@ -177,17 +185,6 @@ def read_objects(output: bytes) -> list[dict[str, Any]]:
         if document:
             found += msgspec.json.decode(document)["nftables"]
     return [thing for thing in found if "metainfo" not in thing]
-
-
-def _check_descriptors() -> None:
-    """The library waits with select(2), and ends the process where that cannot be."""
-    descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    os.close(descriptor)
-    if descriptor >= _SELECT_MOST:
-        raise NftMissingError(
-            f"{descriptor} files are open, and {LIBRARY} needs a descriptor below {_SELECT_MOST}: "
-            "open the session before all others"
-        )
 
 
 def _load() -> ctypes.CDLL:
