@@ -12,6 +12,7 @@ import nats.js.errors
 import structlog
 
 from collector.claims import Claims
+from collector.parting import parting
 from collector.partition import Partition, Tools, Unit
 from collector.progress import Progress
 from collector.shares import Members, shares
@@ -55,6 +56,7 @@ def units_of(
             DURABLE,
             subjects.METRICS_RAW_UNPARTED,
             lambda _: partitions == 0,
+            partitions,
             until,
             mixed_until,
         ),
@@ -64,6 +66,7 @@ def units_of(
             f"{DURABLE}-{number}",
             subjects.metrics_raw_of(number),
             _whose(number, partitions),
+            partitions,
             until,
             mixed_until,
         )
@@ -166,23 +169,25 @@ class Crew:
 
     async def _look(self) -> bool:
         """Whether the stream is parted as it was when it was looked at last."""
-        js = self._bus.js
         try:
-            info = await js.stream_info(_RAW)
-            transform = info.config.subject_transform
-            partitions = subjects.partitions_of((transform and transform.dest) or "")
+            partitions, last = await parting(self._bus)
             if partitions == self._partitions:
                 return True
             former = await self._former()
-        except (nats.errors.Error, nats.js.errors.Error, OSError, TimeoutError) as error:
+        except (
+            TransientError,
+            nats.errors.Error,
+            nats.js.errors.Error,
+            OSError,
+            TimeoutError,
+        ) as error:
             _log.warning("partitions.unknown", error=str(error))
             return False
         _log.info("partitions.found", partitions=partitions)
         parted_anew = self._partitions >= 0
         self._partitions = partitions
-        last = info.state.last_seq
         self._units = units_of(partitions, former, last, last if parted_anew else 0)
-        self._behind, self._barrier = set(self._units), info.state.last_seq
+        self._behind, self._barrier = set(self._units), last
         # Hosts may belong elsewhere now: everything starts anew.
         for job in self._jobs.values():
             job.stop.set()

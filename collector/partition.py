@@ -17,6 +17,7 @@ from collector.claims import Claims, claimed_ms
 from collector.expected import Expected
 from collector.losses import Losses
 from collector.messages import Intake, Now, Outcome, event_message
+from collector.parting import parting
 from collector.pipeline import Pipeline, Rules
 from collector.specs import SpecIndex
 from collector.telemetry import Instruments
@@ -39,6 +40,7 @@ _WATCH_S = 0.1
 _BUSY_NS = NS_PER_S // 2
 """A batch that takes longer keeps frames waiting, and so does a process that has no CPU or is
 stopped; silence says nothing about hosts then."""
+_NO_END = 2**63
 _AGAIN_S = 0.1
 """A frame that waits for a VM's record comes again this soon."""
 
@@ -53,6 +55,7 @@ class Unit(NamedTuple):
         durable: Name of its consumer.
         filter_subject: Its frames.
         tells_of: Whether a host's silence is to be told here.
+        partitions: How the stream was parted when this was decided.
         others_until: Up to this place in the stream, all frames here of hosts that are not told of
             may be; their later ones went elsewhere.
         mixed_until: Up to this place in the stream, frames of one host may lie with several units:
@@ -62,6 +65,7 @@ class Unit(NamedTuple):
     durable: str
     filter_subject: str
     tells_of: Callable[[str], bool]
+    partitions: int
     others_until: int = 0
     mixed_until: int = 0
 
@@ -176,10 +180,7 @@ class Partition:
             kind=SpanKind.CONSUMER,
             attributes={"messaging.batch.message_count": len(batch)},
         ):
-            outcomes = [
-                (delivery, self.pipeline.process(_intake(delivery), self._now()))
-                for delivery in batch
-            ]
+            outcomes = await self._decided(batch)
             for delivery, outcome in outcomes:
                 if outcome.claim is not None:
                     self.claims.note(*outcome.claim, delivery.sequence)
@@ -189,6 +190,27 @@ class Partition:
         self._instruments.batch((self._clock.monotonic_ns() - began_ns) / NS_PER_S)
         if rejected := _rejected(outcomes):
             _log.warning("samples.rejected", **rejected)
+
+    async def _decided(self, batch: Sequence[Delivery]) -> list[tuple[Delivery, Outcome]]:
+        opened = self.pipeline.gaps.opened
+        outcomes = self._decide(batch)
+        if self.pipeline.gaps.opened == opened or not await self._parted_anew():
+            return outcomes
+        # What seems to be missing went to another partition, before this process heard of that.
+        self.pipeline = self._fresh(self._tools, self.unit._replace(mixed_until=_NO_END))
+        return self._decide(batch)
+
+    def _decide(self, batch: Sequence[Delivery]) -> list[tuple[Delivery, Outcome]]:
+        return [
+            (delivery, self.pipeline.process(_intake(delivery), self._now())) for delivery in batch
+        ]
+
+    async def _parted_anew(self) -> bool:
+        try:
+            return (await parting(self._tools.bus)).partitions != self.unit.partitions
+        except TransientError as error:
+            _log.debug("parting.unknown", error=str(error))
+            return False
 
     async def _watch(self) -> None:
         """Say which hosts have stopped sending, until cancelled."""
