@@ -88,9 +88,7 @@ class Connecting:
             addresses=(IPv6Network(lease.prefix),),
             ipv4=IPv4Address(lease.ipv4) if lease.ipv4 else None,
             open_inbound=wish.inbound is Inbound.OPEN,
-            ports=tuple(
-                Port(protocol=p, first=f, last=t) for p, f, t in map(port_range, wish.ports)
-            ),
+            ports=tuple(map(_port, wish.ports)),
             quarantined=record.quarantined,
             incarnation=record.incarnation,
             mtu=wish.mtu,

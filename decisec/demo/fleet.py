@@ -14,7 +14,7 @@ from uuid import UUID
 from decisec.dev.guest import IMAGE
 from decisec.dev.race import together
 from decisec.sdk import AsyncClient
-from schemas.api import CreateVmRequest, VmAndOperation, VmView
+from schemas.api import CreateVmRequest, VmAndOperation
 from schemas.usage import UsageReport
 
 WAIT_S = 45.0
@@ -134,13 +134,6 @@ class Fleet:
         """Shut all VMs down."""
         await self._each(
             lambda client, vm_id: client.shutdown_vm(vm_id, grace_s=_GRACE_S, wait_s=WAIT_S)
-        )
-
-    async def views(self) -> list[VmView]:
-        """All VMs as their owners see them."""
-        return await together(
-            [self._customers[owner].get_vm(vm_id) for vm_id, owner in sorted(self._vms.items())],
-            name="get-vm",
         )
 
     async def usage(self, window: Window) -> list[UsageReport]:

@@ -69,18 +69,6 @@ class Reason(Enum):
         """Whether a well-behaved guest never gives cause for it."""
         return self not in _ORDINARY
 
-    @classmethod
-    def of_mark(cls, mark: int) -> Reason:
-        """The reason that a mark stands for.
-
-        Raises:
-            ValueError: It stands for none that this agent knows.
-        """
-        for reason in cls:
-            if reason.mark == mark:
-                return reason
-        raise ValueError(f"mark {mark:#x} stands for no reason")
-
 
 _ORDINARY = frozenset(
     {
