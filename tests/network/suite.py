@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import socket
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -26,6 +25,7 @@ from tests.network.cases.base import (
 )
 from tests.support import packets as p
 from tests.support.fabric import OUTSIDE, PLAN, Fabric, fabric
+from tests.support.readable import readable
 from vm_agent.network.drops import Drops
 from vm_agent.network.filter import Filter
 from vm_agent.network.nft import Nft
@@ -187,8 +187,7 @@ class Suite:
 
     def _until(self, word: bytes, seen: list[bytes], source: socket.socket | int) -> None:
         while not any(word in frame for frame in seen):
-            ready, _, _ = select.select([source], [], [], _PATIENCE_S)
-            if not ready:
+            if not readable([source], _PATIENCE_S):
                 raise TimeoutError("a datagram that has to pass did not")
             if isinstance(source, int):
                 seen += self._guests[_SENDER].received()

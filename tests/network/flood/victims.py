@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import select
 import socket
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from tests.network.cases.base import VMS, address, from_outside, message
 from tests.network.flood.frames import KINDS
 from tests.support import packets as p
 from tests.support.fabric import GATEWAY, OUTSIDE, Fabric, Guest, inside
+from tests.support.readable import readable
 
 _PATIENCE_S = 1.0
 _PAUSE_S = 0.001
@@ -140,7 +140,7 @@ def _arrives(guest: Guest, word: bytes) -> bool:
     while True:
         if any(word in frame for frame in guest.received()):
             return True
-        if not select.select([guest.descriptor], [], [], _PATIENCE_S)[0]:
+        if not readable([guest.descriptor], _PATIENCE_S):
             return False
 
 

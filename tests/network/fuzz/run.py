@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,6 +21,7 @@ from tests.network.cases.base import HERE, HERE_V4, UPLINK, VMS, address, datagr
 from tests.network.fuzz.mutation import SENDER, Mutation
 from tests.support import packets as p
 from tests.support.fabric import GATEWAY, OUTSIDE, Fabric, Guest, inside
+from tests.support.readable import readable
 from vm_agent.network.nft import Nft
 
 _BATCH = 64
@@ -121,9 +121,8 @@ class Fuzz:
                     raise self._hole(name, frame)
                 self.tally.to_friends += name != SENDER
         self._fabric.answer()
-        readable, _, _ = select.select(sockets, [], [], 0)
-        for one in readable:
-            raise self._hole(f"a socket of the host, {one}", b"")
+        if heard := readable(sockets, 0):
+            raise self._hole(f"sockets of the host, {heard}", b"")
 
     async def _check(self, log: int) -> None:
         """What is looked at from time to time; then limits forget what was sent."""
@@ -157,7 +156,7 @@ class Fuzz:
             if any(word in frame for frame in seen):
                 return
             waiting = source.descriptor if isinstance(source, Guest) else source
-            if not select.select([waiting], [], [], _PATIENCE_S)[0]:
+            if not readable([waiting], _PATIENCE_S):
                 raise self._hole("no connection any more", b"")
 
     def _hole(self, where: str, frame: bytes) -> HoleError:
