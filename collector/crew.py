@@ -7,12 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-import nats.errors
-import nats.js.errors
 import structlog
 
 from collector.claims import Claims
-from collector.parting import parting
+from collector.parting import DURABLE, former_partitions, parting
 from collector.partition import Partition, Tools, Unit
 from collector.progress import Progress
 from collector.shares import Members, shares
@@ -28,13 +26,8 @@ from schemas.units import NS_PER_S
 
 _log = structlog.get_logger("decisec.collector")
 
-DURABLE = "collector"
-"""Of the frames that were stored while the stream had no partitions; `collector-<p>` of the rest.
-Collectors that knew no partitions worked at it, and what they had acknowledged stays so."""
-
 BEAT_S = 0.5
 LOST_AFTER_S = 2.0
-_RAW = subjects.METRICS_RAW
 _REPLIES_S = 0.1
 _LOOK_AGAIN_S = 0.5
 """Sooner than a host is suspected: once the stream is parted anew, frames go other ways."""
@@ -159,7 +152,7 @@ class Crew:
         """
         try:
             for name in sorted(self._behind):
-                info = await info_of(self._bus, _RAW, name)
+                info = await info_of(self._bus, subjects.METRICS_RAW, name)
                 idle = not info.num_pending and not info.num_ack_pending
                 if idle or floor_of(info) >= self._barrier:
                     self._behind.discard(name)
@@ -173,14 +166,8 @@ class Crew:
             partitions, last = await parting(self._bus)
             if partitions == self._partitions:
                 return True
-            former = await self._former()
-        except (
-            TransientError,
-            nats.errors.Error,
-            nats.js.errors.Error,
-            OSError,
-            TimeoutError,
-        ) as error:
+            former = await former_partitions(self._bus)
+        except TransientError as error:
             _log.warning("partitions.unknown", error=str(error))
             return False
         _log.info("partitions.found", partitions=partitions)
@@ -193,14 +180,6 @@ class Crew:
             job.stop.set()
         self._news.set()
         return False
-
-    async def _former(self) -> int:
-        """How many partitions there may have been, by who worked at them and by what is left."""
-        js = self._bus.js
-        words = [c.name.removeprefix(f"{DURABLE}-") for c in await js.consumers_info(_RAW)]
-        info = await js.stream_info(_RAW, subjects_filter=subjects.METRICS_RAW_PARTED)
-        words += [subject.split(".")[2] for subject in info.state.subjects or {}]
-        return max((int(word) + 1 for word in words if word.isdecimal()), default=0)
 
     def _share(self, group: asyncio.TaskGroup) -> None:
         living = self._members.living(self._now_ns())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from collector.crew import DURABLE
+from collector.parting import DURABLE
 from runtime.buckets import Bucket
 from runtime.bus import Bus, Message
 from runtime.consumer import Consumer

@@ -9,7 +9,8 @@ from uuid import UUID
 import nats.errors
 import nats.js.errors
 
-from collector.crew import DURABLE, units_of
+from collector.crew import units_of
+from collector.parting import DURABLE
 from runtime.bus import Bus, Message
 from schemas.collectors import CollectorAlive, decode_collector_alive
 from schemas.subjects import COLLECTORS_ALIVE, METRICS_RAW, partitions_of
