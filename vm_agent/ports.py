@@ -84,6 +84,10 @@ class Networks(Protocol):
     def names(self) -> tuple[str, ...]:
         """What addresses are from; empty where VMs are not connected."""
 
+    @property
+    def tenants(self) -> Mapping[str, int]:
+        """Numbers of the customers that have a VM here."""
+
     async def open(self, vms: Iterable[Attachment]) -> None:
         """Make what connects VMs, and take over those that are connected."""
 

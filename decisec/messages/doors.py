@@ -42,6 +42,9 @@ _SUMMARIES = {
     "snapshot-get": "One snapshot",
     "quotas": "What may be had, and what is taken",
     "images": "Images that VMs can be made from",
+    "peers": "Customers that you agree with, or that agree with you",
+    "peer-add": "Agree that your VMs and another customer's reach each other",
+    "peer-remove": "Agree to that no more",
     "usage": "What VMs have used, and will be billed for",
     "metrics": "What VMs did lately, step by step",
     "events": "What happened to VMs, page by page",
@@ -61,6 +64,8 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     "console": {"vm_id": VM, "tail_bytes": 4096},
     "operation": {"operation_id": COMMAND},
     "operations": {"vm_id": VM, "status": "failed"},
+    "peer-add": {"peer_id": "globex"},
+    "peer-remove": {"peer_id": "globex"},
     "usage": {"start": "2026-01-31T00:00:00Z", "end": "2026-02-01T00:00:00Z"},
 }
 _EXAMPLES["metrics"] = _EXAMPLES["usage"] | {"vm_ids": [VM]}

@@ -94,6 +94,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "METRICS_RAW_UNPARTED", _case("metrics.raw.*", "", "operator")
     yield "METRICS_RAW_PARTED", _case("metrics.raw.*.*", "", "operator")
     yield "metrics_progress", _case("metrics.progress.c1", "collector", "operator")
+    yield "PEERS_STORED", _case("network.peers.*", "", "agent")
+    yield "PEERS_STORED", _case("network.peers.acme", "", "agent")
     yield "METRICS_STORED", _case("metrics.stored", "batcher", "operator gateway")
     yield "COLLECTORS_ALIVE", _case("collector.alive.*", "", "operator collector")
     yield "collector_alive", _case("collector.alive.c2", "collector", "operator collector")
@@ -168,6 +170,7 @@ BUCKETS = {
     "secrets": _use(read="gateway", write="gateway"),
     "idempotency_keys": _use(read="gateway", write="gateway"),
     "quotas": _use(read="gateway", write="gateway"),
+    "network_peers": _use(read="gateway operator", write="gateway"),
     "operations": _use(read="gateway operator", write="gateway agent"),
 }
 

@@ -133,6 +133,11 @@ class MemoryKernel:
         """What addresses are from."""
         return self.leases.ranges.names() if self.leases is not None else ()
 
+    @property
+    def tenants(self) -> Mapping[str, int]:
+        """Numbers of customers."""
+        return self.leases.tenants if self.leases is not None else {}
+
     async def open(self, vms: Iterable[Attachment]) -> None:
         """Only what stands already is taken over."""
         there = {vm.tap: vm for vm in vms}

@@ -59,6 +59,11 @@ class Connections:
         """What addresses are from; empty where VMs are not connected."""
         return self._leases.ranges.names() if self._leases is not None and self.connects else ()
 
+    @property
+    def tenants(self) -> Mapping[str, int]:
+        """Numbers of the customers that have a VM here."""
+        return self._leases.tenants if self._leases is not None else {}
+
     async def open(self, vms: Iterable[Attachment]) -> None:
         """Make the fabric, and take over those VMs whose taps are in it."""
         fabric = self._fabric
