@@ -27,7 +27,6 @@ _ROUND_S = 120
 _PAUSE_S = 1.0
 _AT_ONCE = 32
 _PLACE = "Nats-Sequence"
-_NOBODY: frozenset[str] = frozenset()
 
 
 class NatsPeerWords:
@@ -117,7 +116,7 @@ class NatsPeerWords:
             self._silent = True
             return False
         except PoisonError as error:
-            self._refuse(customer_id, error)
+            self._refuse(customer_id, self._revisions.get(customer_id, 0), error)
             return True
         self._silent = False
         if entry is not None:
@@ -128,33 +127,30 @@ class NatsPeerWords:
         return True
 
     async def _hear(self, message: Message) -> None:
+        place = message.headers.get(_PLACE, "")
         with suppress(InvalidIdError):
             customer_id = customer_of(message.subject)
-            place = message.headers.get(_PLACE, "")
             if customer_id not in self._wanted or not place.isdigit():
                 return
             try:
                 peers = self._bucket.decode(customer_id, message.data)
             except PoisonError as error:
-                self._refuse(customer_id, error)
+                self._refuse(customer_id, int(place), error)
             else:
                 self._take(customer_id, peers, int(place))
+
+    def _refuse(self, customer_id: str, revision: int, error: PoisonError) -> None:
+        """What cannot be read agrees with nobody."""
+        _log.error("value.refused", bucket=NETWORK_PEERS, key=customer_id, error=str(error))
+        self._take(customer_id, CustomerPeers(), revision)
 
     def _take(self, customer_id: str, peers: CustomerPeers, revision: int) -> None:
         if customer_id not in self._wanted or revision < self._revisions.get(customer_id, 0):
             return
         if revision:
             self._revisions[customer_id] = revision
-        self._say(customer_id, frozenset(peers.halves))
-
-    def _refuse(self, customer_id: str, error: PoisonError) -> None:
-        """What cannot be read agrees with nobody."""
-        _log.error("value.refused", bucket=NETWORK_PEERS, key=customer_id, error=str(error))
-        if customer_id in self._wanted:
-            self._say(customer_id, _NOBODY)
-
-    def _say(self, customer_id: str, peers: frozenset[str]) -> None:
-        if self._said.get(customer_id) != peers:
-            self._said[customer_id] = peers
+        said = frozenset(peers.halves)
+        if self._said.get(customer_id) != said:
+            self._said[customer_id] = said
             self._changed.add(customer_id)
             self.told.set()

@@ -270,6 +270,30 @@ async def test_a_full_disk_keeps_nothing_rather_than_too_much(tmp_path: Path) ->
     assert made.pairs == set()
 
 
+async def test_who_comes_back_unheard_has_not_what_was_agreed_before(tmp_path: Path) -> None:
+    """What an earlier run has kept is over once its customer was heard, or has gone."""
+    made = Bench(tmp_path)
+    for name in ("acme", "bolt"):
+        await made.come(name)
+    made.words.say("acme", "bolt")
+    made.words.say("bolt", "acme")
+    await made.peering.follow()
+    made.words.away = True
+    made.start()
+    await made.peering.follow()
+    assert made.pairs == {("acme", "bolt"), ("bolt", "acme")}
+    for heard in (False, True):
+        made.words.away = not heard
+        made.words.say("acme", "bolt", agrees=False)
+        await made.peering.follow()
+        made.words.away = True
+        made.go("acme")
+        await made.peering.follow()
+        await made.come("acme")
+        await made.peering.follow()
+        assert made.pairs == set()
+
+
 def test_what_cannot_be_read_agrees_with_nobody(tmp_path: Path) -> None:
     """A damaged file ends no agent."""
     path = tmp_path / "peers.json"
