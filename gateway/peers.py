@@ -10,6 +10,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
+import msgspec
 import structlog
 
 from gateway.auth import Principal, Scope
@@ -25,6 +26,7 @@ from schemas.errors import ErrorCode, InvalidIdError
 from schemas.hosts import Customer, CustomerStatus
 from schemas.ids import RESERVED_CUSTOMERS, token
 from schemas.network_peers import (
+    MAX_ADDED,
     MAX_HALVES,
     CustomerPeers,
     PeerHalf,
@@ -96,7 +98,7 @@ class PeerService:
 
         Raises:
             RefusedError: BAD_REQUEST for what can be no other customer, CONFLICT if there are too
-                many, FORBIDDEN for a customer who is not active.
+                many, RATE_LIMITED, FORBIDDEN for a customer who is not active.
         """
         principal.require(Scope.VMS_WRITE)
         me = principal.customer_id
@@ -118,7 +120,18 @@ class PeerService:
                     f"You agree with {MAX_HALVES} customers already, and with more you cannot. "
                     "Take one back first.",
                 )
-            return CustomerPeers(halves={**peers.halves, peer_id: PeerHalf(since=utc_now())})
+            now = utc_now()
+            minute, passed_s = divmod(int(now.timestamp()), 60)
+            added = 1 + (peers.added if peers.minute == minute else 0)
+            if added > MAX_ADDED:
+                raise RefusedError(
+                    ErrorCode.RATE_LIMITED,
+                    f"You have agreed with customers {MAX_ADDED} times in this minute. Try again "
+                    f"in {60 - passed_s} s.",
+                    retry_after_s=60 - passed_s,
+                )
+            halves = {**peers.halves, peer_id: PeerHalf(since=now)}
+            return CustomerPeers(halves=halves, minute=minute, added=added)
 
         await self._change(me, change)
         return self._view(me, peer_id)
@@ -137,7 +150,7 @@ class PeerService:
             if peer_id not in peers.halves:
                 return peers
             left = {name: half for name, half in peers.halves.items() if name != peer_id}
-            return CustomerPeers(halves=left)
+            return msgspec.structs.replace(peers, halves=left)
 
         await self._change(me, change)
         return self._view(me, peer_id)

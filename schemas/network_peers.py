@@ -9,10 +9,14 @@ import msgspec
 
 from schemas.codec import decoder
 from schemas.ids import CustomerId
+from schemas.units import Counter
 from schemas.vms import Timestamp
 
 MAX_HALVES = 100
 """Customers that one customer can agree with."""
+
+MAX_ADDED = 120
+"""Halves that one customer can give in a minute: each is told to every host."""
 
 MAX_PEER_PAGE = 1000
 
@@ -31,9 +35,13 @@ class CustomerPeers(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         halves: By customer agreed with; whether there is such a customer does not matter.
+        minute: Unix time in minutes, when the last half was given.
+        added: How many were given in that minute.
     """
 
     halves: dict[CustomerId, PeerHalf] = msgspec.field(default_factory=dict)
+    minute: Counter = 0
+    added: Counter = 0
 
 
 class PeerState(StrEnum):

@@ -25,6 +25,8 @@ _log = structlog.get_logger("decisec.peers")
 _LOOK_S = 0.5
 """How often it is looked whether customers have come or gone, and tried again what was refused."""
 
+_REST_S = 0.1
+
 
 class PeerWords(Protocol):
     """What customers say; `vm_agent.peer_words.NatsPeerWords` on the bus.
@@ -85,13 +87,15 @@ class Peering:
     async def _follow_on(self) -> None:
         while True:
             self._words.told.clear()
-            await self.follow()
+            if await self.follow():
+                # Who changes his mind all the time takes no time from others.
+                await asyncio.sleep(_REST_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_S):
                     await self._words.told.wait()
 
-    async def follow(self) -> None:
-        """Let hold what customers say now; nothing happens if it does."""
+    async def follow(self) -> bool:
+        """Let hold what customers say now; nothing happens if it does. Whether anything did."""
         stale = self._words.changed() | self._moved()
         if stale:
             changes = self._agreements.judged(stale, self._words.said, self._tenants.keys())
@@ -100,8 +104,10 @@ class Peering:
                 self._agreements.hold(changes)
                 _log.info("peers.changed", customers=len(changes))
             self._owe(stale | changes.keys())
-        for vm_id in tuple(self._owed):
+        owed = tuple(self._owed)
+        for vm_id in owed:
             await self._renew(vm_id)
+        return bool(owed)
 
     def _moved(self) -> set[str]:
         """Customers that have come or gone, or have another number."""

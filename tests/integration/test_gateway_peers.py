@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 import pytest_asyncio
 
 from runtime.buckets import Bucket
 from runtime.reading import read_stream
 from schemas.audit import decode_audit_entry
-from schemas.network_peers import MAX_HALVES, decode_customer_peers
+from schemas.network_peers import MAX_ADDED, MAX_HALVES, decode_customer_peers
 from schemas.subjects import AUDIT, NETWORK_PEERS
 from tests.support.gateway import Stack, running_gateway, stack, until
 from tests.support.tokens import bearer, operator
@@ -151,6 +153,37 @@ async def test_there_is_an_end_to_agreeing_also_at_two_gateways_at_once(
         assert (await here.ask("PUT", "/one-more")).status_code == 409
         await here.remove("peer-0")
         await here.add("one-more")
+
+
+async def test_minds_are_not_changed_all_the_time(shared: Stack, api: httpx.AsyncClient) -> None:
+    """Hosts hear of each change. What is agreed already, and taking back, is never refused."""
+    pat = Party(api, "pat")
+    bucket = Bucket(shared.bus, NETWORK_PEERS, decode_customer_peers)
+    await pat.add("quinn")
+
+    async def refused() -> httpx.Response:
+        """The answer to one more, in the minute in which there were many."""
+        while True:
+            entry = await bucket.get("pat")
+            assert entry is not None
+            many = msgspec.structs.replace(
+                entry.value, minute=int(time.time()) // 60, added=MAX_ADDED
+            )
+            await bucket.update("pat", many, entry.revision)
+            answer = await pat.ask("PUT", "/rob")
+            if int(time.time()) // 60 == many.minute:
+                return answer
+
+    answer = await refused()
+    assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
+    assert 0 < int(answer.headers["Retry-After"]) <= 60
+    assert (await pat.add("quinn"))["state"] == "waiting"
+    assert (await pat.remove("quinn"))["state"] == "none"
+    entry = await bucket.get("pat")
+    assert entry is not None
+    earlier = msgspec.structs.replace(entry.value, minute=entry.value.minute - 1)
+    await bucket.update("pat", earlier, entry.revision)
+    assert (await pat.add("rob"))["state"] == "waiting"
 
 
 async def test_a_suspended_customer_takes_back_and_agrees_to_nothing(
