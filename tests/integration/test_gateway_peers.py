@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -163,16 +164,17 @@ async def test_minds_are_not_changed_all_the_time(shared: Stack, api: httpx.Asyn
 
     async def refused() -> httpx.Response:
         """The answer to one more, in the minute in which there were many."""
-        while True:
+        for number in itertools.count():
             entry = await bucket.get("pat")
             assert entry is not None
             many = msgspec.structs.replace(
                 entry.value, minute=int(time.time()) // 60, added=MAX_ADDED
             )
             await bucket.update("pat", many, entry.revision)
-            answer = await pat.ask("PUT", "/rob")
+            answer = await pat.ask("PUT", f"/rob-{number}")
             if int(time.time()) // 60 == many.minute:
                 return answer
+        raise AssertionError
 
     answer = await refused()
     assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
