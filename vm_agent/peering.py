@@ -105,8 +105,9 @@ class Peering:
                 _log.info("peers.changed", customers=len(changes))
             self._owe(stale | changes.keys())
         owed = tuple(self._owed)
-        for vm_id in owed:
-            await self._renew(vm_id)
+        refused = [error for vm_id in owed if (error := await self._renew(vm_id)) is not None]
+        if refused:
+            _log.error("peers.not_in_force", vms=len(refused), error=str(refused[0]))
         return bool(owed)
 
     def _moved(self) -> set[str]:
@@ -123,12 +124,12 @@ class Peering:
         about = customers.union(*map(self._agreements.of, customers))
         self._owed |= {vm.vm_id for vm in self._fleet.vms if vm.record.customer_id in about}
 
-    async def _renew(self, vm_id: UUID) -> None:
+    async def _renew(self, vm_id: UUID) -> NetworkError | None:
         vm = self._fleet.get(vm_id)
         if vm is not None:
             try:
                 await self._connecting.renew(vm)
             except NetworkError as error:
-                _log.error("peers.not_in_force", vm_id=str(vm_id), error=str(error))
-                return
+                return error
         self._owed.discard(vm_id)
+        return None
