@@ -6,6 +6,7 @@ from typing import get_args
 
 from decisec.messages.channel import BYTES, MSGPACK, Channel, Message, one
 from decisec.messages.headers import (
+    EXPECTED,
     PUT_BACK,
     REJECTED,
     REPLAYED,
@@ -141,7 +142,11 @@ CHANNELS: tuple[Channel, ...] = (
     Channel(
         "networkPeers",
         "network.peers.{customer}",
-        one(Message(CustomerPeers, name="PeersStored", headers=(*TOLD_ONCE_MORE, *TRACED))),
+        one(
+            Message(
+                CustomerPeers, name="PeersStored", headers=(*EXPECTED, *TOLD_ONCE_MORE, *TRACED)
+            )
+        ),
         "With whom a customer agrees, once it is stored",
         "Published by NATS itself with the place in the bucket `network_peers`; what agents hear.",
         republished=True,
