@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from ipaddress import IPv6Network
 from pathlib import Path
 
@@ -19,10 +20,11 @@ from schemas.hosts import OperationStatus
 from schemas.ids import new_id
 from schemas.subjects import NETWORK_PEERS
 from schemas.vms import VmSpec
-from tests.support.agents import AgentProcess, Client, running_agent
+from tests.support.agents import AgentProcess, Client, agent
 from tests.support.connected_agent import Surroundings, lack, surroundings
 from tests.support.halves import Halves
 from tests.support.hypervisors import Lab, open_lab
+from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.wires import Guest, open_tap
 from vm_agent import namespace
 from vm_agent.data_dir import identity
@@ -93,18 +95,31 @@ class Wire:
             os.close(guest.tap)
 
 
+@dataclass(frozen=True)
+class Rig:
+    """An agent that connects simulated VMs, and all around it."""
+
+    server: NatsServer
+    agent: AgentProcess
+    client: Client
+    wire: Wire
+
+
 @asynccontextmanager
-async def wired(
-    folder: Path, lab: Lab, around: Surroundings
-) -> AsyncIterator[tuple[AgentProcess, Client, Wire]]:
-    """An agent that connects simulated VMs."""
-    async with running_agent(folder, lab, "simulator", **around.settings) as (agent, client):
+async def rig(folder: Path, lab: Lab, around: Surroundings) -> AsyncIterator[Rig]:
+    """All of it, with a bus of its own."""
+    settings = {"driver": "simulator", **around.settings}
+    async with (
+        bus_with_streams(folder / "nats") as (server, bus),
+        agent(folder / "agent", server.url, lab.image.kernel, **settings) as process,
+    ):
+        client = Client(bus)
         await client.host()
-        wire = Wire(agent, client)
+        made = Rig(server, process, client, Wire(process, client))
         try:
-            yield agent, client, wire
+            yield made
         finally:
-            wire.close()
+            made.wire.close()
 
 
 async def reaches(one: Guest, other: Guest, within_s: float = 0.25) -> bool:
@@ -143,7 +158,8 @@ async def test_vms_reach_each_other_while_both_customers_agree(
     tmp_path: Path, lab: Lab, around: Surroundings
 ) -> None:
     """Each way within a second; over a kill of the agent, and a bus that says nothing."""
-    async with wired(tmp_path, lab, around) as (agent, client, wire):
+    async with rig(tmp_path, lab, around) as made:
+        client, wire = made.client, made.wire
         halves = Halves(client.bus)
         ours, theirs = await wire.guest("acme"), await wire.guest("globex")
         assert await apart(ours, theirs)
@@ -168,16 +184,24 @@ async def test_vms_reach_each_other_while_both_customers_agree(
         await soon(ours, theirs, together=True)
         await soon(third, theirs, together=False)
 
-        # Neither a dead agent nor one that hears nothing changes anything.
-        run = (await client.host()).run_id
-        await agent.kill()
-        await client.bus.js.delete_stream(f"KV_{NETWORK_PEERS}")
-        assert await reaches(ours, theirs)
-        await agent.start()
-        await client.host(other_than=run)
-        await asyncio.sleep(_WITHIN_S)
-        assert [await reaches(ours, theirs), await reaches(theirs, ours)] == [True, True]
-        assert await apart(third, theirs)
+        # Neither a dead agent, nor one that finds no bus, nor one that hears nothing changes it.
+        for away in ("server", "bucket"):
+            run = (await client.host()).run_id
+            await made.agent.kill()
+            if away == "server":
+                await made.server.kill()
+            else:
+                await client.bus.js.delete_stream(f"KV_{NETWORK_PEERS}")
+            assert await reaches(ours, theirs)
+            await made.agent.start()
+            if away == "server":
+                await asyncio.sleep(_WITHIN_S)
+                assert [await reaches(ours, theirs), await apart(third, theirs)] == [True, True]
+                await made.server.start()
+            await client.host(other_than=run)
+            await asyncio.sleep(_WITHIN_S)
+            assert [await reaches(ours, theirs), await reaches(theirs, ours)] == [True, True]
+            assert await apart(third, theirs)
 
         # A bucket that was made anew says of nobody that he agrees.
         await apply(client.bus, declared())
@@ -188,7 +212,8 @@ async def test_vms_reach_each_other_while_both_customers_agree(
 
 async def test_who_is_cut_off_has_no_peers(tmp_path: Path, lab: Lab, around: Surroundings) -> None:
     """Whatever is agreed meanwhile; let back, it has those that there are then."""
-    async with wired(tmp_path, lab, around) as (_agent, client, wire):
+    async with rig(tmp_path, lab, around) as made:
+        client, wire = made.client, made.wire
         halves = Halves(client.bus)
         ours, theirs = await wire.guest("acme"), await wire.guest("globex")
         await halves.say("acme", "globex")
