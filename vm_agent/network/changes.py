@@ -10,6 +10,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_agent.network.items import PROTOCOL, Address, Item, Link, Neighbour, Route, is_ipv6
+from vm_agent.network.shaping import Limit, put_limit, take_limit
 
 _NUD_PERMANENT = 0x80
 _IFA_NODAD = 0x02
@@ -30,6 +31,8 @@ def put(route: IPRoute, item: Item) -> None:
         case Link(name, alias, mtu, mac, up):
             state = "up" if up else "down"
             route.link("set", index=_index(name), ifalias=alias, mtu=mtu, address=mac, state=state)
+        case Limit():
+            put_limit(item)
         case Address(link, address):
             plain, _, length = address.partition("/")
             family = _family(address)
@@ -56,6 +59,8 @@ def take(route: IPRoute, item: Item) -> None:
     match item:
         case Link():
             raise TypeError("links go by delete_links")
+        case Limit():
+            _unless_gone(lambda: take_limit(item))
         case Address(link, address):
             plain, _, length = address.partition("/")
             _unless_gone(

@@ -30,7 +30,9 @@ from vm_agent.network.layout import Layout, Owner, owner_in
 from vm_agent.network.mending import Repairs, in_order, repair
 from vm_agent.network.netlink import Netlink, attribute
 from vm_agent.network.readings import Readings
+from vm_agent.network.reasons import Reason
 from vm_agent.network.resident import Resident, refused
+from vm_agent.network.shaping import Overflow
 from vm_agent.network.taps import NetworkError
 from vm_agent.network.turnstile import Turnstile
 
@@ -104,6 +106,7 @@ class Fabric:
         self._readings: Readings | None = None
         self._ruling_here = False
         self._by_index: dict[int, Attachment] = {}
+        self._overflow = Overflow()
         self._advertiser = Advertiser(self._by_index.get, layout.mtu, name_servers)
 
     @property
@@ -242,7 +245,14 @@ class Fabric:
     async def drops(self) -> Mapping[str, Mapping[str, int]]:
         """Packets dropped so far, by tap and reason."""
         async with self._turnstile.together():
-            return await self._rules.drops()
+            drops = {tap: dict(some) for tap, some in (await self._rules.drops()).items()}
+            try:
+                overflow = await self._inside.run(lambda _: self._overflow.read())
+            except OSError as error:
+                raise NetworkError(f"cannot count drops: {error}") from error
+        for tap, count in overflow.items():
+            drops.setdefault(tap, {})[Reason.RATE_RX.label] = count
+        return drops
 
     def read(self, index: int) -> tuple[int, int] | None:
         """Bytes that the guest of a tap has received and sent; None if it is not here."""
@@ -259,6 +269,8 @@ class Fabric:
 
     def _note(self, vm: Attachment) -> None:
         self._attached[vm.tap] = self._by_index[vm.index] = vm
+        if vm.rx_bytes_per_s:
+            self._overflow.watch(vm.tap, vm.index)
         if self._readings is not None:
             self._readings.watch(vm.index)
 
@@ -314,6 +326,10 @@ class Fabric:
         for item in sorted((self.layout.tap(vm), *self.layout.behind(vm)), key=in_order):
             put(route, item)
 
+    def _remove(self, route: IPRoute, taps: list[str]) -> None:
+        self._overflow.leave(taps)
+        delete_links(route, taps)
+
     async def _clear_name(self, vm: Attachment) -> None:
         """Make way for a tap: an earlier incarnation may have left one."""
         link = await self._link(vm.tap)
@@ -351,7 +367,7 @@ class Fabric:
                 batch, self._leaving = self._leaving, {}
                 problem: Exception | None = None
                 try:
-                    await self._inside.run(lambda route: delete_links(route, list(batch)))
+                    await self._inside.run(lambda route: self._remove(route, list(batch)))
                 except (OSError, NetlinkError) as error:
                     problem = error
                 finally:

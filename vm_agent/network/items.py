@@ -1,4 +1,4 @@
-"""What stands in a namespace of links, addresses, neighbours and routes, as plain values.
+"""What stands in a namespace of links, limits, addresses, neighbours and routes, as plain values.
 
 What should stand is made of the same values (`vm_agent.network.layout`), so that a difference of
 sets says what is missing, and what is ours and nobody wants any more.
@@ -23,6 +23,7 @@ from vm_agent.network.netlink import (
     attributes,
     text,
 )
+from vm_agent.network.shaping import Limit, read_limits
 
 PROTOCOL = 0xDC
 """What marks a route as ours (`rtm_protocol`; others' are in iproute2's rt_protos)."""
@@ -76,7 +77,7 @@ class Route(NamedTuple):
     link: str
 
 
-Item = Link | Address | Neighbour | Route
+Item = Link | Limit | Address | Neighbour | Route
 
 
 class Standing(NamedTuple):
@@ -84,7 +85,7 @@ class Standing(NamedTuple):
 
     Attributes:
         links: By interface index; those of others too.
-        items: Addresses, neighbours for good, and routes of ours.
+        items: Limits, addresses, neighbours for good, and routes of ours.
     """
 
     links: dict[int, Link]
@@ -114,7 +115,7 @@ def read_links(netlink: Netlink) -> dict[int, Link]:
 
 
 def read_all(netlink: Netlink) -> Standing:
-    """Everything, in four questions and a few µs per thing.
+    """Everything, in five questions and a few µs per thing.
 
     Raises:
         OSError: The kernel refuses.
@@ -123,6 +124,7 @@ def read_all(netlink: Netlink) -> Standing:
     names = {index: link.name for index, link in links.items()}
     items: set[Item] = set(_addresses(netlink, names))
     items.update(_neighbours(netlink, names))
+    items.update(read_limits(netlink, names))
     for family in (socket.AF_INET6, socket.AF_INET):
         items.update(_routes(netlink, names, family))
     return Standing(links, items)

@@ -15,6 +15,7 @@ from vm_agent.network.changes import delete_links, put, take
 from vm_agent.network.items import Item, Link, Neighbour, Route, Standing, read_all
 from vm_agent.network.layout import Layout, Owner, owner_in
 from vm_agent.network.netlink import Netlink
+from vm_agent.network.shaping import Limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +23,8 @@ class Repairs:
     """What a comparison has put right.
 
     Attributes:
-        kinds: How many of each kind: `link`, `address`, `neighbour`, `route`, `rules`, `orphan`.
+        kinds: How many of each kind: `link`, `limit`, `address`, `neighbour`, `route`, `rules`,
+            `orphan`.
         lost: Taps that are gone and cannot be brought back while their VMM runs.
     """
 
@@ -72,12 +74,16 @@ def _is_its(layout: Layout, vm: Attachment, link: Link | None) -> bool:
 
 
 def _unwanted(standing: Standing, wanted: set[Item], taps: set[str]) -> list[Item]:
-    """What only this agent puts in place, and nobody wants: our routes, neighbours on our taps."""
+    """What only this agent puts in place, and nobody wants: our routes, and more on our taps."""
     extra = standing.items - wanted
+    limited = {item.link for item in wanted if isinstance(item, Limit)}
     return [
         item
         for item in extra
-        if isinstance(item, Route) or (isinstance(item, Neighbour) and item.link in taps)
+        if isinstance(item, Route)
+        or (isinstance(item, Neighbour) and item.link in taps)
+        # A tap has one at most: what is wanted has taken the place of another.
+        or (isinstance(item, Limit) and item.link in taps - limited)
     ]
 
 
@@ -92,7 +98,7 @@ def _orphans(layout: Layout, standing: Standing, taps: set[str]) -> list[str]:
 
 def in_order(item: Item) -> int:
     """Links first, routes last: each needs those before."""
-    return ("Link", "Address", "Neighbour", "Route").index(type(item).__name__)
+    return ("Link", "Limit", "Address", "Neighbour", "Route").index(type(item).__name__)
 
 
 def _count(kinds: dict[str, int], item: Item) -> None:

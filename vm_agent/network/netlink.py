@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
-RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH, RTM_GETQDISC = 22, 26, 30, 38
+RTM_GETADDR, RTM_GETROUTE, RTM_GETNEIGH = 22, 26, 30
+RTM_NEWQDISC, RTM_DELQDISC, RTM_GETQDISC = 36, 37, 38
 RTM_NEWSTATS, RTM_GETSTATS = 92, 94
 RTMGRP_LINK = 1
+PUT = 0x100 | 0x400
+"""Make it, or replace what is there (NLM_F_REPLACE, NLM_F_CREATE)."""
 
 _SOL_NETLINK, _STRICT_CHECK = 270, 12
 _ERROR, _DONE = 2, 3
@@ -90,14 +93,19 @@ class Netlink:
             for message in self._answers():
                 return message
 
-    def tell(self, kind: int, body: bytes) -> None:
+    def tell(self, kind: int, body: bytes, flags: int = 0) -> None:
         """Have something changed, and return when it is.
+
+        Args:
+            kind: RTM_….
+            body: The fixed part and the attributes after it.
+            flags: `PUT` for what may be there already, or not.
 
         Raises:
             OSError: The kernel refuses.
         """
         # One socket, one change: nothing but the kernel's yes or no comes.
-        self._send(kind, _REQUEST | _ACK, body)
+        self._send(kind, _REQUEST | _ACK | flags, body)
         for _ in self._answers():
             raise RuntimeError("the kernel answers a change with more than yes or no")
 
