@@ -207,6 +207,7 @@ class Fabric:
                 await self._unrule(tap)
             if link is not None:
                 await self._delete(tap)
+            self._overflow.forget(tap)
 
     async def reconcile(self) -> Repairs:
         """Compare all that stands with what should, and put it right. What is foreign stays.

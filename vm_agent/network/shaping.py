@@ -146,6 +146,10 @@ class Overflow:
         """A tap has a limit from now on."""
         self._watched[tap] = index
 
+    def forget(self, tap: str) -> None:
+        """A tap is gone, and its count with it if nobody said before that it goes."""
+        self._watched.pop(tap, None)
+
     def read(self) -> dict[str, int]:
         """Packets dropped so far, by tap.
 
