@@ -62,10 +62,12 @@ def command(binary: Path, plan: MachinePlan, accel: str) -> list[str]:
 
 
 def _disk(path: Path, limits: RateLimits) -> list[str]:
-    """The disk, behind a bucket that holds what one second allows, if it has a limit.
+    """The disk, behind a leaky bucket if it has a limit.
 
-    QEMU's buckets fill with what has passed: one request is let through as long as there is any
-    room (util/throttle.c). It merges requests that are next to each other before it counts them.
+    A request passes as long as the bucket is not over its mark, and then waits have to be paid for
+    all of it (QEMU's util/throttle.c). The mark is what a tenth of a second allows: with `-max` it
+    would be a second's worth and more, and a request on top of that breaks what is promised.
+    QEMU merges requests that are next to each other before it counts them, unless told not to.
     """
     file = {"driver": "file", "filename": str(path)}
     raw: dict[str, object] = {"driver": "raw", "file": file}
@@ -76,10 +78,7 @@ def _disk(path: Path, limits: RateLimits) -> list[str]:
     group = {
         "qom-type": "throttle-group",
         "id": "limits",
-        "limits": {
-            **{name: limit for name, limit in buckets.items() if limit},
-            **{f"{name}-max": limit for name, limit in buckets.items() if limit},
-        },
+        "limits": {name: limit for name, limit in buckets.items() if limit},
     }
     node = {"node-name": "disk", "driver": "throttle", "throttle-group": "limits", "file": raw}
     if limits.disk_ops_per_s:
