@@ -76,6 +76,8 @@ async def try_out() -> Lack | None:
         mac=mac_of(1),
         addresses=(IPv6Network("100::1:0:0:1/128"),),
         incarnation=1,
+        rx_bytes_per_s=1_000_000,
+        tx_bytes_per_s=1_000_000,
     )
     nic = taps.nic_of(vm.vm_id, 1)
     try:

@@ -7,6 +7,7 @@ Ethernet headers, as the tap's own counters do.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,14 +79,19 @@ def put_limit(limit: Limit) -> None:
     """Put a limit in place, of whatever was there instead; its counts go on if it was a limit.
 
     Raises:
-        OSError: The kernel refuses.
+        OSError: The kernel refuses, or has no such thing.
     """
     rate = min(limit.bytes_per_s, (1 << 32) - 1)
     spec = _RATE.pack(0, _OVER_ETHERNET, 0, 0, 0, rate)
     options = attribute(_TBF_PARMS, _PARMS.pack(spec, limit.queue_bytes, limit.bucket_ticks, 0))
     if limit.bytes_per_s > rate:
         options += attribute(_TBF_RATE64, struct.pack("=Q", limit.bytes_per_s))
-    _tell(RTM_NEWQDISC, limit, attribute(_TCA_OPTIONS, options), PUT)
+    try:
+        _tell(RTM_NEWQDISC, limit, attribute(_TCA_OPTIONS, options), PUT)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise OSError(errno.ENOENT, "limits need sch_tbf (CONFIG_NET_SCH_TBF)") from error
 
 
 def take_limit(limit: Limit) -> None:
