@@ -133,7 +133,7 @@ def has_landlock() -> bool:
 def _limiter(limits: RateLimits) -> RateLimiterConfig | None:
     """The disk's token buckets: a second's worth, as Firecracker's, whose code they are from.
 
-    An interface has one limiter for both directions there, so the host holds it to its limits.
+    An interface has one setting for both directions, so the host holds the VM to those limits.
     """
     if not limits.of_disk:
         return None

@@ -64,9 +64,9 @@ def command(binary: Path, plan: MachinePlan, accel: str) -> list[str]:
 def _disk(path: Path, limits: RateLimits) -> list[str]:
     """The disk, behind a leaky bucket if it has a limit.
 
-    A request passes as long as the bucket is not over its mark, and then waits have to be paid for
-    all of it (QEMU's util/throttle.c). The mark is what a tenth of a second allows: with `-max` it
-    would be a second's worth and more, and a request on top of that breaks what is promised.
+    A request passes as long as the bucket is not over its mark, and all of it has to leak before
+    the next one does (QEMU's util/throttle.c). The mark is what a tenth of a second allows: with
+    `-max` it is a second's worth at least, and one request on top is more than is promised.
     QEMU merges requests that are next to each other before it counts them, unless told not to.
     """
     file = {"driver": "file", "filename": str(path)}

@@ -162,12 +162,12 @@ class Overflow:
         Raises:
             OSError: The kernel refuses.
         """
-        counts = _counts() if self._watched else {}
+        watched = dict(self._watched)  # others come while this is at work
+        counts = _counts() if watched else {}
         found = self._before | {
-            tap: self._before.get(tap, 0) + counts.get(index, 0)
-            for tap, index in self._watched.items()
+            tap: self._before.get(tap, 0) + counts.get(index, 0) for tap, index in watched.items()
         }
-        self._before = {tap: n for tap, n in self._before.items() if tap in self._watched}
+        self._before = {tap: n for tap, n in self._before.items() if tap in watched}
         return found
 
     def leave(self, taps: Iterable[str]) -> None:
