@@ -1,8 +1,8 @@
 """The world that packets are sent in, and what a case is.
 
-Alice has VMs 1, 2, 5 (closed to outsiders) and 6 (with a /64); Bob has 3; Carol has 4 and is
-Alice's peer; 7 is Bob's and quarantined; 8 has a tap and no rules; 9 is Bob's and may send 2000
-bytes a second, and 64 KiB at first. 1, 2, 3 and 5 have IPv4 too.
+Alice has VMs 1, 2, 5 (closed to outsiders), 6 (with a /64) and 9 (which may send 2000 bytes a
+second, and 64 KiB at first); Bob has 3; Carol has 4 and is Alice's peer; 7 is Bob's and
+quarantined; 8 has a tap and no rules. 1, 2, 3 and 5 have IPv4 too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ VMS: dict[str, Attachment] = {
     "wide": vm(6, "alice", ALICE, addresses=(IPv6Network("2001:db8:1:6::/64"),)),
     "cut": vm(7, "bob", BOB, quarantined=True),
     "bare": vm(8, "bob", BOB),
-    "slow": vm(9, "bob", BOB, tx_bytes_per_s=2000),
+    "slow": vm(9, "alice", ALICE, tx_bytes_per_s=2000),
 }
 UNATTACHED = frozenset({"bare"})
 
