@@ -10,7 +10,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_agent.network.items import PROTOCOL, Address, Item, Link, Neighbour, Route, is_ipv6
-from vm_agent.network.shaping import Limit, put_limit, take_limit
+from vm_agent.network.netlink import PUT, Netlink
+from vm_agent.network.shaping import Limit, message
 
 _NUD_PERMANENT = 0x80
 _IFA_NODAD = 0x02
@@ -32,7 +33,7 @@ def put(route: IPRoute, item: Item) -> None:
             state = "up" if up else "down"
             route.link("set", index=_index(name), ifalias=alias, mtu=mtu, address=mac, state=state)
         case Limit():
-            put_limit(item)
+            _put_limit(item)
         case Address(link, address):
             plain, _, length = address.partition("/")
             family = _family(address)
@@ -60,7 +61,7 @@ def take(route: IPRoute, item: Item) -> None:
         case Link():
             raise TypeError("links go by delete_links")
         case Limit():
-            _unless_gone(lambda: take_limit(item))
+            _unless_gone(lambda: _tell(*_taking(item)))
         case Address(link, address):
             plain, _, length = address.partition("/")
             _unless_gone(
@@ -95,6 +96,29 @@ def delete_links(route: IPRoute, names: list[str]) -> None:
         for index in there:
             route.link("set", index=index, group=_GOING)
         route.link("del", group=_GOING)
+
+
+def _put_limit(limit: Limit) -> None:
+    kind, body = message(limit)
+    try:
+        _tell(kind, body, PUT)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        raise OSError(errno.ENOENT, "limits need sch_tbf (CONFIG_NET_SCH_TBF)") from error
+
+
+def _taking(limit: Limit) -> tuple[int, bytes]:
+    kind, body = message(limit)
+    return kind + 1, body
+
+
+def _tell(kind: int, body: bytes, flags: int = 0) -> None:
+    netlink = Netlink()
+    try:
+        netlink.tell(kind, body, flags)
+    finally:
+        netlink.close()
 
 
 def _described(item: Route) -> dict[str, object]:

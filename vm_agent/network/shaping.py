@@ -7,15 +7,12 @@ Ethernet headers, as the tap's own counters do.
 
 from __future__ import annotations
 
-import errno
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from vm_agent.network.netlink import (
-    PUT,
-    RTM_DELQDISC,
     RTM_GETQDISC,
     RTM_NEWQDISC,
     Attributes,
@@ -75,41 +72,18 @@ def limit_of(link: str, bytes_per_s: int, mtu: int) -> Limit:
     return Limit(link, rate, min(ticks, _TICKS_MOST), queue)
 
 
-def put_limit(limit: Limit) -> None:
-    """Put a limit in place, of whatever was there instead; its counts go on if it was a limit.
+def message(limit: Limit) -> tuple[int, bytes]:
+    """The message that puts a limit in place of whatever is there; the next kind takes it away.
 
-    Raises:
-        OSError: The kernel refuses, or has no such thing.
+    The counts of a limit go on when another one takes its place.
     """
     rate = min(limit.bytes_per_s, (1 << 32) - 1)
     spec = _RATE.pack(0, _OVER_ETHERNET, 0, 0, 0, rate)
     options = attribute(_TBF_PARMS, _PARMS.pack(spec, limit.queue_bytes, limit.bucket_ticks, 0))
     if limit.bytes_per_s > rate:
         options += attribute(_TBF_RATE64, struct.pack("=Q", limit.bytes_per_s))
-    try:
-        _tell(RTM_NEWQDISC, limit, attribute(_TCA_OPTIONS, options), PUT)
-    except OSError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        raise OSError(errno.ENOENT, "limits need sch_tbf (CONFIG_NET_SCH_TBF)") from error
-
-
-def take_limit(limit: Limit) -> None:
-    """Take a limit away.
-
-    Raises:
-        OSError: The kernel refuses; ENOENT or EINVAL if it is not there.
-    """
-    _tell(RTM_DELQDISC, limit, b"", 0)
-
-
-def _tell(kind: int, limit: Limit, options: bytes, flags: int) -> None:
-    body = _QDISC.pack(0, socket.if_nametoindex(limit.link), _HANDLE, _ROOT, 0)
-    netlink = Netlink()
-    try:
-        netlink.tell(kind, body + attribute(_TCA_KIND, b"tbf\0") + options, flags)
-    finally:
-        netlink.close()
+    place = _QDISC.pack(0, socket.if_nametoindex(limit.link), _HANDLE, _ROOT, 0)
+    return RTM_NEWQDISC, (place + attribute(_TCA_KIND, b"tbf\0") + attribute(_TCA_OPTIONS, options))
 
 
 def read_limits(netlink: Netlink, names: Mapping[int, str]) -> Iterator[Limit]:
