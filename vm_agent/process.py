@@ -24,7 +24,7 @@ from vm_agent.namespace import NETNS_DIR
 _ENTER = """n=$1; shift
 while [ "$n" -gt 0 ]; do echo 0 > "$1" || exit 126; shift; n=$((n - 1)); done
 exec "$@\""""
-"""Shell: writes 0, which stands for whoever writes, into that many files, then becomes the command."""
+"""Shell: writes 0, which means itself, into that many files, then becomes the command."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 """linux/prctl.h, see PR_SET_CHILD_SUBREAPER(2const)."""
