@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
+from ipaddress import IPv6Network
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.ids import new_id
 from vm_agent.network.attachment import Attachment
+from vm_agent.network.layout import Layout
+from vm_agent.network.leases import Ranges
 from vm_agent.network.reasons import Reason
 from vm_agent.network.rules.entries import LARGEST_PACKET, entries, rate_of
 from vm_agent.network.shaping import MOST_BYTES_PER_S, Limit, limit_of
@@ -41,9 +45,9 @@ def test_what_waits_is_a_tenth_of_a_second() -> None:
     assert limit_of(TAP, 1_000_000, 1500) == Limit(TAP, 1_000_000, 15_625_000, 128 << 10)
 
 
-def hook_of(limit: int) -> str:
-    """A tap's chain."""
-    vm = Attachment(
+def attachment(limit: int) -> Attachment:
+    """A VM that may send so much."""
+    return Attachment(
         slot=0x2A,
         vm_id=new_id(),
         customer_id="acme",
@@ -51,7 +55,12 @@ def hook_of(limit: int) -> str:
         mac="06:00:00:00:00:2a",
         tx_bytes_per_s=limit,
     )
-    (chain,) = [entry for entry in entries(vm) if entry.family == "netdev" and entry.body]
+
+
+def hook_of(limit: int) -> str:
+    """A tap's chain."""
+    found = entries(attachment(limit))
+    (chain,) = [entry for entry in found if entry.family == "netdev" and entry.body]
     assert chain.value == rate_of(limit)
     return chain.body
 
@@ -99,6 +108,16 @@ def test_a_chain_without_its_limit_is_another_one() -> None:
         assert found.value == value
     assert rate_of(0) == ""
     assert "limit" not in hook_of(0)
+
+
+def test_a_vm_without_limits_costs_nothing() -> None:
+    """No message more when it is connected, and no rule more for its packets."""
+    layout = Layout(identity="a", ranges=Ranges(IPv6Network("2001:db8::/56")))
+    free = attachment(0)
+    assert not [item for item in layout.behind(free) if isinstance(item, Limit)]
+    assert len(layout.behind(replace(free, rx_bytes_per_s=1))) == len(layout.behind(free)) + 1
+    assert entries(free) == entries(replace(free, rx_bytes_per_s=1))
+    assert len(entries(free)) == len(entries(attachment(1)))
 
 
 def test_whoever_reaches_a_limit_is_no_suspect() -> None:
