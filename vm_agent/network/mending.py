@@ -72,15 +72,18 @@ def _is_its(layout: Layout, vm: Attachment, link: Link | None) -> bool:
 def _unwanted(standing: Standing, wanted: set[Item], taps: set[str]) -> list[Item]:
     """What only this agent puts in place, and nobody wants: our routes, and more on our taps."""
     extra = standing.items - wanted
-    limited = {item.link for item in wanted if isinstance(item, Limit)}
+    taken = {_place(item) for item in wanted if isinstance(item, Limit | Neighbour)}
     return [
         item
         for item in extra
         if isinstance(item, Route)
-        or (isinstance(item, Neighbour) and item.link in taps)
-        # A tap has one at most: what is wanted has taken the place of another.
-        or (isinstance(item, Limit) and item.link in taps - limited)
+        or (isinstance(item, Limit | Neighbour) and item.link in taps and _place(item) not in taken)
     ]
+
+
+def _place(item: Limit | Neighbour) -> tuple[str, str]:
+    """Where there is one at most, so that what is wanted has taken the place of another."""
+    return item.link, item.address if isinstance(item, Neighbour) else ""
 
 
 def _orphans(layout: Layout, standing: Standing, taps: set[str]) -> list[str]:
