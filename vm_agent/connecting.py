@@ -100,6 +100,8 @@ class Connecting:
             quarantined=record.quarantined,
             incarnation=record.incarnation,
             mtu=wish.mtu,
+            rx_bytes_per_s=nic.limits.net_rx_bytes_per_s,
+            tx_bytes_per_s=nic.limits.net_tx_bytes_per_s,
         )
 
     async def attach(self, vm: Vm) -> None:

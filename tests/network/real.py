@@ -61,7 +61,7 @@ async def suite() -> AsyncIterator[Suite]:
         for name, vm in VMS.items():
             if name in UNATTACHED:
                 continue
-            nic = await taps.create(vm.vm_id, 1)
+            nic = await taps.create(taps.nic_of(vm.vm_id, 1))
             stack.push_async_callback(taps.destroy, nic)
             descriptor = inside(nic.netns, lambda nic=nic: small.open_tap(nic.tap))  # type: ignore[misc] # bound
             stack.callback(os.close, descriptor)

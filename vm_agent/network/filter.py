@@ -20,6 +20,7 @@ from vm_agent.network.rules.base import PLACES, TABLES, fingerprint, render
 from vm_agent.network.rules.entries import Entry, entries
 
 _NOTHING: frozenset[Entry] = frozenset()
+_HOOKS = "list table netdev decisec"
 _DROP_SETS = (("netdev", "drops"), ("inet", "drops"), ("inet", "pairs"))
 
 
@@ -179,7 +180,7 @@ class Filter:
         return found & set(TABLES)
 
     async def _read_standing(self) -> dict[str, frozenset[Entry]]:
-        found = standing.read_hooks(await self._nft.read_text("list chains netdev"))
+        found = standing.read_hooks(await self._nft.read_text(_HOOKS, terse=True))
         found += standing.read_names(await self._nft.read("list chains inet"))
         found += standing.read_names(await self._nft.read("list sets inet", terse=True))
         for family, kind, name in standing.ELEMENTS:

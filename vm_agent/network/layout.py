@@ -1,4 +1,4 @@
-"""What has to stand on a host so that its VMs are connected: links, addresses, neighbours, routes.
+"""What has to stand on a host so that its VMs are connected: links, addresses, routes and the like.
 
 Pure: from settings and VMs to items. Taps are routed, not bridged, so no VM ever sees another one's
 Ethernet frames; see docs/network.md for the picture.
@@ -19,6 +19,7 @@ from vm_agent.network.attachment import (
 )
 from vm_agent.network.items import Address, Item, Link, Neighbour, Route
 from vm_agent.network.leases import Ranges
+from vm_agent.network.shaping import limit_of
 
 UPLINK = "up0"
 """The fabric's way out, inside."""
@@ -118,6 +119,8 @@ class Layout:
             Neighbour(vm.tap, guest, vm.mac),
             *(Route(str(network), guest, vm.tap) for network in vm.addresses),
         }
+        if vm.rx_bytes_per_s:
+            items.add(limit_of(vm.tap, vm.rx_bytes_per_s, self.tap(vm).mtu))
         if vm.ipv4 is not None:
             items.add(Neighbour(vm.tap, str(vm.ipv4), vm.mac))
             items.add(Route(f"{vm.ipv4}/32", "", vm.tap))
