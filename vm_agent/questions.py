@@ -48,6 +48,10 @@ _MAX_OPEN = {"console": (64, 16), "network": (4, 1)}
 _MAX_TAKEN = 512
 """Questions that are looked at; further ones are refused unread."""
 
+_UNANSWERED = {
+    "console": "The console cannot be read.",
+    "network": "The VM's network cannot be looked at.",
+}
 _MAX_BYTES = 4 * KIB
 _NOBODY = Claims()
 
@@ -166,7 +170,7 @@ class Answers:
         except (OSError, NetworkError) as error:
             self._telemetry.questions.add(1, {"outcome": "failed"})
             _log.warning("question.not_answered", subject=message.subject, error=str(error))
-            return _reply(ErrorCode.INTERNAL, f"The VM's {what} cannot be looked at.")
+            return _reply(ErrorCode.INTERNAL, _UNANSWERED[what])
         finally:
             self._open[what, query.vm_id] -= 1
             if not self._open[what, query.vm_id]:

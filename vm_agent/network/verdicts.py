@@ -42,7 +42,7 @@ def proven(facts: Facts, found: Sequence[NetworkFinding]) -> bool:
     """Whether the path is proven."""
     return (
         not facts.vm.quarantined
-        and any(one.answer is not None for one in facts.sent if one.probe.passes)
+        and _anything_answered(facts)
         and all(one.outcome is not Outcome.WRONG for one in found)
     )
 
@@ -54,14 +54,18 @@ def summary(facts: Facts, found: Sequence[NetworkFinding]) -> str:
         if wrong:
             return f"the operator has cut it off, and not all is as it should be then: {wrong}"
         return "the operator has cut it off from the network: nothing passes"
-    if wrong:
-        return f"the path is not proven: {wrong}"
+    if wrong or not _anything_answered(facts):
+        return f"the path is not proven: {wrong or 'nothing was sent'}"
     probed = {one.probed for one in found if one.outcome is Outcome.OK}
     if not facts.beyond:
         return "the path is proven between host and guest; what is beyond the uplink was not tried"
     if not facts.vm.open_inbound and Probed.OPEN_PORT not in probed:
         return "the path is proven between host and guest; nobody outside may begin to talk to it"
     return "the path is proven: through the uplink to the guest, and back"
+
+
+def _anything_answered(facts: Facts) -> bool:
+    return any(one.answer is not None for one in facts.sent if one.probe.passes)
 
 
 def _findings(facts: Facts) -> Iterator[NetworkFinding]:

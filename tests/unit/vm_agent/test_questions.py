@@ -11,11 +11,13 @@ from uuid import UUID
 import pytest
 
 from schemas.codec import encode
-from schemas.commands import DeleteVm
+from schemas.commands import DeleteVm, PauseVm
 from schemas.consoles import ConsoleQuery, ConsoleReply, decode_console_reply
 from schemas.errors import ErrorCode
 from schemas.ids import new_id
-from schemas.subjects import vm_console
+from schemas.network_checks import NetworkQuery, NetworkReply, Probed, decode_network_reply
+from schemas.subjects import vm_console, vm_network
+from schemas.vms import VmState
 from tests.support.whole_agent import Rig, whole_agent
 
 pytestmark = pytest.mark.timeout(20)
@@ -108,3 +110,40 @@ async def test_a_console_that_cannot_be_read_is_an_error_of_this_one(rig: Rig) -
     assert (reply.error.code, reply.error.message) == (
         ErrorCode.INTERNAL, "The console cannot be read.",
     )  # fmt: skip
+
+
+async def look(rig: Rig, vm_id: UUID, customer_id: str = "acme") -> NetworkReply:
+    """Whether a VM can be reached."""
+    asked = NetworkQuery(customer_id=customer_id, vm_id=vm_id)
+    return decode_network_reply(await rig.questions.ask(vm_network("h1", vm_id), encode(asked)))
+
+
+async def test_its_owner_is_told_whether_a_vm_can_be_reached(rig: Rig) -> None:
+    """One that does not run is sent nothing; nobody else learns that there is one."""
+    vm_id, idle = await rig.running_vm(), await rig.running_vm()
+    check = (await look(rig, vm_id)).check
+    assert check is not None
+    assert (check.vm_id, check.state, check.quarantined) == (vm_id, VmState.RUNNING, False)
+    assert {one.probed for one in check.findings} == {
+        Probed.TAP, Probed.ADDRESSES, Probed.RULES, Probed.HOST,
+    }  # fmt: skip
+    await rig.do(PauseVm, idle)
+    check = (await look(rig, idle)).check
+    assert check is not None
+    assert (check.proven, check.summary) == (False, "it is paused; nothing was sent")
+    assert check.findings == ()
+    foreign = await look(rig, vm_id, customer_id="globex")
+    assert foreign.error is not None
+    assert foreign.error.code is ErrorCode.NOT_FOUND
+    assert await look(rig, new_id()) == foreign
+
+
+async def test_a_vm_is_looked_at_by_one_at_a_time(rig: Rig) -> None:
+    """And a host's by four; its console can be read meanwhile."""
+    vms = [await rig.running_vm() for _ in range(6)]
+    replies = await asyncio.gather(*(look(rig, vms[0]) for _ in range(3)), ask(rig, vms[0]))
+    codes = [reply.error.code if reply.error else None for reply in replies]
+    assert codes == [None, ErrorCode.RATE_LIMITED, ErrorCode.RATE_LIMITED, None]
+    replies = await asyncio.gather(*(look(rig, vm_id) for vm_id in vms))
+    assert [reply.error is None for reply in replies] == [True] * 4 + [False] * 2
+    assert (await look(rig, vms[5])).error is None
