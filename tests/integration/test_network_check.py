@@ -232,6 +232,20 @@ async def test_what_is_broken_is_named(place: Place) -> None:
     assert {one.times for one in found.facts.sent if one.answer is None} == {3}
 
 
+async def test_a_vm_whose_tap_or_way_out_is_gone_is_told_so(place: Place) -> None:
+    """What is not there is no error of whoever asks; and nothing is sent to what is gone."""
+    fabric = place.rig.fabric
+    await place.rig.outer("ip", "link", "del", fabric.layout.outer)
+    found = await place.check()
+    assert (found.proven, found.wrong) == (False, {Probed.HOST})
+    assert Probed.OUTSIDE not in found.all
+    await place.rig.inside("ip", "link", "del", place.live.guest.vm.tap)
+    found = await place.check()
+    assert {Probed.TAP, Probed.ADDRESSES, Probed.HOST} <= found.wrong
+    assert found.facts.sent == ()
+    assert not found.proven
+
+
 async def mended(place: Place, **kinds: int) -> bool:
     """Whether a comparison puts just this right, and the path is proven then."""
     repairs = await place.rig.fabric.reconcile()

@@ -5,6 +5,7 @@ Nothing is changed. What was found are facts; `verdicts` makes words of them.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
 
 from schemas.network_checks import Probed
 from vm_agent.network.attachment import Attachment, interface_id
@@ -22,6 +24,7 @@ from vm_agent.network.netlink import Netlink
 from vm_agent.network.probes import Probe, ping, ping_from_outside, solicitation, syn
 from vm_agent.network.probing import Sent, send_all
 from vm_agent.network.resident import Resident
+from vm_agent.network.taps import NetworkError
 
 _FORWARDING = Path("/proc/sys/net/ipv6/conf/all/forwarding")
 
@@ -70,14 +73,17 @@ async def examine(
     """
     standing, carrier = await inside.run(lambda route: (_read(), _carrier(route, vm)))
     host = await outside.run(lambda _: _host(layout))
-    wrong = await rules.wrong(vm)
+    try:
+        wrong = await rules.wrong(vm)
+    except NetworkError as error:
+        wrong = (f"they cannot be read: {error}",)
     amiss = differences(layout, vm, standing)
-    before = (await rules.drops()).get(vm.tap, {})
+    before = await _dropped(rules, vm)
     sent: list[Sent] = []
     if carrier is not None:
         uplink = next((link.mac for link in standing.links.values() if link.name == UPLINK), "")
         sent = await send_all(probes_of(vm, layout, uplink), vm, layout, inside, outside, uplink)
-    after = (await rules.drops()).get(vm.tap, {})
+    after = await _dropped(rules, vm)
     stopped = {reason: count - before.get(reason, 0) for reason, count in after.items()}
     return Facts(
         vm=vm,
@@ -89,6 +95,13 @@ async def examine(
         sent=tuple(sent),
         stopped={reason: count for reason, count in stopped.items() if count > 0},
     )
+
+
+async def _dropped(rules: ReadRules, vm: Attachment) -> Mapping[str, int]:
+    try:
+        return (await rules.drops()).get(vm.tap, {})
+    except NetworkError:
+        return {}  # there are no rules, which is said already
 
 
 def probes_of(vm: Attachment, layout: Layout, uplink_mac: str) -> list[Probe]:
@@ -155,8 +168,13 @@ def _read() -> Standing:
 
 def _carrier(route: IPRoute, vm: Attachment) -> bool | None:
     """Whether somebody holds the tap; None if there is none."""
-    found = [link for link in route.get_links(ifname=vm.tap) if link.get_attr("IFLA_IFNAME")]
-    return bool(found[0].get_attr("IFLA_CARRIER")) if found else None
+    try:
+        (link,) = route.get_links(vm.index)
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+        return None
+    return bool(link.get_attr("IFLA_CARRIER"))
 
 
 def _host(layout: Layout) -> tuple[str, ...]:

@@ -34,6 +34,9 @@ _TURNS, _TURN_S = 3, 0.4
 """So often an unanswered probe is sent, and so long its answer is waited for each time: the guest
 may have been busy."""
 
+_MOST_HEARD = 256
+"""Messages that are looked at: a guest that floods keeps nobody busy."""
+
 _ETH_P_ALL = 3
 _ICMP6_FILTER, _PKTINFO = 1, 50
 _REPLY6, _ADVERTISEMENT = 129, 136
@@ -52,7 +55,7 @@ class Sent:
         refused: Why the kernel did not send it; `STOPPED` if a rule did not let it out.
         answer: What came back; None if nothing did.
         round_trip_us: How long that took.
-        times: How often it was sent.
+        times: How often the kernel took it.
     """
 
     probe: Probe
@@ -63,10 +66,10 @@ class Sent:
     _at_s: float = 0.0
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def sent(self, now_s: float) -> None:
-        """Note that it was sent."""
-        self.times += 1
+    def begun(self, now_s: float) -> None:
+        """Note that it is sent now."""
         self._at_s = now_s
+        self.refused = ""
 
     def answered(self, answer: Answer, now_s: float) -> None:
         """Note what came back, the first time."""
@@ -94,7 +97,7 @@ async def send_all(
     with ExitStack() as stack:
         wires = await _open(vm, layout, inside, outside, stack)
         for wire in wires.all:
-            loop.add_reader(wire, _hear, wire, wires, sent, uplink_mac, loop.time)
+            loop.add_reader(wire, _hear, wire, wires, sent, uplink_mac, loop)
             stack.callback(loop.remove_reader, wire)
         for turn in range(_TURNS):
             for one in sent:
@@ -125,12 +128,14 @@ class _Wires:
     Attributes:
         icmp6: ICMPv6 of the tap, inside.
         icmp4: ICMP of the tap; None for a VM without IPv4.
-        outer: Frames of the host's end of the way out; None where that is none of ours.
+        outer: Frames of the host's end of the way out; None where that is none of ours, or gone.
+        heard: How many messages have come.
     """
 
     icmp6: socket.socket
     icmp4: socket.socket | None
     outer: socket.socket | None
+    heard: int = 0
 
     @property
     def all(self) -> Iterator[socket.socket]:
@@ -140,12 +145,13 @@ class _Wires:
     def send(self, one: Sent, vm: Attachment, now_s: float) -> None:
         """Send a probe."""
         probe = one.probe
-        one.sent(now_s)
-        one.refused = ""
+        one.begun(now_s)
         try:
             if probe.outside:
-                if self.outer is not None:
-                    self.outer.send(probe.data)
+                if self.outer is None:
+                    one.refused = "the host's end of the way out is gone"
+                    return
+                self.outer.send(probe.data)
             elif isinstance(probe.to, IPv6Address):
                 info = struct.pack("=16sI", GATEWAY_LINK_LOCAL.packed, vm.index)
                 self.icmp6.sendmsg(
@@ -161,6 +167,8 @@ class _Wires:
             one.refused = STOPPED
         except OSError as error:
             one.refused = error.strerror or str(error)
+        else:
+            one.times += 1
 
 
 async def _open(
@@ -175,9 +183,10 @@ async def _open(
 
     icmp6 = await inside.run(kept(lambda: _icmp6(vm.tap)))
     icmp4 = await inside.run(kept(lambda: _icmp4(vm.tap))) if vm.ipv4 is not None else None
-    outer = None
+    outer: socket.socket | None = None
     if not layout.interface:
-        outer = await outside.run(kept(lambda: _frames(layout.outer)))
+        with suppress(OSError):
+            outer = await outside.run(kept(lambda: _frames(layout.outer)))
     return _Wires(icmp6, icmp4, outer)
 
 
@@ -186,8 +195,12 @@ def _hear(
     wires: _Wires,
     sent: Sequence[Sent],
     uplink_mac: str,
-    now_s: Callable[[], float],
+    loop: asyncio.AbstractEventLoop,
 ) -> None:
+    wires.heard += 1
+    if wires.heard > _MOST_HEARD:
+        loop.remove_reader(wire)
+        return
     try:
         message, address = wire.recvfrom(1 << 16)
     except OSError:
@@ -196,7 +209,8 @@ def _hear(
         if wire is wires.outer:
             answer = answer_outside(one.probe, message)
             if answer is not None and answer.taken and one.answer is None:
-                wire.send(reset(one.probe, message, uplink_mac))
+                with suppress(OSError):
+                    wire.send(reset(one.probe, message, uplink_mac))
         elif wire is wires.icmp6:
             source: IPv6Address | IPv4Address = IPv6Address(address[0].partition("%")[0])
             answer = answer_inside(one.probe, message, source)
@@ -205,7 +219,7 @@ def _hear(
             size = (message[0] & 15) * 4
             answer = answer_inside(one.probe, message[size:], ip_address(address[0]))
         if answer is not None:
-            one.answered(answer, now_s())
+            one.answered(answer, loop.time())
 
 
 def _icmp6(tap: str) -> socket.socket:

@@ -133,7 +133,7 @@ def facts(vm: Attachment = VM, **more: object) -> Facts:
     sent = [Sent(probe) for probe in probes_of(vm, LAYOUT, UPLINK)]
     for one in sent:
         if one.probe.passes:
-            one.sent(0.0)
+            one.begun(0.0)
             one.answered(Answer(), 0.001)
     given: dict[str, object] = {
         "vm": vm, "carrier": True, "amiss": Differences(), "rules": (), "host": (),
