@@ -62,7 +62,7 @@ async def host_says(
 
 
 async def test_its_owner_is_told_by_every_door(shared: Stack) -> None:
-    """HTTP, the SDK, the bus: the same; it counts as a request that others work for."""
+    """HTTP, the SDK, the bus: the same."""
     async with (
         host_says(shared) as asked,
         shared.client(headers=bearer("net-owner")) as http,
@@ -71,7 +71,6 @@ async def test_its_owner_is_told_by_every_door(shared: Stack) -> None:
         vm_id = UUID(await made(http))
         response = await http.post(f"/v1/vms/{vm_id}/network-check")
         assert response.status_code == 200
-        assert int(response.headers["RateLimit-Limit"]) == 20
         assert (response.json()["proven"], response.json()["summary"]) == (True, "scripted")
         assert await sdk.check_network(vm_id) == found(vm_id).check
         data = json.dumps({"vm_id": str(vm_id)}).encode()

@@ -78,7 +78,9 @@ def _carry(source: int, to: int) -> None:
 
 def _make(netns: str, mac: str) -> int:
     namespace.make(netns)
-    Path("/proc/sys/net/ipv6/conf/default/addr_gen_mode").write_text("0")
+    # EUI-64, and no wait before it asks for a router and takes what it is offered.
+    for name in ("addr_gen_mode", "dad_transmits", "router_solicitation_delay"):
+        Path("/proc/sys/net/ipv6/conf/default", name).write_text("0")
     own = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     fcntl.ioctl(own, 0x400454CA, struct.pack("16sH22x", _LINK.encode(), 0x5002))
     with IPRoute() as route:

@@ -38,6 +38,7 @@ _MOST_HEARD = 256
 """Messages that are looked at: a guest that floods keeps nobody busy."""
 
 _ETH_P_ALL = 3
+_ICMP4, _ICMP6 = 1, 58
 _ICMP6_FILTER, _PKTINFO = 1, 50
 _REPLY6, _ADVERTISEMENT = 129, 136
 _ALL_TYPES = 256
@@ -178,15 +179,24 @@ async def _open(
     outside: Resident,
     stack: ExitStack,
 ) -> _Wires:
-    def kept(make: Callable[[], socket.socket]) -> Callable[[IPRoute], socket.socket]:
-        return lambda _: stack.enter_context(make())
+    def kept(
+        made: Callable[[], socket.socket], set_up: Callable[[socket.socket], None]
+    ) -> Callable[[IPRoute], socket.socket]:
+        def work(_: IPRoute) -> socket.socket:
+            wire = stack.enter_context(made())
+            set_up(wire)
+            return wire
 
-    icmp6 = await inside.run(kept(lambda: _icmp6(vm.tap)))
-    icmp4 = await inside.run(kept(lambda: _icmp4(vm.tap))) if vm.ipv4 is not None else None
+        return work
+
+    icmp6 = await inside.run(kept(_icmp6, lambda wire: _set_icmp6(wire, vm.tap)))
+    icmp4: socket.socket | None = None
+    if vm.ipv4 is not None:
+        icmp4 = await inside.run(kept(_icmp4, lambda wire: _set_icmp4(wire, vm.tap)))
     outer: socket.socket | None = None
     if not layout.interface:
         with suppress(OSError):
-            outer = await outside.run(kept(lambda: _frames(layout.outer)))
+            outer = await outside.run(kept(_frames, lambda wire: _set_frames(wire, layout.outer)))
     return _Wires(icmp6, icmp4, outer)
 
 
@@ -222,47 +232,49 @@ def _hear(
             one.answered(answer, loop.time())
 
 
-def _icmp6(tap: str) -> socket.socket:
-    made = socket.socket(
-        socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMPV6
-    )
+def _icmp6() -> socket.socket:
+    return socket.socket(socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _ICMP6)
+
+
+def _set_icmp6(wire: socket.socket, tap: str) -> None:
     blocked = bytearray(b"\xff" * (_ALL_TYPES // 8))
     for kind in (_REPLY6, _ADVERTISEMENT):
         blocked[kind // 8] &= ~(1 << kind % 8) & 0xFF
-    made.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, bytes(blocked))
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, tap.encode())
+    wire.setsockopt(_ICMP6, _ICMP6_FILTER, bytes(blocked))
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, tap.encode())
     for option in (socket.IPV6_MULTICAST_HOPS, socket.IPV6_UNICAST_HOPS):
-        made.setsockopt(socket.IPPROTO_IPV6, option, 255)
-    made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
-    return made
+        wire.setsockopt(socket.IPPROTO_IPV6, option, 255)
+    wire.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
 
 
-def _icmp4(tap: str) -> socket.socket:
-    made = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 1)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, tap.encode())
-    made.bind((str(GATEWAY_IPV4), 0))
-    return made
+def _icmp4() -> socket.socket:
+    return socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _ICMP4)
 
 
-def _frames(interface: str) -> socket.socket:
-    """All frames of an interface that are for the prober's MAC."""
-    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
-    mac = bytes.fromhex(PROBER_MAC.replace(":", ""))
-    first, last = struct.unpack("!IH", mac)
-    # bpf(4): ld [0]; jeq first; ldh [4]; jeq last; ret all; ret 0
+def _set_icmp4(wire: socket.socket, tap: str) -> None:
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, tap.encode())
+    wire.bind((str(GATEWAY_IPV4), 0))
+
+
+def _frames() -> socket.socket:
+    return socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+
+
+def _set_frames(wire: socket.socket, interface: str) -> None:
+    """All frames of an interface that are for the prober's MAC: bpf(4), classic."""
+    first, last = struct.unpack("!IH", bytes.fromhex(PROBER_MAC.replace(":", "")))
     program = b"".join(
-        struct.pack("=HBBI", *one)
-        for one in (
-            (0x20, 0, 0, 0),
+        struct.pack("=HBBI", *instruction)
+        for instruction in (
+            (0x20, 0, 0, 0),  # the first four octets
             (0x15, 0, 3, first),
-            (0x28, 0, 0, 4),
+            (0x28, 0, 0, 4),  # the two after them
             (0x15, 0, 1, last),
-            (0x06, 0, 0, 0xFFFF),
-            (0x06, 0, 0, 0),
+            (0x06, 0, 0, 0xFFFF),  # all of it
+            (0x06, 0, 0, 0),  # nothing
         )
     )
     buffer = ctypes.create_string_buffer(program, len(program))
     described = struct.pack("@HP", len(program) // 8, ctypes.addressof(buffer))
-    made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
-    made.bind((interface, _ETH_P_ALL))
-    return made
+    wire.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, described)
+    wire.bind((interface, _ETH_P_ALL))
