@@ -144,7 +144,7 @@ async def test_a_closed_vm_is_reached_where_it_is_open_only(place: Place) -> Non
     assert found.stopped == {Reason.INBOUND.label: 3}
     assert "nothing listens" in found.all[Probed.OPEN_PORT].detail
     closed = found.all[Probed.CLOSED_PORT]
-    assert closed.detail.startswith("tcp/65535 is stopped: inbound")
+    assert closed.detail == "tcp/65535 is stopped, as it should be: inbound"
     assert found.all[Probed.OUTSIDE].outcome is Outcome.OK
     assert found.summary.startswith("the path is proven: through the uplink")
 

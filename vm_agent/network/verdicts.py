@@ -11,7 +11,10 @@ from vm_agent.network.reasons import Reason
 
 _MEANINGS = {reason.label: reason.meaning for reason in Reason}
 _NOT_ITS_OWN = frozenset({Reason.HOST_CHATTER.label})
-"""What the rules stop all the time, whoever asks."""
+"""What the rules stop all the time, and no guest has a part in."""
+
+_USUAL = _NOT_ITS_OWN | {Reason.MLD.label}
+"""What they stop of any guest."""
 
 _MOST_SAID = 5
 _ASKED = {
@@ -148,8 +151,7 @@ def _unanswered(facts: Facts, one: Sent) -> str:
         return f"{what}: it cannot be sent ({one.refused})"
     if one.answer is not None:
         return f"{what}: {one.answer.error}"
-    dropped = [reason for reason in sorted(facts.stopped) if reason not in _NOT_ITS_OWN]
-    if dropped:
+    if dropped := _against_it(facts):
         return f"{what}; the rules dropped meanwhile: {', '.join(dropped)}"
     if probe.probed is Probed.NEIGHBOUR and facts.vm.addresses[0].prefixlen != 128:
         return f"{what}; it may have others in its /64"
@@ -163,17 +165,26 @@ def _kept_out(facts: Facts, one: Sent, *, answered: bool) -> tuple[bool, str]:
     if answered:
         return False, f"{what} gets through, and should not"
     if one.refused == STOPPED:
-        return True, f"{what} is stopped: {_why(facts)}"
+        return True, f"{what} is stopped, as it should be: {_why(facts)}"
     if one.answer is not None:
         return False, f"{what} is not stopped by a rule, and gets nowhere: {one.answer.error}"
     if any(reason in facts.stopped for reason in _WANTED_STOPS):
-        return True, f"{what} is stopped: {_why(facts)}"
+        return True, f"{what} is stopped, as it should be: {_why(facts)}"
     return False, f"{what} is not answered, and no rule has stopped it"
 
 
 def _why(facts: Facts) -> str:
-    reason = Reason.QUARANTINE if facts.vm.quarantined else Reason.INBOUND
-    return f"{reason.label}, {reason.meaning}"
+    return (Reason.QUARANTINE if facts.vm.quarantined else Reason.INBOUND).label
+
+
+def _against_it(facts: Facts) -> list[str]:
+    """Reasons for which more was dropped than had to be."""
+    wanted = {_why(facts): sum(not one.probe.passes for one in facts.sent)}
+    return [
+        reason
+        for reason, count in sorted(facts.stopped.items())
+        if reason not in _USUAL and count > wanted.get(reason, 0)
+    ]
 
 
 def _asking(one: Sent) -> str:
