@@ -136,6 +136,7 @@ class CommandInbox:
             filter_subjects=(vm_commands_of(host_id),),
             ack_wait_s=ACK_WAIT_S,
             sole=True,
+            gather=False,
         )
 
     async def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Message]]:

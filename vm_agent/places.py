@@ -58,7 +58,7 @@ class Places:
         await asyncio.to_thread(self._furnish, run_dir, record)
         if nic is not None:
             # Not connected yet: `Connecting.attach` does that, once the VMM holds it.
-            await host.networks.create(record.vm_id, record.incarnation, record.uid)
+            await host.networks.create(nic, record.uid)
         limits = limits_of(record.spec, host.driver)
         group = await asyncio.to_thread(host.groups.create, run_dir.name, limits)
         disk = host.disk(record.vm_id)

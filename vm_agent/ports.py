@@ -104,7 +104,7 @@ class Networks(Protocol):
     def nic_of(self, vm_id: UUID, incarnation: int, lease: Lease | None) -> Nic | None:
         """What `create` will make, or None where VMs get no interface."""
 
-    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> None:
+    async def create(self, nic: Nic, owner: int | None = None) -> None:
         """Make the interface with all its counters at zero; replaces one that is left over.
 
         The user `owner` may open it. It is connected to nothing.

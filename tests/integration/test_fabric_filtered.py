@@ -23,6 +23,7 @@ from vm_agent.network import taps
 from vm_agent.network.advertising import advertisement
 from vm_agent.network.filtering import FilterRules
 from vm_agent.network.mending import Repairs
+from vm_agent.network.moving import move
 from vm_agent.network.nft import NftMissingError, NftSession
 from vm_agent.network.taps import NetworkError
 
@@ -161,7 +162,8 @@ async def test_an_agent_that_dies_amid_attaching_leaves_it_shut(rig: FabricRig) 
     """After each step but the last; what it leaves is removed, and nothing gets through."""
 
     async def moved(guest: Guest) -> None:
-        await namespace.in_own_thread(lambda: rig.fabric._move(guest.nic, guest.vm))
+        link, netns = rig.fabric.layout.tap(guest.vm), rig.fabric.layout.netns
+        await namespace.in_own_thread(lambda: move(guest.nic, link, guest.vm.index, netns))
 
     async def ruled(guest: Guest) -> None:
         await moved(guest)

@@ -61,8 +61,9 @@ class Found:
 
     @property
     def stopped(self) -> dict[str, int]:
-        """What the rules dropped meanwhile."""
-        return {one.reason: one.packets for one in stopped(self.facts)}
+        """What the rules dropped meanwhile, but for what its stack reports when it likes."""
+        reports = Reason.MLD.label
+        return {one.reason: one.packets for one in stopped(self.facts) if one.reason != reports}
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ async def suite(start: Start | None = None, *, stack: bool = False) -> AsyncIter
             if name == SENDER and start is not None:
                 sender = await start(place, partial(_attach, fabric, vm))
                 continue
-            nic = await taps.create(vm.vm_id, 1)
+            nic = await taps.create(taps.nic_of(vm.vm_id, 1))
             ends.push_async_callback(taps.destroy, nic)
             descriptor = inside(nic.netns, lambda nic=nic: small.open_tap(nic.tap))  # type: ignore[misc] # bound
             ends.callback(os.close, descriptor)

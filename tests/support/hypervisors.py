@@ -228,7 +228,7 @@ class Rig:
         """A tap, to be removed with the rig; skips where there are none."""
         if reason := taps.available():
             pytest.skip(reason)
-        nic = await taps.create(new_id(), 1, UID)
+        nic = await taps.create(taps.nic_of(new_id(), 1), UID)
         self._nics.append(nic)
         return nic
 

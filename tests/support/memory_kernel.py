@@ -165,13 +165,11 @@ class MemoryKernel:
             fabric=lease.tap if lease is not None else "",
         )
 
-    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> None:
+    async def create(self, nic: Nic, owner: int | None = None) -> None:
         """Make an interface."""
         del owner
         await asyncio.sleep(0)
-        nic = self.nic_of(vm_id, incarnation, None)
-        if nic is not None:
-            self.nics.add(nic.netns)
+        self.nics.add(nic.netns)
 
     async def attach(self, nic: Nic, vm: Attachment) -> None:
         """Connect an interface."""

@@ -219,7 +219,7 @@ class FabricRig:
 
     async def start(self, vm: Attachment, *, attach: bool = True) -> Guest:
         """A VM's interface, opened as a VMM does it."""
-        nic = replace(await taps.create(vm.vm_id, vm.incarnation), mac=vm.mac)
+        nic = replace(await taps.create(taps.nic_of(vm.vm_id, vm.incarnation)), mac=vm.mac)
         tap = await namespace.in_own_thread(lambda: _open(nic))
         guest = Guest(nic, vm, tap, self.layout.identity)
         self.guests.append(guest)

@@ -113,10 +113,10 @@ class Connections:
             return nic
         return replace(nic, mac=lease.mac, fabric=lease.tap)
 
-    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> None:
+    async def create(self, nic: Nic, owner: int | None = None) -> None:
         """Make the interface, connected to nothing yet; none where there can be none."""
         if not self.unavailable:
-            await taps.create(vm_id, incarnation, owner)
+            await taps.create(nic, owner)
 
     async def attach(self, nic: Nic, vm: Attachment) -> None:
         """Connect an interface that its VMM has opened.

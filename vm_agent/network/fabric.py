@@ -8,15 +8,12 @@ amid, what is left lets nothing through, and its alias says whose it is.
 from __future__ import annotations
 
 import asyncio
-import os
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_agent import namespace
@@ -25,10 +22,11 @@ from vm_agent.network import base
 from vm_agent.network.advertising import Advertiser
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.changes import delete_links, put
-from vm_agent.network.items import Link, read_links
+from vm_agent.network.items import Link, find_link, read_links
 from vm_agent.network.layout import Layout, Owner, owner_in
 from vm_agent.network.mending import Repairs, in_order, repair
-from vm_agent.network.netlink import Netlink, attribute
+from vm_agent.network.moving import move
+from vm_agent.network.netlink import Netlink
 from vm_agent.network.path_check import Facts, examine
 from vm_agent.network.readings import Readings
 from vm_agent.network.resident import Resident, refused
@@ -37,10 +35,7 @@ from vm_agent.network.turnstile import Turnstile
 
 _log = structlog.get_logger("decisec.fabric")
 
-_RTM_SETLINK = 19
-_LINK = struct.Struct("=BxHiII")
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_IFALIAS = 1, 3, 4, 20
-_IFLA_NET_NS_FD, _IFLA_NEW_IFINDEX = 28, 49
+T = TypeVar("T")
 
 
 class Rules(Protocol):
@@ -167,11 +162,12 @@ class Fabric:
         async with self._turnstile.together():
             await self._clear_name(vm)
             try:
-                await namespace.in_own_thread(lambda: self._move(nic, vm))
+                link = self.layout.tap(vm)
+                await namespace.in_own_thread(lambda: move(nic, link, vm.index, self.layout.netns))
                 async with self._ruling:
                     await self._rules.add(vm)
                     self._note(vm)
-                await self._inside.run(lambda route: self._connect(route, vm))
+                await self._inside.run(lambda _: self._connect(vm))
             except (OSError, NetlinkError) as error:
                 raise NetworkError(f"cannot connect {vm.tap}: {refused(error)}") from error
 
@@ -222,10 +218,8 @@ class Fabric:
             renewed = await self._install()
             ruled = await self._rules.reconcile(vms)
             try:
-                repairs = await self._inside.run(lambda route: repair(route, self.layout, vms))
-                outer = await self._outside.run(
-                    lambda route: base.mend(route, self.layout.outside())
-                )
+                repairs = await self._inside.run(lambda _: repair(self.layout, vms))
+                outer = await self._outside.run(lambda _: base.mend(self.layout.outside()))
             except (OSError, NetlinkError) as error:
                 raise NetworkError(f"cannot repair the fabric: {refused(error)}") from error
         kinds = dict(repairs.kinds)
@@ -235,7 +229,7 @@ class Fabric:
 
     async def taps(self) -> dict[str, Owner]:
         """All taps of this agent in the fabric, by name."""
-        links = await self._inside.run(lambda _: _read_links())
+        links = await self._inside.run(lambda _: _read(read_links))
         found = {link.name: owner_in(link.alias) for link in links.values()}
         return {
             name: owner
@@ -304,34 +298,8 @@ class Fabric:
             raise NetworkError(f"cannot look around the host: {refused(error)}") from error
         return await self._rules.install(self._attached.values(), (*self._protected, *own))
 
-    def _move(self, nic: Nic, vm: Attachment) -> None:
-        """Give a tap its name in the fabric, in one step; it is closed then."""
-        namespace.enter(nic.netns)
-        netlink = Netlink()
-        fabric = os.open(namespace.NETNS_DIR / self.layout.netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            index = next(i for i, link in read_links(netlink).items() if link.name == nic.tap)
-            link = self.layout.tap(vm)
-            body = _LINK.pack(0, 0, index, 0, 0)
-            for kind, value in (
-                (_IFLA_NET_NS_FD, struct.pack("=i", fabric)),
-                (_IFLA_IFNAME, link.name.encode() + b"\0"),
-                (_IFLA_IFALIAS, link.alias.encode() + b"\0"),
-                (_IFLA_ADDRESS, bytes.fromhex(link.mac.replace(":", ""))),
-                (_IFLA_MTU, struct.pack("=I", link.mtu)),
-                (_IFLA_NEW_IFINDEX, struct.pack("=i", vm.index)),
-            ):
-                body += attribute(kind, value)
-            netlink.tell(_RTM_SETLINK, body)
-        except StopIteration:
-            raise NetworkError(f"{nic.netns} has no {nic.tap}") from None
-        finally:
-            netlink.close()
-            os.close(fabric)
-
-    def _connect(self, route: IPRoute, vm: Attachment) -> None:
-        for item in sorted((self.layout.tap(vm), *self.layout.behind(vm)), key=in_order):
-            put(route, item)
+    def _connect(self, vm: Attachment) -> None:
+        put(sorted((self.layout.tap(vm), *self.layout.behind(vm)), key=in_order))
 
     async def _clear_name(self, vm: Attachment) -> None:
         """Make way for a tap: an earlier incarnation may have left one."""
@@ -356,10 +324,10 @@ class Fabric:
 
     async def _link(self, name: str) -> Link | None:
         try:
-            links = await self._inside.run(lambda _: _read_links())
+            found = await self._inside.run(lambda _: _read(lambda n: find_link(n, name)))
         except (OSError, NetlinkError) as error:
             raise NetworkError(f"cannot look into the fabric: {refused(error)}") from error
-        return next((link for link in links.values() if link.name == name), None)
+        return found[1] if found is not None else None
 
     async def _delete(self, tap: str) -> None:
         loop = asyncio.get_running_loop()
@@ -370,7 +338,7 @@ class Fabric:
                 batch, self._leaving = self._leaving, {}
                 problem: Exception | None = None
                 try:
-                    await self._inside.run(lambda route: delete_links(route, list(batch)))
+                    await self._inside.run(lambda _: delete_links(batch))
                 except (OSError, NetlinkError) as error:
                     problem = error
                 finally:
@@ -380,9 +348,9 @@ class Fabric:
             raise NetworkError(f"cannot remove {tap}: {cause}") from cause
 
 
-def _read_links() -> dict[int, Link]:
+def _read(question: Callable[[Netlink], T]) -> T:
     netlink = Netlink()
     try:
-        return read_links(netlink)
+        return question(netlink)
     finally:
         netlink.close()

@@ -6,6 +6,7 @@ sets says what is missing, and what is ours and nobody wants any more.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from vm_agent.network.netlink import (
     RTM_GETNEIGH,
     RTM_GETROUTE,
     Attributes,
+    Message,
     Netlink,
     attribute,
     attributes,
@@ -98,19 +100,39 @@ class Standing(NamedTuple):
 def read_links(netlink: Netlink) -> dict[int, Link]:
     """All interfaces by index."""
     question = _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, _SKIP_STATS)
-    found = {}
-    for message in netlink.dump(RTM_GETLINK, question):
-        _, _, index, flags, _ = _LINK.unpack_from(message.body)
-        given = attributes(message.body, _LINK.size)
-        alias = given.get(_IFLA_IFALIAS)
-        found[index] = Link(
-            name=text(given[_IFLA_IFNAME]),
-            alias=text(alias) if alias is not None else "",
-            mac=bytes(given.get(_IFLA_ADDRESS, b"")).hex(":"),
-            mtu=int.from_bytes(given[_IFLA_MTU], "little"),
-            up=bool(flags & _IFF_UP),
-        )
-    return found
+    return dict(map(_link, netlink.dump(RTM_GETLINK, question)))
+
+
+def find_link(netlink: Netlink, name: str) -> tuple[int, Link] | None:
+    """The index of an interface, and what it is; None if there is none of that name.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    question = (
+        _LINK.pack(0, 0, 0, 0, 0)
+        + attribute(_IFLA_EXT_MASK, _SKIP_STATS)
+        + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    )
+    try:
+        return _link(netlink.ask(RTM_GETLINK, question))
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return None
+
+
+def _link(message: Message) -> tuple[int, Link]:
+    _, _, index, flags, _ = _LINK.unpack_from(message.body)
+    given = attributes(message.body, _LINK.size)
+    alias = given.get(_IFLA_IFALIAS)
+    return index, Link(
+        name=text(given[_IFLA_IFNAME]),
+        alias=text(alias) if alias is not None else "",
+        mac=bytes(given.get(_IFLA_ADDRESS, b"")).hex(":"),
+        mtu=int.from_bytes(given[_IFLA_MTU], "little"),
+        up=bool(flags & _IFF_UP),
+    )
 
 
 def read_all(netlink: Netlink) -> Standing:

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pyroute2 import IPRoute
-
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.changes import delete_links, put, take
 from vm_agent.network.items import Item, Link, Neighbour, Route, Standing, read_all
@@ -30,11 +28,11 @@ class Repairs:
     lost: frozenset[str] = frozenset()
 
 
-def repair(route: IPRoute, layout: Layout, vms: tuple[Attachment, ...]) -> Repairs:
+def repair(layout: Layout, vms: tuple[Attachment, ...]) -> Repairs:
     """Compare and put right, in the fabric. For a thread that is in there.
 
     Raises:
-        OSError, NetlinkError: The kernel refuses.
+        OSError: The kernel refuses.
     """
     netlink = Netlink()
     try:
@@ -49,18 +47,16 @@ def repair(route: IPRoute, layout: Layout, vms: tuple[Attachment, ...]) -> Repai
     wrong: list[Item] = [link for link in links if there[link.name] != link]
     wanted = layout.inside().union(*map(layout.behind, kept))
     missing = wanted - standing.items
-    for item in (*wrong, *sorted(missing, key=in_order)):
-        put(route, item)
-        _count(kinds, item)
+    put((*wrong, *sorted(missing, key=in_order)))
     if wrong:
         # A link that was closed has lost its routes, perhaps only after they were read.
-        for item in sorted(wanted, key=in_order):
-            put(route, item)
-    for item in _unwanted(standing, wanted, {vm.tap for vm in kept}):
-        take(route, item)
+        put(sorted(wanted, key=in_order))
+    unwanted = _unwanted(standing, wanted, {vm.tap for vm in kept})
+    take(unwanted)
+    for item in (*wrong, *missing, *unwanted):
         _count(kinds, item)
     orphans = _orphans(layout, standing, {vm.tap for vm in kept})
-    delete_links(route, orphans)
+    delete_links(orphans)
     kinds["orphan"] = len(orphans)
     return Repairs(kinds, lost)
 
