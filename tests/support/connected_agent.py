@@ -10,8 +10,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from uuid import UUID
 
+from runtime.bus import Bus
+from schemas.codec import encode
 from schemas.ids import new_id
+from schemas.network_checks import CHECK_S, NetworkCheck, NetworkQuery, decode_network_reply
+from schemas.subjects import vm_network
 from tests.support.wires import PREFIX, WORLD, WORLD_IPV4, checksum, make_host, make_world
 from vm_agent import namespace
 from vm_agent.network import taps
@@ -106,3 +111,12 @@ async def answers_ping(netns: str, to: Address, within_s: float = 20.0) -> bool:
     except TimeoutError:
         return False
     return True
+
+
+async def looked_at(bus: Bus, vm_id: UUID, customer: str = "acme") -> NetworkCheck:
+    """What the host h1 finds of a VM's path."""
+    asked = encode(NetworkQuery(customer_id=customer, vm_id=vm_id))
+    answer = await bus.request(vm_network("h1", vm_id), asked, timeout_s=CHECK_S)
+    found = decode_network_reply(answer.data).check
+    assert found is not None, answer.data
+    return found
