@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -298,7 +298,7 @@ def write_report(cases: Sequence[Case], as_expected: int, hits: int) -> None:
 
 def write_guest_report(guest: str, cases: Sequence[Case], as_expected: int) -> None:
     """The same about the cases that a real guest has sent."""
-    _report({guest: _figures(cases, as_expected)})
+    _report({"guests": {guest: _figures(cases, as_expected)}})
 
 
 def _figures(cases: Sequence[Case], as_expected: int) -> dict[str, object]:
@@ -306,15 +306,18 @@ def _figures(cases: Sequence[Case], as_expected: int) -> dict[str, object]:
     return {"cases": len(cases), "attacks": attacks, "as_expected": as_expected}
 
 
-def _report(figures: dict[str, object]) -> None:
+def _report(figures: dict[str, Any]) -> None:
     REPORT.parent.mkdir(exist_ok=True)
     with REPORT.open("a+b") as file:
         # Other tests may do the same in other processes.
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        known: dict[str, object] = msgspec.json.decode(file.read() or b"{}")
+        known: dict[str, Any] = msgspec.json.decode(file.read() or b"{}")
+        for name, value in figures.items():
+            both = isinstance(value, dict) and isinstance(known.get(name), dict)
+            known[name] = {**known[name], **value} if both else value
         file.truncate(0)
-        file.write(msgspec.json.format(msgspec.json.encode({**known, **figures})) + b"\n")
+        file.write(msgspec.json.format(msgspec.json.encode(known)) + b"\n")
 
 
 class OneCpu:

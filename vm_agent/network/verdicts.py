@@ -129,7 +129,7 @@ def _answered(facts: Facts, one: Sent) -> str:
             return f"it answers a ping of {probe.packet_bytes} bytes {way}"
         case Probed.OPEN_PORT:
             taken = one.answer is not None and one.answer.taken
-            what = "the guest takes a connection" if taken else "in the guest nothing listens there"
+            what = "the guest takes a connection" if taken else "nothing listens there in the guest"
             return f"{_port(one)} is reached from outside; {what}"
         case probed:
             back = ", and its answer leaves through it" if probed in _BACK else ""
