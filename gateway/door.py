@@ -39,6 +39,7 @@ from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError
 from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
 from schemas.requests import (
     REQUESTS,
+    CheckNetworkRequest,
     ConsoleRequest,
     CreateRequest,
     ImagesRequest,
@@ -126,6 +127,7 @@ class Door:
             "list": self._list,
             "patch": self._patch,
             "console": self._console,
+            "check-network": self._check_network,
             "operation": self._get_operation,
             "operations": self._list_operations,
             "snapshot": self._snapshot,
@@ -308,6 +310,9 @@ class Door:
             limit_bytes=asked.limit_bytes,
         )
         return Reply(console=chunk)
+
+    async def _check_network(self, who: Principal, asked: CheckNetworkRequest) -> Reply:
+        return Reply(network=await self._service.check_network(who, asked.vm_id))
 
     async def _list(self, who: Principal, asked: ListRequest) -> Reply:
         query = VmQuery(

@@ -40,6 +40,7 @@ from schemas.api import (
 from schemas.audit import AuditEntry
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
 from schemas.hosts import OperationStatus
+from schemas.network_checks import NetworkCheck
 from schemas.quotas import QuotaView
 from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
@@ -163,6 +164,13 @@ class AsyncClient(AsyncFigures):
     async def get_vm(self, vm_id: UUID | str) -> VmView:
         """One VM."""
         return await self._send(calls.get_vm(vm_id))
+
+    async def check_network(self, vm_id: UUID | str) -> NetworkCheck:
+        """Whether a VM can be reached, proven by probes to its own addresses.
+
+        They count as received by the VM. Takes a second or two.
+        """
+        return await self._send(calls.check_network(vm_id))
 
     async def vm_console(
         self,

@@ -39,6 +39,7 @@ from schemas.api import (
 from schemas.audit import AuditEntry
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
 from schemas.hosts import OperationStatus
+from schemas.network_checks import NetworkCheck
 from schemas.quotas import QuotaView
 from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
@@ -172,6 +173,13 @@ class Client(Figures):
     def get_vm(self, vm_id: UUID | str) -> VmView:
         """One VM."""
         return self._send(calls.get_vm(vm_id))
+
+    def check_network(self, vm_id: UUID | str) -> NetworkCheck:
+        """Whether a VM can be reached, proven by probes to its own addresses.
+
+        They count as received by the VM. Takes a second or two.
+        """
+        return self._send(calls.check_network(vm_id))
 
     def vm_console(
         self,
