@@ -40,6 +40,7 @@ from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError
 from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
 from schemas.requests import (
     REQUESTS,
+    CheckNetworkRequest,
     ConsoleRequest,
     CreateRequest,
     ImagesRequest,
@@ -132,6 +133,7 @@ class Door:
             "list": self._list,
             "patch": self._patch,
             "console": self._console,
+            "check-network": self._check_network,
             "operation": self._get_operation,
             "operations": self._list_operations,
             "snapshot": self._snapshot,
@@ -317,6 +319,9 @@ class Door:
             limit_bytes=asked.limit_bytes,
         )
         return Reply(console=chunk)
+
+    async def _check_network(self, who: Principal, asked: CheckNetworkRequest) -> Reply:
+        return Reply(network=await self._service.check_network(who, asked.vm_id))
 
     async def _list(self, who: Principal, asked: ListRequest) -> Reply:
         query = VmQuery(

@@ -14,6 +14,7 @@ _log = structlog.get_logger("decisec.door")
 _ACTIONS = {
     "list": "list-vms",
     "console": "get-console",
+    "check-network": "check-network",
     "operation": "get-operation",
     "operations": "list-operations",
     "snapshots": "list-snapshots",

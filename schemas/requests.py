@@ -29,6 +29,7 @@ from schemas.event_lists import MAX_EVENT_VMS, MAX_EVENTS, EventList, EventType
 from schemas.hosts import OperationStatus
 from schemas.idempotency import KEY_PATTERN, MAX_KEY
 from schemas.ids import CommandId, CustomerId, ImageName, VmId
+from schemas.network_checks import NetworkCheck
 from schemas.network_peers import MAX_PEER_PAGE, PeerList, PeerState, PeerView
 from schemas.quotas import QuotaView
 from schemas.series import MAX_POINTS, MAX_SERIES_VMS, Metric, SeriesReport
@@ -87,6 +88,12 @@ class ConsoleRequest(Request, frozen=True, kw_only=True):
     offset: Counter | None = None
     tail_bytes: Counter | None = None
     limit_bytes: ChunkLimit = MAX_CHUNK_BYTES
+
+
+class CheckNetworkRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.check-network`: probes are sent to the VM."""
+
+    vm_id: VmId
 
 
 class ListRequest(Request, frozen=True, kw_only=True):
@@ -249,6 +256,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     metrics: SeriesReport | None = None
     events: EventList | None = None
     audit: AuditPage | None = None
+    network: NetworkCheck | None = None
     error: ErrorInfo | None = None
 
 
@@ -277,6 +285,7 @@ REQUESTS: Mapping[str, Verb] = {
     "restore": Verb(RestoreVmRequest, "result", _MUTATION),
     "snapshot-delete": Verb(OneSnapshotRequest, "result", _MUTATION),
     "patch": Verb(PatchRequest, "vm", _MUTATION),
+    "check-network": Verb(CheckNetworkRequest, "network", _MUTATION),
     "get": Verb(VmRequest, "vm", _READ),
     "list": Verb(ListRequest, "vms", _READ),
     "console": Verb(ConsoleRequest, "console", _READ),

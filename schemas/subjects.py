@@ -282,6 +282,11 @@ def vm_console(host_id: str, vm_id: UUID) -> str:
     return f"vm.ask.{token(host_id)}.{vm_id}.console"
 
 
+def vm_network(host_id: str, vm_id: UUID) -> str:
+    """`vm.ask.<host>.<vm>.network`: core NATS, asked of the VM's agent."""
+    return f"vm.ask.{token(host_id)}.{vm_id}.network"
+
+
 def vm_asks_of(host_id: str) -> str:
     """Filter for all that one host is asked about its VMs."""
     return f"vm.ask.{token(host_id)}.>"

@@ -35,6 +35,7 @@ from vm_agent.heartbeat import Heartbeat
 from vm_agent.incarnations import Incarnations
 from vm_agent.intake import Inbox, Intake
 from vm_agent.lifecycle import Lifecycle
+from vm_agent.network_checks import NetworkChecks
 from vm_agent.orders import Announce, OrderBook, Orders
 from vm_agent.peering import Peering, PeerWords
 from vm_agent.places import Places
@@ -213,7 +214,8 @@ class Agent:
         sending = tasks.spawn(sender.run(), "sender")
         sampling = tasks.spawn(sampler.run(sampled), "sampler")
         tasks.spawn(orders.run(), "orders")
-        answers = Answers(host.host_id, fleet, consoles, refusals, telemetry)
+        checks = NetworkChecks(host.networks)
+        answers = Answers(host.host_id, fleet, consoles, checks, refusals, telemetry)
         tasks.spawn(refusals.run(), "refusals")
         tasks.spawn(world.questions.run(answers), "questions")
         tasks.spawn(intake.keep_alive(), "keepalive")

@@ -17,6 +17,7 @@ from vm_agent.metering import Sources
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.lease import Lease
 from vm_agent.network.mending import Repairs
+from vm_agent.network.path_check import Facts
 from vm_agent.process import ExitStatus
 from vm_agent.uids import UidPool
 
@@ -130,6 +131,9 @@ class Networks(Protocol):
 
     async def drops(self) -> Mapping[str, Mapping[str, int]]:
         """Packets that were dropped so far, by interface in the fabric and reason."""
+
+    async def examine(self, tap: str) -> Facts:
+        """Look at the path of one VM, with probes to its own addresses; at most two seconds."""
 
 
 class Processes(Protocol):

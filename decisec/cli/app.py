@@ -31,6 +31,7 @@ from decisec.cli import (
     logs,
     metrics,
     network,
+    network_check,
     network_peers,
     offered_images,
     operations,
@@ -71,6 +72,7 @@ app.add_typer(operations.app, name="operation")
 offered_images.register(images.app)
 app.add_typer(images.app, name="image")
 network_peers.register(network.app)
+network_check.register(network.app)
 app.add_typer(network.app, name="network")
 app.add_typer(hosts.app, name="host")
 app.add_typer(place.app, name="place")

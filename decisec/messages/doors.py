@@ -12,6 +12,7 @@ from schemas.consoles import ConsoleQuery, ConsoleReply
 from schemas.event_lists import EventsQuery, EventsReply
 from schemas.idempotency import REPLAYED_HEADER
 from schemas.limits import Levels
+from schemas.network_checks import NetworkQuery, NetworkReply
 from schemas.places import PlaceQuestion, PlaceReply
 from schemas.requests import REQUESTS, Reply, Verb
 from schemas.series import SeriesQuery, SeriesReply
@@ -36,6 +37,7 @@ _SUMMARIES = {
     "get": "One VM",
     "list": "VMs, page by page",
     "console": "What a VM printed on its serial console",
+    "check-network": "Prove that a VM can be reached, by probes to its own addresses",
     "operation": "How far a command has come",
     "operations": "Commands, newest first",
     "snapshots": "Snapshots, oldest first",
@@ -153,6 +155,8 @@ CHANNELS: tuple[Channel, ...] = (
            PlaceQuestion, PlaceReply, spec={"image": "tiny"}, customer_id="acme"),
     _query("vmConsole", "vm.ask.{host}.{vm}.console", "What a VM has printed, asked of its host",
            ConsoleQuery, ConsoleReply, tail_bytes=4096),
+    _query("vmNetwork", "vm.ask.{host}.{vm}.network", "Whether a VM can be reached, as its host "
+           "finds out", NetworkQuery, NetworkReply),
     Channel(
         "limitsLevels",
         "gateway.limits.levels",

@@ -33,6 +33,7 @@ from schemas.consoles import ConsoleChunk
 from schemas.hosts import OperationStatus
 from schemas.idempotency import IDEMPOTENCY_HEADER
 from schemas.ids import token
+from schemas.network_checks import CHECK_S, NetworkCheck
 from schemas.network_peers import PeerList, PeerState, PeerView
 from schemas.quotas import QuotaView
 from schemas.usage import UsageReport
@@ -251,6 +252,12 @@ def vm_console(
     if tail_bytes is not None:
         params.append(("tail_bytes", str(tail_bytes)))
     return Call("GET", f"/v1/vms/{uuid_of(vm_id)}/console", ConsoleChunk, params=tuple(params))
+
+
+def check_network(vm_id: UUID | str) -> Call[NetworkCheck]:
+    """`POST /v1/vms/{vm_id}/network-check`."""
+    path = f"/v1/vms/{uuid_of(vm_id)}/network-check"
+    return Call("POST", path, NetworkCheck, wait_s=CHECK_S)
 
 
 def verb(vm_id: UUID | str, name: str, wait_s: float) -> Call[VmAndOperation]:

@@ -19,7 +19,7 @@ from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
 from decisec.sdk.figures import Figures
-from decisec.sdk.peers import Peers
+from decisec.sdk.network import Network
 from decisec.sdk.transport import (
     ATTEMPTS,
     FIRST_PAUSE_S,
@@ -45,7 +45,7 @@ from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
 
 
-class Client(Figures, Peers):
+class Client(Figures, Network):
     """Talks to the API and blocks. `AsyncClient` has the same methods.
 
     Every method raises ApiError (a subclass tells which) when the API refuses, and

@@ -121,6 +121,8 @@ def _route(
             return "PATCH", path, asked["patch"], params
         case "console":
             return "GET", f"{path}/console", None, params
+        case "check-network":
+            return "POST", f"{path}/network-check", None, params
     return "POST", f"{path}/{verb}", asked or None, params
 
 
@@ -223,6 +225,7 @@ async def refusals(ask: Callable[..., Any]) -> None:
     for verb in ("get", "boot", "shutdown", "pause", "resume", "reboot", "delete", "snapshot"):
         await ask(verb, vm_id=nothing)
     await ask("console", vm_id=nothing)
+    await ask("check-network", vm_id=nothing)
     await ask("patch", vm_id=nothing, patch={"name": "x"})
     await ask("restore", vm_id=nothing, snapshot_id=nothing)
     await ask("snapshot-get", snapshot_id=nothing)

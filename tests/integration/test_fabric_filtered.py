@@ -95,7 +95,7 @@ async def test_a_vm_reaches_the_world_and_not_the_host(rig: FabricRig) -> None:
 async def test_a_new_address_of_the_host_is_out_of_reach_too(rig: FabricRig) -> None:
     """From the next comparison on."""
     guest = await rig.guest()
-    await rig.outer("ip", "addr", "add", "2001:db8:ffff::101/128", "dev", "lo")
+    await rig.outer("ip", "addr", "add", "2001:db8:ffff::101/128", "dev", "lo", "nodad")
     assert await hears(rig.outside, IPv6Address("2001:db8:ffff::101"), guest)
     assert (await rig.fabric.reconcile()).kinds == {"rules": 1}
     assert not await hears(rig.outside, IPv6Address("2001:db8:ffff::101"), guest)

@@ -64,6 +64,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
             _case(f"metrics.rejected.foreign_vm.{host}", "collector batcher", "operator"),
         )
         yield "vm_console", _case(f"vm.ask.{host}.{VM}.console", "gateway", f"operator{own}")
+        yield "vm_network", _case(f"vm.ask.{host}.{VM}.network", "gateway", f"operator{own}")
         yield "vm_asks_of", _case(f"vm.ask.{host}.>", "", f"operator{own}")
     for own, customer in ((f" {CUSTOMER}", "acme"), ("", "globex")):
         # A host knows no more than the ids of its VMs, so that it may speak of any: ADR 0025.

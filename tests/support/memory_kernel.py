@@ -14,9 +14,11 @@ from vm_agent.cgroups import Group, Limits
 from vm_agent.drivers.abc import DeviceCounters, Nic, Vmm, VmmState
 from vm_agent.metering import Sources
 from vm_agent.network.attachment import Attachment
+from vm_agent.network.differences import Differences
 from vm_agent.network.lease import Lease
 from vm_agent.network.leases import Leases
 from vm_agent.network.mending import Repairs
+from vm_agent.network.path_check import Facts
 from vm_agent.ports import Reading
 from vm_agent.process import ExitStatus
 
@@ -205,6 +207,20 @@ class MemoryKernel:
     async def drops(self) -> Mapping[str, Mapping[str, int]]:
         """What a test says."""
         return self.dropped
+
+    async def examine(self, tap: str) -> Facts:
+        """Nothing is amiss, and nothing is sent."""
+        await asyncio.sleep(0)
+        return Facts(
+            vm=self.attached[tap],
+            carrier=True,
+            amiss=Differences(),
+            rules=(),
+            host=(),
+            beyond=True,
+            sent=(),
+            stopped={},
+        )
 
 
 class MemoryGroups:

@@ -93,6 +93,10 @@ class NotedRules:
         """`Rules`."""
         return self.dropped
 
+    async def wrong(self, vm: Attachment) -> tuple[str, ...]:
+        """`Rules`."""
+        return () if self.standing.get(vm.tap) == vm else (f"{vm.tap} differs",)
+
     async def close(self) -> None:
         """`Rules`."""
 

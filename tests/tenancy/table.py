@@ -87,6 +87,7 @@ ROUTES: dict[str, Try] = {
     "POST /v1/vms/{vm_id}/shutdown": Try(body=lambda t: {"grace_s": 0}),
     "POST /v1/vms/{vm_id}/snapshot": Try(body=lambda t: {}),
     "POST /v1/vms/{vm_id}/restore": Try(body=lambda t: {"snapshot_id": t.snapshot_id}),
+    "POST /v1/vms/{vm_id}/network-check": Try(),
     "GET /v1/vms/{vm_id}/console": Try(queries=(_nothing, lambda t: {"offset": "3"})),
     "GET /v1/operations": Try(
         queries=(
@@ -133,6 +134,7 @@ VERBS: dict[str, tuple[Body, ...]] = {
         verb: (lambda t: {"vm_id": t.vm_id, "wait_s": 1},)
         for verb in ("get", "boot", "shutdown", "pause", "resume", "reboot", "delete", "console")
     },
+    "check-network": (lambda t: {"vm_id": t.vm_id},),
     "create": (lambda t: {"vm": {"image": "none", "name": t.name}},),
     "list": (
         lambda t: {},

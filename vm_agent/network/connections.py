@@ -22,6 +22,7 @@ from vm_agent.network.layout import Owner
 from vm_agent.network.lease import Lease
 from vm_agent.network.leases import Leases
 from vm_agent.network.mending import Repairs
+from vm_agent.network.path_check import Facts
 from vm_agent.network.taps import NetworkError, TapCounters
 
 _log = structlog.get_logger("decisec.network")
@@ -182,6 +183,16 @@ class Connections:
         if self._fabric is None or not self.connects:
             return {}
         return await self._fabric.drops()
+
+    async def examine(self, tap: str) -> Facts:
+        """Look at the path of one VM, with probes to its own addresses.
+
+        Raises:
+            NetworkError: It is not connected, or the kernel refuses.
+        """
+        if self._fabric is None or not self.connects:
+            raise NetworkError(f"VMs are not connected here: {self.missing}")
+        return await self._fabric.examine(tap)
 
 
 class FabricCounters:

@@ -27,6 +27,7 @@ from vm_agent.network.layout import Layout, Owner, owner_in
 from vm_agent.network.mending import Repairs, in_order, repair
 from vm_agent.network.moving import move
 from vm_agent.network.netlink import Netlink
+from vm_agent.network.path_check import Facts, examine
 from vm_agent.network.readings import Readings
 from vm_agent.network.reasons import Reason
 from vm_agent.network.resident import Resident, refused
@@ -64,6 +65,9 @@ class Rules(Protocol):
 
     async def drops(self) -> Mapping[str, Mapping[str, int]]:
         """Packets dropped so far, by tap and reason."""
+
+    async def wrong(self, vm: Attachment) -> tuple[str, ...]:
+        """What of a VM's rules, and of those below them, does not stand as it should, in words."""
 
     async def close(self) -> None:
         """Let go; what is in force stays."""
@@ -248,6 +252,21 @@ class Fabric:
         for tap, count in overflow.items():
             drops.setdefault(tap, {})[Reason.RATE_RX.label] = count
         return drops
+
+    async def examine(self, tap: str) -> Facts:
+        """Look at one VM's path, with probes; nothing is changed.
+
+        Raises:
+            NetworkError: It is not connected, or the kernel refuses.
+        """
+        async with self._turnstile.together():
+            vm = self._attached.get(tap)
+        if vm is None:
+            raise NetworkError("it is not connected")
+        try:
+            return await examine(vm, self.layout, self._inside, self._outside, self._rules)
+        except (OSError, NetlinkError) as error:
+            raise NetworkError(f"cannot look at {tap}: {refused(error)}") from error
 
     def read(self, index: int) -> tuple[int, int] | None:
         """Bytes that the guest of a tap has received and sent; None if it is not here."""

@@ -19,6 +19,7 @@ from vm_agent.network.attachment import (
 )
 from vm_agent.network.items import Address, Item, Link, Neighbour, Route
 from vm_agent.network.leases import Ranges
+from vm_agent.network.probes import PROBER, PROBER_IPV4, PROBER_LINK_LOCAL, PROBER_MAC
 from vm_agent.network.shaping import limit_of
 
 UPLINK = "up0"
@@ -84,6 +85,12 @@ class Layout:
         hop = self.next_hop if self.interface else str(_OUTSIDE)
         if not self.interface:
             items.add(Address(UPLINK, f"{_INSIDE}/64"))
+        if not self.interface:
+            # What answers a probe leaves through the uplink, and nobody takes it there.
+            items.add(Neighbour(UPLINK, str(PROBER_LINK_LOCAL), PROBER_MAC))
+            items.add(Route(f"{PROBER}/128", str(PROBER_LINK_LOCAL), UPLINK))
+            if ranges.ipv4:
+                items.add(Route(f"{PROBER_IPV4}/32", str(PROBER_LINK_LOCAL), UPLINK))
         if hop:
             items.add(Route(_ANYWHERE_V6, hop, UPLINK))
             if ranges.ipv4:

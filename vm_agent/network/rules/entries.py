@@ -50,6 +50,10 @@ class Entry:
     value: str = ""
     body: str = field(default="", compare=False)
 
+    def __str__(self) -> str:
+        what = " . ".join((self.name, *self.key))
+        return f"{self.family} {self.kind} {what}" + (f" : {self.value}" if self.value else "")
+
 
 def entries(vm: Attachment) -> frozenset[Entry]:
     """All that a VM adds.

@@ -1,19 +1,28 @@
-"""Peers: customers whose VMs one's own reach, for both clients."""
+"""The network of VMs: whether it works, and whose VMs one's own reach; for both clients."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from uuid import UUID
 
 from decisec.sdk import calls
 from decisec.sdk.calls import Call, T
+from schemas.network_checks import NetworkCheck
 from schemas.network_peers import PeerState, PeerView
 
 
-class Peers:
-    """What `Client` has about peers."""
+class Network:
+    """What `Client` has about the network of VMs."""
 
     def _send(self, call: Call[T], attempts: int = 0) -> T:
         raise NotImplementedError
+
+    def check_network(self, vm_id: UUID | str) -> NetworkCheck:
+        """Whether a VM can be reached, proven by probes to its own addresses.
+
+        They count as received by the VM. Takes a second or two.
+        """
+        return self._send(calls.check_network(vm_id))
 
     def list_peers(
         self, *, state: PeerState | None = None, page_size: int = 100
@@ -45,11 +54,18 @@ class Peers:
         return self._send(calls.remove_peer(customer_id))
 
 
-class AsyncPeers:
-    """What `AsyncClient` has about peers."""
+class AsyncNetwork:
+    """What `AsyncClient` has about the network of VMs."""
 
     async def _send(self, call: Call[T], attempts: int = 0) -> T:
         raise NotImplementedError
+
+    async def check_network(self, vm_id: UUID | str) -> NetworkCheck:
+        """Whether a VM can be reached, proven by probes to its own addresses.
+
+        They count as received by the VM. Takes a second or two.
+        """
+        return await self._send(calls.check_network(vm_id))
 
     async def list_peers(
         self, *, state: PeerState | None = None, page_size: int = 100
