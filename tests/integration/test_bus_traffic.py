@@ -92,6 +92,7 @@ async def by_bus(bus: Bus) -> None:
     for verb in ("pause", "resume", "reboot", "shutdown", "boot"):
         await ask(verb, vm_id=vm_id, grace_s=0, wait_s=WAIT_S)
     await ask("get", vm_id=vm_id)
+    await ask("check-network", vm_id=vm_id)
     await ask("console", vm_id=vm_id, tail_bytes=100)
     await ask("patch", vm_id=vm_id, patch={"labels": {"team": "web"}})
     await ask("list", state="running")
