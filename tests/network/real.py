@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 
 from pyroute2 import IPRoute
 
@@ -37,20 +37,39 @@ async def suite() -> AsyncIterator[Suite]:
     """A suite on a fabric that is removed afterwards."""
     tag = new_id().hex[-8:]
     outside = f"decisec-test-world-{tag}"
-    layout = Layout(
-        identity=tag,
-        ranges=Ranges(PLAN.prefix, (PLAN.prefix_v4,) if PLAN.prefix_v4 else ()),
-    )
-    rules = FilterRules(layout)
-    async with AsyncExitStack() as stack:
-        stack.enter_context(OneCpu())
+    layout = layout_of(tag)
+    with ExitStack() as stack:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(namespace.make, outside).result()
         stack.callback(namespace.remove, outside)
         stack.callback(namespace.remove, layout.netns)
+        async with suite_on(layout, outside) as made:
+            yield made
+
+
+def layout_of(identity: str) -> Layout:
+    """What connects the suite's VMs."""
+    return Layout(
+        identity=identity,
+        ranges=Ranges(PLAN.prefix, (PLAN.prefix_v4,) if PLAN.prefix_v4 else ()),
+    )
+
+
+@asynccontextmanager
+async def suite_on(layout: Layout, outside: str) -> AsyncIterator[Suite]:
+    """A suite on a fabric that may have been there before, whose VMs are removed afterwards.
+
+    Args:
+        layout: What it is made of.
+        outside: Namespace that its way out leads to; nobody routes there.
+    """
+    rules = FilterRules(layout)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(OneCpu())
         fabric = Fabric(layout, rules, outside, PLAN.protected)
         stack.push_async_callback(fabric.close)
         await fabric.open()
+        await fabric.reconcile()
         inside(layout.netns, lambda: _rename_mac(UPLINK, UPLINK_MAC))
         inside(outside, lambda: _rename_mac(layout.outer, WAN_MAC))
         wire = inside(outside, lambda: small.listen(layout.outer))

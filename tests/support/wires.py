@@ -8,6 +8,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -25,6 +26,7 @@ from vm_agent.network.filtering import FilterRules
 from vm_agent.network.layout import Layout, Owner
 from vm_agent.network.lease import mac_of
 from vm_agent.network.leases import Ranges
+from vm_agent.network.nft import NftSession
 from vm_agent.network.taps import NetworkError
 
 PREFIX = IPv6Network("2001:db8:1::/56")
@@ -282,6 +284,20 @@ async def run_in(netns: str, *command: str) -> str:
     return output.decode()
 
 
+async def nft_in(netns: str, commands: str, *, terse: bool = False) -> str:
+    """What commands of nft(8) list in a namespace, by the library: the tool may not be there."""
+
+    def work() -> bytes:
+        namespace.enter(netns)
+        session = NftSession()
+        try:
+            return session.run(commands, terse=terse, json=False)
+        finally:
+            session.close()
+
+    return (await namespace.in_own_thread(work)).decode()
+
+
 def udp_socket_in(netns: str, address: str, port: int) -> socket.socket:
     """A bound socket of a namespace."""
     namespace.enter(netns)
@@ -307,6 +323,18 @@ def make_host(name: str) -> None:
         index = socket.if_nametoindex("lo")
         route.link("set", index=index, state="up")
         route.addr("add", index=index, address=str(HOST), prefixlen=128)
+
+
+def stop_routing(netns: str) -> None:
+    """Let a namespace take only what is for itself."""
+
+    def work() -> None:
+        namespace.enter(netns)
+        for setting in ("ipv6/conf/all/forwarding", "ipv4/ip_forward"):
+            Path("/proc/sys/net", setting).write_text("0")
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(work).result()
 
 
 def make_world(name: str, host: str) -> None:
