@@ -44,10 +44,7 @@ async def besieging(
     if driver == "firecracker" and lab.firecracker is not None:
         settings["firecracker"] = str(lab.firecracker)
     async with bus_with_streams(folder / "nats") as (server, bus):
-        agent = mortal_agent(folder, server.url, settings)
-        ImageStore(folder / "agent" / "images").add(
-            "tiny", lab.image.kernel, allowed_args=GUEST_ARGS, driver_args={"*": "console=ttyS0"}
-        )
+        agent = mortal_agent(folder, server.url, lab, settings)
         client = Client(bus)
         try:
             await agent.start()
@@ -60,8 +57,13 @@ async def besieging(
                 await agent.reap()
 
 
-def mortal_agent(folder: Path, nats_url: str, settings: Mapping[str, str]) -> AgentProcess:
-    """An agent that dies when a wish says so."""
+def mortal_agent(
+    folder: Path, nats_url: str, lab: Lab, settings: Mapping[str, str]
+) -> AgentProcess:
+    """An agent that dies when a wish says so, with an image `tiny`."""
+    ImageStore(folder / "agent" / "images").add(
+        "tiny", lab.image.kernel, allowed_args=GUEST_ARGS, driver_args={"*": "console=ttyS0"}
+    )
     notes = {
         "DECISEC_TEST_WISH": str(folder / "wish"),
         "DECISEC_TEST_STEPS": str(folder / "steps"),

@@ -72,7 +72,7 @@ async def _besiege(lab: Lab, given: argparse.Namespace, toll: Toll) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="decisec-chaos-") as name:
         folder = Path(name)
         async with surroundings() as around:
-            await _first_starts(folder, around, count, toll)
+            await _first_starts(lab, folder, around, count, toll)
             try:
                 wrong = await _lives(lab, folder, given, around, count, toll)
             finally:
@@ -85,10 +85,12 @@ async def _besiege(lab: Lab, given: argparse.Namespace, toll: Toll) -> dict[str,
     return {"deaths": count.by_kind, "packet_cases_wrong": len(wrong)}
 
 
-async def _first_starts(folder: Path, around: Surroundings, count: Count, toll: Toll) -> None:
+async def _first_starts(
+    lab: Lab, folder: Path, around: Surroundings, count: Count, toll: Toll
+) -> None:
     (folder / "first").mkdir()
     async with bus_with_streams(folder / "first-nats") as (server, bus):
-        first = FirstStarts(folder / "first", server.url, Client(bus), around, toll)
+        first = FirstStarts(folder / "first", server.url, lab, around, Client(bus), toll)
         steps = await first.list_steps()
         await count.run("first start", (partial(first.die_at, step) for step in steps))
 
