@@ -49,11 +49,18 @@ WEIGHTY = ("move", "nftables", "up", "DELLINK")
 
 
 class Step(NamedTuple):
-    """A place to die at: a name, how often it has come by then, and whose round that is."""
+    """A place to die at, by name.
+
+    Attributes:
+        times: How often it has come by then.
+        spec: What kind of VMs are in the round.
+        crowd: How many.
+    """
 
     name: str
     times: int
     spec: str
+    crowd: int = 1
 
     @property
     def weighty(self) -> bool:
@@ -61,7 +68,7 @@ class Step(NamedTuple):
         return any(word in self.name.split() for word in WEIGHTY)
 
     def __str__(self) -> str:
-        return f"{self.spec}: {self.name} #{self.times}"
+        return f"{self.crowd} {self.spec}: {self.name} #{self.times}"
 
 
 class ConnectedSiege(Siege):
@@ -85,12 +92,12 @@ class ConnectedSiege(Siege):
         """Attack from now on."""
         self._intruder = intruder
 
-    async def list_network_steps(self, spec: str) -> list[Step]:
+    async def list_network_steps(self, spec: str, crowd: int = 1) -> list[Step]:
         """The steps of one round that are about the network, in their order."""
-        self._spec = spec
+        self._spec, self._crowd = spec, crowd
         self._steps.unlink(missing_ok=True)
         await self.list_steps()
-        return numbered(self._steps.read_text().splitlines(), spec)
+        return numbered(self._steps.read_text().splitlines(), spec, crowd)
 
     async def list_restart_steps(self, first: Step) -> list[Step]:
         """The same of a start after a death at a step."""
@@ -104,7 +111,7 @@ class ConnectedSiege(Siege):
 
     async def die_at(self, step: Step) -> bool:
         """A round with a death at a step; whether it came to it."""
-        self._spec = step.spec
+        self._spec, self._crowd = step.spec, step.crowd
         lives, fell = await self._fall(step.name, step.times)
         await self._pick_up(lives, str(step))
         return fell
@@ -124,7 +131,6 @@ class ConnectedSiege(Siege):
         """A round of many VMs at once, with a death at random."""
         self._crowd = size
         await self.die(None)
-        self._crowd = 1
         return True
 
     async def attack_without_rules(self) -> list[str]:
@@ -145,7 +151,7 @@ class ConnectedSiege(Siege):
         return found
 
     async def _die_first(self, step: Step) -> list[asyncio.Future[None]]:
-        self._spec = step.spec
+        self._spec, self._crowd = step.spec, step.crowd
         lives, _ = await self._fall(step.name, step.times)
         self._wish.unlink(missing_ok=True)
         await self._while_dead(str(step))
@@ -191,14 +197,14 @@ class ConnectedSiege(Siege):
         return self._intruder.written[vm_id, incarnation] if self._intruder else 0
 
 
-def numbered(names: list[str], spec: str) -> list[Step]:
+def numbered(names: list[str], spec: str, crowd: int = 1) -> list[Step]:
     """Those that are about the network, each with how often its name has come by then."""
     taken: Counter[str] = Counter()
     steps = []
     for name in names:
         taken[name] += 1
         if about_the_network(name):
-            steps.append(Step(name, taken[name], spec))
+            steps.append(Step(name, taken[name], spec, crowd))
     return steps
 
 

@@ -82,6 +82,7 @@ class FirstStarts:
                 async with asyncio.timeout(_DEATH_S):
                     await agent.died()
             except TimeoutError:
+                self._run_id = (await self._client.host()).run_id
                 return False
             self._toll.kills += 1
             self._toll.steps.append(str(step))

@@ -72,7 +72,8 @@ async def _besiege(lab: Lab, given: argparse.Namespace, toll: Toll) -> dict[str,
     with tempfile.TemporaryDirectory(prefix="decisec-chaos-") as name:
         folder = Path(name)
         async with surroundings() as around:
-            await _first_starts(lab, folder, around, count, toll)
+            if "first" in given.parts:
+                await _first_starts(lab, folder, around, count, toll)
             try:
                 wrong = await _lives(lab, folder, given, around, count, toll)
             finally:
@@ -111,17 +112,39 @@ async def _lives(
         await made.settle_in(1)
         with intruder(folder / "agent", around, made.bystander) as one:
             made.let_in(one)
-            for spec in SPECS:
-                steps = await made.list_network_steps(spec)
-                await count.run(f"life, {spec}", (partial(made.die_at, step) for step in steps))
-                for first in last_of_each(steps):
-                    again = await made.list_restart_steps(first)
-                    twice = (partial(made.die_twice, first, second) for second in again)
-                    await count.run(f"start after {first}", twice)
-            crowds = (partial(made.die_in_a_crowd, given.crowd) for _ in range(given.crowds))
-            await count.run(f"{given.crowd} VMs", crowds)
+            for part in given.parts:
+                if part in _PARTS:
+                    await _PARTS[part](made, given, count)
             await made.conclude()
         return await _packets(folder / "agent", around)
+
+
+async def _each_step(made: ConnectedSiege, _: argparse.Namespace, count: Count) -> None:
+    for spec in SPECS:
+        steps = await made.list_network_steps(spec)
+        await count.run(f"life, {spec}", (partial(made.die_at, step) for step in steps))
+
+
+async def _each_step_of_the_next_start(
+    made: ConnectedSiege, _: argparse.Namespace, count: Count
+) -> None:
+    for spec in SPECS:
+        for first in last_of_each(await made.list_network_steps(spec)):
+            again = await made.list_restart_steps(first)
+            twice = (partial(made.die_twice, first, second) for second in again)
+            await count.run(f"start after {first}", twice)
+
+
+async def _in_crowds(made: ConnectedSiege, given: argparse.Namespace, count: Count) -> None:
+    steps = await made.list_network_steps("open", given.crowd)
+    named = [step for step in steps if step.weighty and step.times in (1, 2)]
+    kind = f"{given.crowd} VMs at once"
+    await count.run(f"{kind}, named steps", (partial(made.die_at, step) for step in named))
+    random = (partial(made.die_in_a_crowd, given.crowd) for _ in range(given.crowds))
+    await count.run(f"{kind}, random", random)
+
+
+_PARTS = {"lives": _each_step, "again": _each_step_of_the_next_start, "crowds": _in_crowds}
 
 
 def last_of_each(steps: Iterable[Step]) -> list[Step]:
@@ -147,6 +170,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--crowd", type=int, default=8, help="VMs at once (default: 8)")
     parser.add_argument("--crowds", type=int, default=10, help="so often (default: 10)")
+    all_parts = ["first", *_PARTS]
+    parser.add_argument(
+        "--parts", nargs="+", choices=all_parts, default=all_parts, help="all (default), or some"
+    )
     parser.add_argument("--out", type=Path, default=Path(".decisec/chaos/network.json"))
     given = parser.parse_args()
     if reason := lack():

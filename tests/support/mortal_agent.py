@@ -34,7 +34,7 @@ _ALWAYS = frozenset(
     }
 )  # fmt: skip
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-_IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|decisec-[0-9a-f]{8}\b|\d{3,}")
+_IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|(?<=-)[0-9a-f]{8}\b|\d{3,}")
 _PLACES = ("/sys/fs/cgroup", "/run/netns", "/proc/sys/net")
 _TUN = ord("T")
 _KEEPS_TIME = ("/checkpoint/", "/spool/")
