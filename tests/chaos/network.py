@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +43,18 @@ Die = Callable[[], Awaitable[bool]]
 class Count:
     """How many deaths came about, by what they were in; says how far it is."""
 
-    def __init__(self, toll: Toll) -> None:
+    def __init__(self, toll: Toll, share: tuple[int, int]) -> None:
         self.by_kind: dict[str, dict[str, int]] = {}
+        self._share = share
         self._toll = toll
         self._began = time.monotonic()
         self._told = len(toll.problems)
 
     async def run(self, kind: str, deaths: Iterable[Die]) -> None:
-        """Die all of these deaths."""
+        """Die one's share of these deaths."""
         counts = self.by_kind.setdefault(kind, {"wished": 0, "died": 0, "problems": 0})
-        for die in deaths:
+        first, every = self._share
+        for die in islice(deaths, first - 1, None, every):
             counts["wished"] += 1
             counts["died"] += await die()
             problems = self._toll.problems
@@ -68,7 +71,7 @@ class Count:
 
 async def _besiege(lab: Lab, given: argparse.Namespace, toll: Toll) -> dict[str, Any]:
     """All of it, on one agent and on as many that start first."""
-    count = Count(toll)
+    count = Count(toll, given.share)
     with tempfile.TemporaryDirectory(prefix="decisec-chaos-") as name:
         folder = Path(name)
         async with surroundings() as around:
@@ -138,13 +141,21 @@ async def _each_step_of_the_next_start(
 async def _in_crowds(made: ConnectedSiege, given: argparse.Namespace, count: Count) -> None:
     steps = await made.list_network_steps("open", given.crowd)
     named = [step for step in steps if step.weighty and step.times in (1, 2)]
-    kind = f"{given.crowd} VMs at once"
-    await count.run(f"{kind}, named steps", (partial(made.die_at, step) for step in named))
-    random = (partial(made.die_in_a_crowd, given.crowd) for _ in range(given.crowds))
-    await count.run(f"{kind}, random", random)
+    deaths = (partial(made.die_at, step) for step in named)
+    await count.run(f"{given.crowd} VMs at once, named steps", deaths)
 
 
-_PARTS = {"lives": _each_step, "again": _each_step_of_the_next_start, "crowds": _in_crowds}
+async def _at_random(made: ConnectedSiege, given: argparse.Namespace, count: Count) -> None:
+    deaths = (partial(made.die_in_a_crowd, given.crowd) for _ in range(given.crowds))
+    await count.run(f"{given.crowd} VMs at once, random", deaths)
+
+
+_PARTS = {
+    "lives": _each_step,
+    "again": _each_step_of_the_next_start,
+    "crowds": _in_crowds,
+    "random": _at_random,
+}
 
 
 def last_of_each(steps: Iterable[Step]) -> list[Step]:
@@ -163,6 +174,11 @@ async def _packets(data_dir: Path, around: Surroundings) -> list[str]:
     return wrong
 
 
+def _share(text: str) -> tuple[int, int]:
+    first, _, every = text.partition("/")
+    return int(first), int(every)
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="tests.chaos.network", description=__doc__)
@@ -173,6 +189,9 @@ def main() -> int:
     all_parts = ["first", *_PARTS]
     parser.add_argument(
         "--parts", nargs="+", choices=all_parts, default=all_parts, help="all (default), or some"
+    )
+    parser.add_argument(
+        "--share", type=_share, default=(1, 1), help="2/5: of every five deaths the second"
     )
     parser.add_argument("--out", type=Path, default=Path(".decisec/chaos/network.json"))
     given = parser.parse_args()
