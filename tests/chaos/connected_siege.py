@@ -43,7 +43,8 @@ SPECS = {
 """Those that are open get all their rules by netlink, the others by libnftables."""
 
 _ABOUT = ("before ", "after ")
-_PLACES = ("/run/netns", "/proc/sys/net", "~/network/")
+_NUMBERS = "~/network/"
+_PLACES = ("/run/netns", "/proc/sys/net", _NUMBERS)
 WEIGHTY = ("move", "nftables", "up", "DELLINK")
 """Words in the names of steps that move, open or remove a tap, or change its rules."""
 
@@ -61,6 +62,11 @@ class Step(NamedTuple):
     times: int
     spec: str
     crowd: int = 1
+
+    @property
+    def common(self) -> bool:
+        """Whether it comes in each such round: numbers are taken for many VMs at once."""
+        return _NUMBERS not in self.name
 
     @property
     def weighty(self) -> bool:
@@ -121,7 +127,7 @@ class ConnectedSiege(Siege):
         lives = await self._die_first(first)
         self._wish.write_text(f"{second.name}#{second.times}")
         await self._agent.start()
-        fell = await self._wait_for_death()
+        fell = await self._wait_for_death(lives)
         if fell:
             self.toll.steps.append(f"{second.name} after {first.name}")
         await self._pick_up(lives, f"{first}, then {second}")

@@ -34,7 +34,7 @@ from tests.support.agents import Client
 from tests.support.connected_agent import Surroundings, lack, surroundings
 from tests.support.hypervisors import Lab, open_lab
 from tests.support.nats import bus_with_streams
-from tests.support.wires import IPV4, stop_routing
+from tests.support.wires import IPV4, silence
 from vm_agent.data_dir import identity
 
 Die = Callable[[], Awaitable[bool]]
@@ -166,7 +166,7 @@ def last_of_each(steps: Iterable[Step]) -> list[Step]:
 
 async def _packets(data_dir: Path, around: Surroundings) -> list[str]:
     """The packet suite on the fabric that is there; what is wrong."""
-    stop_routing(around.host)
+    await silence(around.host)
     cases = list(filter(real.is_about_it, CASES))
     async with real.suite_on(real.layout_of(identity(data_dir)), around.host) as suite:
         wrong = [problem for case in cases if (problem := await suite.wrong(case))]

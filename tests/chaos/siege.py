@@ -14,7 +14,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -45,7 +45,7 @@ from vm_agent.settings import AgentSettings
 from vm_agent.store import RecordStore
 
 _REST_S = 40.0
-_WISH_S = 4.0
+_AFTERWARDS_S = 1.0
 _UID_BASE = AgentSettings(host_id="x").uid_base
 
 WRITER = VmSpec(
@@ -128,7 +128,7 @@ class Siege:
         await self._agent.kill()
         self._wish.write_text(f"{step}#1")
         await self._agent.start()
-        if await self._wait_for_death():
+        if await self._wait_for_death(lives):
             self.toll.steps.append(f"start: {step}")
         self.toll.kills += 1
         await self._pick_up(lives, f"start: {step}")
@@ -153,15 +153,18 @@ class Siege:
         if step is None:
             await asyncio.sleep(self._chance.uniform(0.0, 0.6))
             self._agent.send(signal.SIGKILL)
-        fell = await self._wait_for_death()
+        fell = await self._wait_for_death(lives)
         if step is not None and fell:
             self.toll.steps.append(step)
         return lives, fell
 
-    async def _wait_for_death(self) -> bool:
+    async def _wait_for_death(self, lives: Iterable[asyncio.Future[None]]) -> bool:
         """Whether the agent dies by itself, of a wish; otherwise it is killed."""
         died = asyncio.ensure_future(self._agent.died())
-        fell, _ = await asyncio.wait({died}, timeout=_WISH_S)
+        lived = asyncio.ensure_future(asyncio.wait(lives))
+        await asyncio.wait({died, lived}, timeout=_REST_S, return_when=asyncio.FIRST_COMPLETED)
+        lived.cancel()
+        fell, _ = await asyncio.wait({died}, timeout=_AFTERWARDS_S)
         if not fell:
             # That step did not come so often: it dies all the same.
             self._agent.send(signal.SIGKILL)

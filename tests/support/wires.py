@@ -8,7 +8,6 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -284,6 +283,22 @@ async def run_in(netns: str, *command: str) -> str:
     return output.decode()
 
 
+async def silence(netns: str) -> None:
+    """Let a namespace say nothing but where it is, and pass nothing on."""
+    await nft_in(
+        netns,
+        """
+        table inet silence {
+            chain output {
+                type filter hook output priority 0; policy drop;
+                icmpv6 type { 135, 136 } accept
+            }
+            chain forward { type filter hook forward priority 0; policy drop; }
+        }
+        """,
+    )
+
+
 async def nft_in(netns: str, commands: str, *, terse: bool = False) -> str:
     """What commands of nft(8) list in a namespace, by the library: the tool may not be there."""
 
@@ -323,18 +338,6 @@ def make_host(name: str) -> None:
         index = socket.if_nametoindex("lo")
         route.link("set", index=index, state="up")
         route.addr("add", index=index, address=str(HOST), prefixlen=128)
-
-
-def stop_routing(netns: str) -> None:
-    """Let a namespace take only what is for itself."""
-
-    def work() -> None:
-        namespace.enter(netns)
-        for setting in ("ipv6/conf/all/forwarding", "ipv4/ip_forward"):
-            Path("/proc/sys/net", setting).write_text("0")
-
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(work).result()
 
 
 def make_world(name: str, host: str) -> None:
