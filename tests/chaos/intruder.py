@@ -94,6 +94,7 @@ class Intruder:
         assert other is not None
         assert other.lease is not None
         self.attacks += 1
+        taps: list[tuple[str, int, bool]] = []
         harm: dict[bytes, str] = {}
         unwanted: dict[bytes, str] = {}
         good: dict[bytes, tuple[str, str]] = {}
