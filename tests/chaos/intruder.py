@@ -217,8 +217,10 @@ class Intruder:
         return b"\xdc\x0f" + next(self._numbers).to_bytes(6, "big")
 
     def _record(self, vm_id: UUID) -> Record | None:
-        records = RecordStore(self._data_dir / "vms").load()
-        return next((record for record in records if record.vm_id == vm_id), None)
+        while True:
+            with suppress(FileNotFoundError):  # another VM's was removed meanwhile
+                records = RecordStore(self._data_dir / "vms").load()
+                return next((record for record in records if record.vm_id == vm_id), None)
 
 
 @contextmanager
