@@ -36,6 +36,7 @@ from gateway.metrics import MetricService
 from gateway.mutations import Mutations
 from gateway.operation_service import OperationService
 from gateway.operations import Operations
+from gateway.peers import PeerService
 from gateway.place_door import PlaceDoor
 from gateway.placement import Strategy
 from gateway.placing import Placer, strategies_of
@@ -112,6 +113,7 @@ async def gateway(
                 bus, fleet.customer, (VmRecords(fleet), SnapshotRecords(fleet)), background
             )
             hosts, plans = HostService(bus, fleet), PricePlanService(bus)
+            peers = PeerService(bus, fleet.customer)
             limits = Limits(bus, settings, fleet.customer)
             admission = Admission(settings)
             addresses = Addresses(settings.trusted_proxies)
@@ -134,6 +136,7 @@ async def gateway(
             group.create_task(quotas.run(), name="quotas")
             group.create_task(hosts.run(), name="hosts")
             group.create_task(plans.run(), name="price-plans")
+            group.create_task(peers.run(), name="peers")
             group.create_task(limits.sharing.run(), name="limits")
             group.create_task(tombstones.run(fleet), name="tombstones")
             if not await _ready(
@@ -144,6 +147,7 @@ async def gateway(
                 quotas.synced,
                 hosts.synced,
                 plans.synced,
+                peers.synced,
                 names.synced,
                 limits.sharing.joined,
             ):
@@ -176,6 +180,7 @@ async def gateway(
                 operations=operation_service,
                 snapshots=snapshots,
                 images=images,
+                peers=peers,
                 reads=DoorReads(usage, metrics, events, audit_log),
             )
             group.create_task(door.run(), name="door")
@@ -192,6 +197,7 @@ async def gateway(
                 customers=CustomerService(fleet, quotas, plans),
                 hosts=hosts,
                 price_plans=plans,
+                peers=peers,
                 usage_reports=usage,
                 usage_windows=UsageWindowService(bus, names, settings),
             )

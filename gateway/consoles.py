@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from uuid import UUID
 
-import structlog
-
-from gateway.errors import RETRY_AFTER_S, RefusedError, no_such_vm
+from gateway import host_questions
 from runtime.bus import Bus
 from runtime.errors import TransientError
 from schemas.api import VmView
 from schemas.codec import encode
 from schemas.consoles import ConsoleChunk, ConsoleQuery, ConsoleReply, decode_console_reply
-from schemas.errors import ErrorCode, ErrorInfo, MalformedMessageError
+from schemas.errors import ErrorCode
 from schemas.subjects import vm_console
 from schemas.vms import VmState
-
-_log = structlog.get_logger("decisec.consoles")
 
 _TIMEOUT_S = 2.0
 """A host answers within milliseconds, or not at all."""
@@ -33,17 +29,10 @@ async def ask(bus: Bus, vm: VmView, query: ConsoleQuery) -> ConsoleChunk:
     if vm.state is VmState.PENDING:
         # No host has taken it yet, so it has printed nothing.
         return ConsoleChunk(data=b"", offset=0, next_offset=0, end=True)
-    try:
+    with host_questions.refusals(vm.host_id):
         reply = await _reply(bus, vm.host_id, query)
-    except _SilentError as error:
-        _log.info("host.not_answering", host_id=vm.host_id, error=str(error))
-        raise RefusedError(
-            ErrorCode.UNAVAILABLE,
-            "The host of this VM does not answer; try again.",
-            retry_after_s=RETRY_AFTER_S,
-        ) from error
     if reply.error is not None:
-        raise _refusal(reply.error)
+        raise host_questions.refusal(reply.error)
     if reply.chunk is None:
         raise TransientError("the console reply is empty")
     return reply.chunk
@@ -70,28 +59,7 @@ class Absent:
         return reply.error is not None and reply.error.code is ErrorCode.NOT_FOUND
 
 
-class _SilentError(TransientError):
-    """The host does not answer."""
-
-
 async def _reply(bus: Bus, host_id: str, query: ConsoleQuery) -> ConsoleReply:
-    try:
-        answer = await bus.request(
-            vm_console(host_id, query.vm_id), encode(query), timeout_s=_TIMEOUT_S
-        )
-    except TransientError as error:
-        raise _SilentError(str(error)) from error
-    try:
-        return decode_console_reply(answer.data)
-    except MalformedMessageError as error:
-        raise TransientError(f"malformed console reply: {error.detail}") from error
-
-
-def _refusal(error: ErrorInfo) -> RefusedError:
-    match error.code:
-        case ErrorCode.NOT_FOUND:
-            return no_such_vm()
-        case ErrorCode.RATE_LIMITED:
-            return RefusedError(error.code, error.message, retry_after_s=RETRY_AFTER_S)
-        case _:
-            return RefusedError(error.code, error.message)
+    return await host_questions.reply(
+        bus, vm_console(host_id, query.vm_id), encode(query), decode_console_reply, _TIMEOUT_S
+    )

@@ -26,6 +26,7 @@ from gateway.images import ImageService
 from gateway.limits import Limits, class_of_verb
 from gateway.listing import VmQuery
 from gateway.operation_service import OperationService
+from gateway.peers import PeerService
 from gateway.problems import STATUS_OF
 from gateway.service import VERBS, VmService
 from gateway.snapshots import SnapshotService
@@ -39,6 +40,7 @@ from schemas.errors import ErrorCode, ErrorInfo, InvalidIdError
 from schemas.idempotency import REPLAYED_HEADER, KeptAnswer
 from schemas.requests import (
     REQUESTS,
+    CheckNetworkRequest,
     ConsoleRequest,
     CreateRequest,
     ImagesRequest,
@@ -47,6 +49,8 @@ from schemas.requests import (
     OperationRequest,
     OperationsRequest,
     PatchRequest,
+    PeerRequest,
+    PeersRequest,
     QuotasRequest,
     Reply,
     Request,
@@ -89,6 +93,7 @@ class Door:
         operations: Knows how far commands have come.
         snapshots: Does the work on snapshots.
         images: Knows the images.
+        peers: Knows who agrees with whom.
         reads: Asks the store.
     """
 
@@ -105,6 +110,7 @@ class Door:
         operations: OperationService,
         snapshots: SnapshotService,
         images: ImageService,
+        peers: PeerService,
         reads: DoorReads,
     ) -> None:
         self._bus = bus
@@ -117,6 +123,7 @@ class Door:
         self._operations = operations
         self._snapshots = snapshots
         self._images = images
+        self._peers = peers
         self._reads = reads
         self._open = 0
         answers: dict[str, Answer] = {
@@ -126,6 +133,7 @@ class Door:
             "list": self._list,
             "patch": self._patch,
             "console": self._console,
+            "check-network": self._check_network,
             "operation": self._get_operation,
             "operations": self._list_operations,
             "snapshot": self._snapshot,
@@ -135,6 +143,9 @@ class Door:
             "snapshot-delete": self._delete_snapshot,
             "quotas": self._quotas,
             "images": self._list_images,
+            "peers": self._list_peers,
+            "peer-add": self._add_peer,
+            "peer-remove": self._remove_peer,
             **dict.fromkeys(READS, self._read),
         }
         self._verbs: dict[str, tuple[Decode, Answer, bool]] = {
@@ -309,6 +320,9 @@ class Door:
         )
         return Reply(console=chunk)
 
+    async def _check_network(self, who: Principal, asked: CheckNetworkRequest) -> Reply:
+        return Reply(network=await self._service.check_network(who, asked.vm_id))
+
     async def _list(self, who: Principal, asked: ListRequest) -> Reply:
         query = VmQuery(
             state=asked.state,
@@ -362,3 +376,13 @@ class Door:
     async def _list_images(self, who: Principal, asked: ImagesRequest) -> Reply:
         del asked
         return Reply(images=self._images.all(who))
+
+    async def _list_peers(self, who: Principal, asked: PeersRequest) -> Reply:
+        page = self._peers.page(who, asked.state, cursor=asked.cursor, limit=asked.limit)
+        return Reply(peers=page)
+
+    async def _add_peer(self, who: Principal, asked: PeerRequest) -> Reply:
+        return Reply(peer=await self._peers.add(who, asked.peer_id))
+
+    async def _remove_peer(self, who: Principal, asked: PeerRequest) -> Reply:
+        return Reply(peer=await self._peers.remove(who, asked.peer_id))

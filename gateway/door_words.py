@@ -14,12 +14,16 @@ _log = structlog.get_logger("decisec.door")
 _ACTIONS = {
     "list": "list-vms",
     "console": "get-console",
+    "check-network": "check-network",
     "operation": "get-operation",
     "operations": "list-operations",
     "snapshots": "list-snapshots",
     "snapshot-get": "get-snapshot",
     "snapshot-delete": "delete-snapshot",
     "images": "list-images",
+    "peers": "list-peers",
+    "peer-add": "add-peer",
+    "peer-remove": "remove-peer",
     "usage": "get-usage",
     "metrics": "get-series",
     "events": "get-events",
@@ -34,7 +38,7 @@ def action_of(verb: str) -> str:
 
 def target_of(request: Request) -> str:
     """What a request is about, as the audit tells it."""
-    named = ((name, getattr(request, f"{name}_id", None)) for name in ("vm", "snapshot"))
+    named = ((name, getattr(request, f"{name}_id", None)) for name in ("vm", "snapshot", "peer"))
     return " ".join(f"{name} {value}" for name, value in named if value is not None)
 
 

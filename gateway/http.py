@@ -24,6 +24,7 @@ from gateway.limits import Limits
 from gateway.metrics import MetricService
 from gateway.mutations import Mutations
 from gateway.operation_service import OperationService
+from gateway.peers import PeerService
 from gateway.price_plans import PricePlanService
 from gateway.service import VmService
 from gateway.snapshots import SnapshotService
@@ -50,6 +51,7 @@ class Services:
     customers: CustomerService
     hosts: HostService
     price_plans: PricePlanService
+    peers: PeerService
 
 
 def build(

@@ -17,8 +17,9 @@ from schemas.limits import ApiRates, Rate, RouteClass
 
 _EXPENSIVE = ("/v1/usage", "/v1/metrics", "/v1/events", "/v1/audit")
 _EXPENSIVE_TAILS = ("/console", "/metrics")
+_PROBES = "/network-check"
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-_EXPENSIVE_VERBS = frozenset({"console", "usage", "metrics", "events", "audit"})
+_EXPENSIVE_VERBS = frozenset({"console", "check-network", "usage", "metrics", "events", "audit"})
 
 
 def class_of_route(method: str, template: str) -> RouteClass:
@@ -28,6 +29,9 @@ def class_of_route(method: str, template: str) -> RouteClass:
         method: As in the request.
         template: The route's path, or the request's own; ids in it do not matter.
     """
+    if template.endswith(_PROBES):
+        # It changes nothing, and a host works for it.
+        return RouteClass.EXPENSIVE
     if method not in _SAFE:
         return RouteClass.MUTATIONS
     if template.startswith(_EXPENSIVE) or template.endswith(_EXPENSIVE_TAILS):

@@ -14,11 +14,11 @@ from gateway.fleet import Fleet
 from gateway.host_names import HostNames
 from gateway.live_hub import LiveHub, Watcher
 from gateway.settings import GatewaySettings
+from gateway.store_questions import StoreQuestions, of_customer
 from gateway.streams import Streams
 from runtime.bus import Bus
-from runtime.errors import TransientError
 from schemas.codec import encode
-from schemas.errors import ErrorCode, MalformedMessageError
+from schemas.errors import ErrorCode
 from schemas.event_lists import StreamNotice
 from schemas.series import SeriesQuery, SeriesReport, decode_series_reply
 from schemas.subjects import metrics_series
@@ -51,7 +51,7 @@ class MetricService:
         self._hub = hub
         self._streams = streams
         self._heartbeat_s = settings.stream_heartbeat_s
-        self._timeout_s = settings.usage_timeout_s
+        self._store = StoreQuestions(bus, settings.usage_timeout_s)
 
     async def series(self, principal: Principal, query: SeriesQuery) -> SeriesReport:
         """What VMs did, step by step, out of the store.
@@ -59,21 +59,11 @@ class MetricService:
         VMs that are gone have a past; those that never were, and others', have none.
         """
         principal.require(Scope.USAGE_READ)
-        if not self._bus.connected:
-            raise unavailable()
-        answer = await self._bus.request(
-            metrics_series(principal.customer_id), encode(query), timeout_s=self._timeout_s
-        )
-        try:
-            reply = decode_series_reply(answer.data)
-        except MalformedMessageError as error:
-            raise TransientError(f"malformed series reply: {error.detail}") from error
-        if reply.error is not None:
-            raise RefusedError(reply.error.code, reply.error.message)
-        if reply.report is None or reply.report.customer_id != principal.customer_id:
-            raise TransientError("the series reply is not for this customer")
-        lost = self._names.all(principal, reply.report.lost_hosts)
-        return msgspec.structs.replace(reply.report, lost_hosts=lost)
+        customer_id = principal.customer_id
+        reply = await self._store.ask(metrics_series(customer_id), query, decode_series_reply)
+        report = of_customer(reply.report, customer_id)
+        lost = self._names.all(principal, report.lost_hosts)
+        return msgspec.structs.replace(report, lost_hosts=lost)
 
     async def live(
         self, principal: Principal, vm_ids: tuple[UUID, ...], *endings: sse.Ending

@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
-from gateway import acts, consoles, listing, patching
+from gateway import acts, consoles, listing, network_checks, patching
 from gateway.auth import Principal, Scope
 from gateway.commands import CommandDesk
 from gateway.creation import Creation
@@ -37,6 +37,7 @@ from schemas.commands import COMMAND_OF
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk, ConsoleQuery
 from schemas.errors import ErrorCode, ErrorInfo
 from schemas.hosts import Customer, CustomerStatus, Operation, OperationStatus
+from schemas.network_checks import NetworkCheck, NetworkQuery
 from schemas.quotas import QuotaView
 from schemas.requests import MAX_WAIT_S
 from schemas.subjects import vm_key
@@ -136,6 +137,16 @@ class VmService:
             limit_bytes=limit_bytes,
         )
         return await consoles.ask(self._bus, found, query)
+
+    async def check_network(self, principal: Principal, vm_id: UUID) -> NetworkCheck:
+        """Whether a VM can be reached. What its host sends it counts as received by it."""
+        principal.require(Scope.VMS_WRITE)
+        found = self._fleet.get(principal.customer_id, vm_id)
+        if found is None:
+            raise no_such_vm()
+        self._require_bus()
+        query = NetworkQuery(customer_id=principal.customer_id, vm_id=vm_id)
+        return await network_checks.ask(self._bus, found, query)
 
     async def page(
         self, principal: Principal, query: VmQuery, *, cursor: str = "", limit: int = 100

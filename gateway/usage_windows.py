@@ -14,9 +14,10 @@ import msgspec
 
 from gateway.auth import Principal, Scope
 from gateway.calendars import at, edges
-from gateway.errors import RefusedError, unavailable
+from gateway.errors import RefusedError
 from gateway.host_names import HostNames
 from gateway.settings import GatewaySettings
+from gateway.store_questions import StoreQuestions
 from runtime.bus import Bus
 from runtime.errors import TransientError
 from schemas.api import FieldProblem
@@ -79,9 +80,8 @@ class UsageWindowService:
     """
 
     def __init__(self, bus: Bus, names: HostNames, settings: GatewaySettings) -> None:
-        self._bus = bus
+        self._store = StoreQuestions(bus, settings.usage_timeout_s)
         self._names = names
-        self._timeout_s = settings.usage_timeout_s
 
     async def page(self, principal: Principal, wanted: WindowsWanted) -> UsageWindows:
         """A page of what the customer's VMs used."""
@@ -121,17 +121,7 @@ class UsageWindowService:
         )
 
     async def _found(self, customer_id: str, query: UsageWindowsQuery) -> WindowsFound:
-        if not self._bus.connected:
-            raise unavailable()
-        answer = await self._bus.request(
-            usage_windows(customer_id), encode(query), timeout_s=self._timeout_s
-        )
-        try:
-            reply = decode_windows_reply(answer.data)
-        except MalformedMessageError as error:
-            raise TransientError(f"malformed usage reply: {error.detail}") from error
-        if reply.error is not None:
-            raise RefusedError(reply.error.code, reply.error.message)
+        reply = await self._store.ask(usage_windows(customer_id), query, decode_windows_reply)
         found = reply.found
         windows = len(query.edges_ms) - 1
         if found is None or found.windows > windows or not (found.windows or found.after):

@@ -60,13 +60,18 @@ class StreamDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class BucketDeclaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One KV bucket."""
+    """One KV bucket.
+
+    Attributes:
+        republish: What is stored is published here as well, under its key; empty for none.
+    """
 
     name: str
     description: str
     ttl_s: _Size = 0
     max_bytes: _Size = 0
     replicas: Replicas = 1
+    republish: str = ""
 
 
 class Declaration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -115,6 +120,7 @@ _COMPARED_OF_BUCKETS = (
     "max_bytes",
     "num_replicas",
     "allow_rollup_hdrs",
+    "republish",
 )
 
 
@@ -244,6 +250,7 @@ def _bucket_as_stream(b: BucketDeclaration) -> StreamConfig:
         num_replicas=b.replicas,
         # Whoever may write one key could remove all others by a header.
         allow_rollup_hdrs=False,
+        republish=RePublish(src=f"$KV.{b.name}.>", dest=b.republish) if b.republish else None,
     )
 
 
@@ -257,6 +264,7 @@ async def _update_bucket(js: JetStreamContext, b: BucketDeclaration) -> None:
             max_bytes=wanted.max_bytes,
             num_replicas=wanted.num_replicas,
             allow_rollup_hdrs=wanted.allow_rollup_hdrs,
+            republish=wanted.republish,
             # The window may not be longer than the age.
             duplicate_window=min(config.duplicate_window, b.ttl_s or config.duplicate_window),
         )

@@ -43,9 +43,10 @@ class RateLimits(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         disk_bytes_per_s: Read and written, together.
-        disk_ops_per_s: Reads, writes and flushes, together.
+        disk_ops_per_s: Reads, writes and flushes, together; QEMU does not count flushes.
         net_rx_bytes_per_s: Received by the guest.
-        net_tx_bytes_per_s: Sent by the guest.
+        net_tx_bytes_per_s: Sent by the guest. Where the host holds it to that, what is sent faster
+            is dropped, and billed as sent.
     """
 
     disk_bytes_per_s: BytesPerS = 0

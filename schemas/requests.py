@@ -28,7 +28,9 @@ from schemas.errors import ErrorInfo
 from schemas.event_lists import MAX_EVENT_VMS, MAX_EVENTS, EventList, EventType
 from schemas.hosts import OperationStatus
 from schemas.idempotency import KEY_PATTERN, MAX_KEY
-from schemas.ids import CommandId, ImageName, VmId
+from schemas.ids import CommandId, CustomerId, ImageName, VmId
+from schemas.network_checks import NetworkCheck
+from schemas.network_peers import MAX_PEER_PAGE, PeerList, PeerState, PeerView
 from schemas.quotas import QuotaView
 from schemas.series import MAX_POINTS, MAX_SERIES_VMS, Metric, SeriesReport
 from schemas.units import Counter
@@ -86,6 +88,12 @@ class ConsoleRequest(Request, frozen=True, kw_only=True):
     offset: Counter | None = None
     tail_bytes: Counter | None = None
     limit_bytes: ChunkLimit = MAX_CHUNK_BYTES
+
+
+class CheckNetworkRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.check-network`: probes are sent to the VM."""
+
+    vm_id: VmId
 
 
 class ListRequest(Request, frozen=True, kw_only=True):
@@ -171,6 +179,20 @@ class QuotasRequest(Request, frozen=True, kw_only=True):
     """On `vm.req.<customer>.quotas`: an empty object."""
 
 
+class PeersRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.peers`."""
+
+    state: PeerState | None = None
+    cursor: str = ""
+    limit: Annotated[int, msgspec.Meta(ge=1, le=MAX_PEER_PAGE)] = 100
+
+
+class PeerRequest(Request, frozen=True, kw_only=True):
+    """On `vm.req.<customer>.peer-add` and `.peer-remove`."""
+
+    peer_id: CustomerId
+
+
 class UsageRequest(Request, frozen=True, kw_only=True):
     """On `vm.req.<customer>.usage`: what is billed. See `UsageQuery`."""
 
@@ -228,10 +250,13 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     snapshots: SnapshotList | None = None
     images: ImageList | None = None
     quotas: QuotaView | None = None
+    peers: PeerList | None = None
+    peer: PeerView | None = None
     usage: UsageReport | None = None
     metrics: SeriesReport | None = None
     events: EventList | None = None
     audit: AuditPage | None = None
+    network: NetworkCheck | None = None
     error: ErrorInfo | None = None
 
 
@@ -260,6 +285,7 @@ REQUESTS: Mapping[str, Verb] = {
     "restore": Verb(RestoreVmRequest, "result", _MUTATION),
     "snapshot-delete": Verb(OneSnapshotRequest, "result", _MUTATION),
     "patch": Verb(PatchRequest, "vm", _MUTATION),
+    "check-network": Verb(CheckNetworkRequest, "network", _MUTATION),
     "get": Verb(VmRequest, "vm", _READ),
     "list": Verb(ListRequest, "vms", _READ),
     "console": Verb(ConsoleRequest, "console", _READ),
@@ -269,6 +295,9 @@ REQUESTS: Mapping[str, Verb] = {
     "snapshot-get": Verb(OneSnapshotRequest, "snapshot", _READ),
     "quotas": Verb(QuotasRequest, "quotas", _READ),
     "images": Verb(ImagesRequest, "images", _READ),
+    "peers": Verb(PeersRequest, "peers", _READ),
+    "peer-add": Verb(PeerRequest, "peer", _MUTATION),
+    "peer-remove": Verb(PeerRequest, "peer", _MUTATION),
     "usage": Verb(UsageRequest, "usage", _READ),
     "metrics": Verb(MetricsRequest, "metrics", _READ),
     "events": Verb(EventsRequest, "events", _READ),

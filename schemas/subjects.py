@@ -33,6 +33,7 @@ LOST_HOSTS = "lost_hosts"
 PRICE_PLANS = "price_plans"
 CORRECTIONS = "corrections"
 OPERATIONS = "operations"
+NETWORK_PEERS = "network_peers"
 QUOTAS = "quotas"
 SECRETS = "secrets"
 IDEMPOTENCY_KEYS = "idempotency_keys"
@@ -51,6 +52,9 @@ LIMITS_SPENT = "gateway.limits.spent"
 
 LIMITS_LEVELS = "gateway.limits.levels"
 """Core NATS: a gateway that starts asks the others how the buckets stand."""
+
+PEERS_STORED = "network.peers.*"
+"""Filter for what is stored in `network_peers`: `network.peers.<customer>`, told by NATS itself."""
 
 METRICS_STORED = "metrics.stored"
 """Core NATS, not kept: a batcher's word that frames can be queried."""
@@ -234,7 +238,7 @@ def vm_request(customer_id: str, verb: str) -> str:
 
 
 def customer_of(subject: str) -> str:
-    """The customer in `usage.query.<customer>`, `vm.req.<customer>.<verb>` or `vm.evt.…`.
+    """The customer in `usage.query.<customer>`, `vm.req.<customer>.<verb>`, `vm.evt.…` and so on.
 
     Raises:
         InvalidIdError: There is no valid customer id at that place.
@@ -276,6 +280,11 @@ def parse_vm_command(subject: str) -> CommandAddress:
 def vm_console(host_id: str, vm_id: UUID) -> str:
     """`vm.ask.<host>.<vm>.console`: core NATS, asked of the VM's agent."""
     return f"vm.ask.{token(host_id)}.{vm_id}.console"
+
+
+def vm_network(host_id: str, vm_id: UUID) -> str:
+    """`vm.ask.<host>.<vm>.network`: core NATS, asked of the VM's agent."""
+    return f"vm.ask.{token(host_id)}.{vm_id}.network"
 
 
 def vm_asks_of(host_id: str) -> str:

@@ -23,6 +23,7 @@ from schemas.ids import new_id
 from schemas.units import MIB
 from vm_agent.admission import Admission
 from vm_agent.adoption import Adoption
+from vm_agent.agreements import Agreements
 from vm_agent.checkpoint import Checkpoint
 from vm_agent.completeness import Completeness, FormerRun
 from vm_agent.connecting import Connecting, Watch
@@ -34,7 +35,9 @@ from vm_agent.heartbeat import Heartbeat
 from vm_agent.incarnations import Incarnations
 from vm_agent.intake import Inbox, Intake
 from vm_agent.lifecycle import Lifecycle
+from vm_agent.network_checks import NetworkChecks
 from vm_agent.orders import Announce, OrderBook, Orders
+from vm_agent.peering import Peering, PeerWords
 from vm_agent.places import Places
 from vm_agent.ports import Host
 from vm_agent.questions import Answers, Questions
@@ -62,6 +65,7 @@ class World:
         driver: Version of the hypervisor, and why it was chosen.
         write_heartbeat: Stores a heartbeat.
         orders: What the operator has ordered for this host.
+        peers: What customers say of each other.
         announce: Stores an event of the host.
         audit: Stores an entry of what was refused.
         questions: What is asked about this host's VMs.
@@ -76,6 +80,7 @@ class World:
     outlet: Outlet
     write_heartbeat: Callable[[HostInfo], Awaitable[object]]
     orders: OrderBook
+    peers: PeerWords
     announce: Announce
     audit: Write
     questions: Questions
@@ -160,7 +165,8 @@ class Agent:
         )
         admission = Admission(world.capacity)
         places = Places(host, consoles)
-        connecting = Connecting(host)
+        agreements = Agreements(host.data_dir / "peers.json")
+        connecting = Connecting(host, agreements)
         incarnations = Incarnations(host, places, fleet, sampler, tasks.spawn, connecting)
         adoption = Adoption(
             host, fleet, places, incarnations, admission, sampler, checkpoint.values
@@ -193,11 +199,13 @@ class Agent:
             fleet, incarnations, settings.watchdog_s, world.clock, telemetry, tasks.spawn
         )
         watch = Watch(host, fleet, connecting, orders.quarantined, world.clock, telemetry)
+        peering = Peering(host, fleet, connecting, agreements, world.peers)
         telemetry.watch_vms(fleet.by_state)
         telemetry.watch_backlog(lambda: sender.waiting)
 
         await asyncio.to_thread(store.clear_leftovers)
         records = await asyncio.to_thread(store.load)
+        await asyncio.to_thread(agreements.load)
         await connecting.open(records)
         await adoption.run(records)
         await snapshots.adopt()
@@ -206,13 +214,15 @@ class Agent:
         sending = tasks.spawn(sender.run(), "sender")
         sampling = tasks.spawn(sampler.run(sampled), "sampler")
         tasks.spawn(orders.run(), "orders")
-        answers = Answers(host.host_id, fleet, consoles, refusals, telemetry)
+        checks = NetworkChecks(host.networks)
+        answers = Answers(host.host_id, fleet, consoles, checks, refusals, telemetry)
         tasks.spawn(refusals.run(), "refusals")
         tasks.spawn(world.questions.run(answers), "questions")
         tasks.spawn(intake.keep_alive(), "keepalive")
         tasks.spawn(Forgetting(fleet, world.inbox).run(), "forgetting")
         tasks.spawn(watchdog.run(), "watchdog")
         tasks.spawn(watch.run(), "network-watch")
+        tasks.spawn(peering.run(), "peering")
         _log.info("agent.started", run_id=str(self.run_id), driver=host.driver.name)
         # Neither offered nor given a VM before it is known whether the host drains.
         if await orders.known(stop):

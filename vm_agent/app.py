@@ -52,6 +52,7 @@ from vm_agent.kernel import LinuxProcesses
 from vm_agent.network.connections import Connections
 from vm_agent.network.making import make_connections
 from vm_agent.orders import Announce
+from vm_agent.peer_words import NatsPeerWords
 from vm_agent.ports import BootImage, Host
 from vm_agent.probe import Choice, candidates, choose_driver
 from vm_agent.process import VmmProcesses
@@ -136,6 +137,7 @@ class CommandInbox:
             filter_subjects=(vm_commands_of(host_id),),
             ack_wait_s=ACK_WAIT_S,
             sole=True,
+            gather=False,
         )
 
     async def batches(self, stop: asyncio.Event) -> AsyncIterator[list[Message]]:
@@ -224,6 +226,7 @@ async def main(service: Service[AgentSettings]) -> None:
             outlet=FrameOutlet(bus, settings.host_id),
             write_heartbeat=_heartbeats(bus, settings.host_id),
             orders=KeyMirror(Bucket(bus, HOST_ORDERS, decode_host_orders), settings.host_id),
+            peers=NatsPeerWords(bus),
             announce=_announcements(bus),
             audit=_audit(bus, settings.host_id),
             questions=NatsQuestions(bus, settings.host_id),

@@ -25,6 +25,7 @@ PREFIX = "decisec-"
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _PROCS = "cgroup.procs"
+_TASKS = "tasks"
 _PERIOD_US = 100_000
 _SHARES_PER_VCPU = 1024
 _WEIGHT_PER_VCPU = 100
@@ -91,8 +92,12 @@ class Group:
 
     @property
     def doors(self) -> tuple[str, ...]:
-        """Files to write a pid into, to make that process a member."""
-        return tuple(str(folder / _PROCS) for folder in self.folders)
+        """Files that a process of one thread writes 0 into, to become a member.
+
+        Those for threads, where there are such (version 1): to move a process by its pid, or with
+        all its threads, the kernel waits some 10 ms until nobody forks.
+        """
+        return tuple(str(_door(folder)) for folder in self.folders)
 
     def pids(self) -> set[int]:
         """Its members, zombies excepted."""
@@ -101,6 +106,11 @@ class Group:
             with suppress(OSError):
                 found.update(map(int, (folder / _PROCS).read_text().split()))
         return found
+
+
+def _door(folder: Path) -> Path:
+    by_thread = folder / _TASKS
+    return by_thread if by_thread.exists() else folder / _PROCS
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """From a VM's record to its connection, and the watch over all of them.
 
 What a VM asked for stands in its spec, what it holds in its lease, and what the operator wants of
-it on the bus; together they are its attachment. All attachments are compared with what stands in
-the kernel at the start and every minute.
+it and whom its customer agrees with on the bus; together they are its attachment. All attachments
+are compared with what stands in the kernel at the start and every minute.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable
 from ipaddress import IPv4Address, IPv6Network
 from uuid import UUID
@@ -18,6 +19,7 @@ from schemas.errors import ErrorCode
 from schemas.networking import Inbound, Networking, port_range
 from schemas.units import NS_PER_S
 from schemas.vms import VmSpec, VmState
+from vm_agent.agreements import Agreements
 from vm_agent.dropping import Dropping
 from vm_agent.fleet import Fleet, Vm
 from vm_agent.network.attachment import Attachment, Port
@@ -41,10 +43,13 @@ class Connecting:
 
     Args:
         host: The host.
+        agreements: Which customers agree.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, agreements: Agreements) -> None:
         self._host = host
+        self._agreements = agreements
+        self._renewing = asyncio.Lock()
 
     async def open(self, records: Iterable[Record]) -> None:
         """Take over what is connected. Before anything is made of the records."""
@@ -79,6 +84,8 @@ class Connecting:
         nic, lease, wish = record.nic, record.lease, record.spec.networking
         if nic is None or lease is None or not nic.fabric:
             return None
+        tenants = self._host.networks.tenants
+        peers = self._agreements.of(record.customer_id)
         return Attachment(
             slot=lease.slot,
             vm_id=record.vm_id,
@@ -89,9 +96,12 @@ class Connecting:
             ipv4=IPv4Address(lease.ipv4) if lease.ipv4 else None,
             open_inbound=wish.inbound is Inbound.OPEN,
             ports=tuple(map(_port, wish.ports)),
+            peers=frozenset(tenants[peer] for peer in peers if peer in tenants),
             quarantined=record.quarantined,
             incarnation=record.incarnation,
             mtu=wish.mtu,
+            rx_bytes_per_s=nic.limits.net_rx_bytes_per_s,
+            tx_bytes_per_s=nic.limits.net_tx_bytes_per_s,
         )
 
     async def attach(self, vm: Vm) -> None:
@@ -104,7 +114,7 @@ class Connecting:
         if attachment is None or vm.record.nic is None:
             return
         await self._host.networks.attach(vm.record.nic, attachment)
-        # The operator may have said something meanwhile.
+        # The operator, or a peer, may have said something meanwhile.
         await self.renew(vm)
 
     async def renew(self, vm: Vm) -> None:
@@ -113,9 +123,11 @@ class Connecting:
         Raises:
             NetworkError: The kernel refuses.
         """
-        attachment = self.attachment(vm.record)
-        if attachment is not None:
-            await self._host.networks.change(attachment)
+        async with self._renewing:
+            # In turn: what is older must not be put in force last.
+            attachment = self.attachment(vm.record)
+            if attachment is not None:
+                await self._host.networks.change(attachment)
 
 
 def _port(text: str) -> Port:

@@ -34,6 +34,7 @@ from vm_agent.restarts import after_death, backoff
 from vm_agent.snapshot_store import Manifest
 from vm_agent.states import RefusedError
 from vm_agent.store import Record, Settlement, Start
+from vm_agent.wishes import shares
 
 _log = structlog.get_logger("decisec.incarnations")
 
@@ -106,6 +107,8 @@ class Incarnations:
         incarnation = vm.record.incarnation + 1
         lease = await self._connecting.lease(vm.vm_id, vm.record.customer_id, spec)
         nic = host.networks.nic_of(vm.vm_id, incarnation, lease) if spec.network else None
+        if nic is not None:
+            nic = replace(nic, limits=shares(spec.limits, host.driver)[1])
         if nic is not None and manifest is not None:
             nic = replace(nic, mac=manifest.mac)
         vm.enter(

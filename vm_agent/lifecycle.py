@@ -230,7 +230,7 @@ class Lifecycle:
         # The order may have come meanwhile. From here on the VM counts as one that is here.
         self._not_draining()
         spec = with_disk(command.spec, image.rootfs_bytes)
-        require(spec, self._host.driver)
+        require(spec, self._host.driver, connects=self._host.networks.connects)
         self._apart(command)
         self._admission.reserve(command.vm_id, spec)
         try:

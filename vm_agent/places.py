@@ -21,7 +21,7 @@ from vm_agent.drivers.paths import CONSOLE
 from vm_agent.fleet import Vm
 from vm_agent.ports import Host, incarnation_name
 from vm_agent.store import Record, Start
-from vm_agent.wishes import require
+from vm_agent.wishes import require, shares
 
 _TASKS = 160
 """Threads of one VMM: QEMU's pool of I/O threads alone may have 64."""
@@ -52,13 +52,13 @@ class Places:
             snapshot: Where its guest goes on from; None to boot it.
         """
         host, record = self._host, vm.record
-        require(record.spec, host.driver)
+        require(record.spec, host.driver, connects=host.networks.connects)
         image = await host.images.prepare(host.driver.name, record.spec)
         run_dir = host.run_dir(record.vm_id, record.incarnation)
         await asyncio.to_thread(self._furnish, run_dir, record)
         if nic is not None:
             # Not connected yet: `Connecting.attach` does that, once the VMM holds it.
-            await host.networks.create(record.vm_id, record.incarnation, record.uid)
+            await host.networks.create(nic, record.uid)
         limits = limits_of(record.spec, host.driver)
         group = await asyncio.to_thread(host.groups.create, run_dir.name, limits)
         disk = host.disk(record.vm_id)
@@ -77,7 +77,7 @@ class Places:
             track_memory=record.spec.track_memory,
             metadata=record.spec.metadata,
             balloon_mib=record.spec.balloon_mib,
-            limits=record.spec.limits,
+            limits=shares(record.spec.limits, host.driver)[0],
             uid=record.uid,
             group=group,
         )

@@ -17,6 +17,7 @@ from vm_agent.metering import Sources
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.lease import Lease
 from vm_agent.network.mending import Repairs
+from vm_agent.network.path_check import Facts
 from vm_agent.process import ExitStatus
 from vm_agent.uids import UidPool
 
@@ -84,6 +85,10 @@ class Networks(Protocol):
     def names(self) -> tuple[str, ...]:
         """What addresses are from; empty where VMs are not connected."""
 
+    @property
+    def tenants(self) -> Mapping[str, int]:
+        """Numbers of the customers that have a VM here."""
+
     async def open(self, vms: Iterable[Attachment]) -> None:
         """Make what connects VMs, and take over those that are connected."""
 
@@ -103,7 +108,7 @@ class Networks(Protocol):
     def nic_of(self, vm_id: UUID, incarnation: int, lease: Lease | None) -> Nic | None:
         """What `create` will make, or None where VMs get no interface."""
 
-    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> None:
+    async def create(self, nic: Nic, owner: int | None = None) -> None:
         """Make the interface with all its counters at zero; replaces one that is left over.
 
         The user `owner` may open it. It is connected to nothing.
@@ -126,6 +131,9 @@ class Networks(Protocol):
 
     async def drops(self) -> Mapping[str, Mapping[str, int]]:
         """Packets that were dropped so far, by interface in the fabric and reason."""
+
+    async def examine(self, tap: str) -> Facts:
+        """Look at the path of one VM, with probes to its own addresses; at most two seconds."""
 
 
 class Processes(Protocol):

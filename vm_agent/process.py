@@ -22,9 +22,9 @@ from pathlib import Path
 from vm_agent.namespace import NETNS_DIR
 
 _ENTER = """n=$1; shift
-while [ "$n" -gt 0 ]; do echo $$ > "$1" || exit 126; shift; n=$((n - 1)); done
+while [ "$n" -gt 0 ]; do echo 0 > "$1" || exit 126; shift; n=$((n - 1)); done
 exec "$@\""""
-"""Shell: writes its own pid into that many files, then becomes the command."""
+"""Shell: writes 0, which means itself, into that many files, then becomes the command."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 """linux/prctl.h, see PR_SET_CHILD_SUBREAPER(2const)."""
@@ -123,7 +123,7 @@ class VmmProcesses:
             cwd: Its working directory.
             console: Where stdout and stderr are appended to. See `vm_agent.consoles`.
             netns: Name of the network namespace to run in.
-            doors: Files to write its pid into before anything else: its control groups.
+            doors: Files by which it enters its control groups, before anything else.
             uid: User and group to run as, without any privilege; None stays what this process is.
             groups: Groups that `uid` is in besides its own.
             env: The whole environment; None means this process's own.

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from schemas.commands import CreateVm
 from schemas.devices import RateLimits
 from schemas.errors import ErrorCode
@@ -63,26 +65,44 @@ def wishes(spec: VmSpec) -> dict[str, Ability]:
     wished: dict[str, tuple[object, Ability]] = {
         "metadata": (spec.metadata, Ability.METADATA),
         "balloon_mib": (spec.balloon_mib, Ability.BALLOON),
-        "limits": (spec.limits != RateLimits(), Ability.RATE_LIMITS),
+        "limits.disk_*": (spec.limits.of_disk, Ability.DISK_LIMITS),
+        "limits.net_*": (spec.limits.of_network, Ability.NET_LIMITS),
     }
     return {name: ability for name, (wish, ability) in wished.items() if wish}
 
 
-def require(spec: VmSpec, driver: Driver) -> None:
+def shares(limits: RateLimits, driver: Driver) -> tuple[RateLimits, RateLimits]:
+    """Who holds a VM to its limits: what is the VMM's to do, and what the host's network has to.
+
+    A VMM that can is asked to: it makes its guest wait, while the host can only drop what a guest
+    sends too fast. See ADR 0039.
+    """
+    if Ability.NET_LIMITS in driver.abilities:
+        return limits, RateLimits()
+    host = RateLimits(
+        net_rx_bytes_per_s=limits.net_rx_bytes_per_s, net_tx_bytes_per_s=limits.net_tx_bytes_per_s
+    )
+    return replace(limits, net_rx_bytes_per_s=0, net_tx_bytes_per_s=0), host
+
+
+def require(spec: VmSpec, driver: Driver, *, connects: bool) -> None:
     """Refuse a VM that would silently be another one than its owner asked for.
 
     Args:
         spec: With the disk that the VM really gets (`disks.with_disk`).
         driver: Who would run it.
+        connects: Whether the host connects VMs, and can hold them to limits of the network.
 
     Raises:
         RefusedError: UNSUPPORTED, naming the driver and the field; BAD_REQUEST for limits of a
             disk that the VM has not.
     """
     for name, ability in wishes(spec).items():
-        if ability not in driver.abilities:
-            raise RefusedError(
-                ErrorCode.UNSUPPORTED, f"{driver.name} cannot give a VM {ability} ({name})"
-            )
+        if ability in driver.abilities or (connects and ability is Ability.NET_LIMITS):
+            continue
+        message = f"{driver.name} cannot give a VM {ability} ({name})"
+        if ability is Ability.NET_LIMITS:
+            message += ", nor can this host, which connects no VMs"
+        raise RefusedError(ErrorCode.UNSUPPORTED, message)
     if spec.limits.of_disk and not spec.disk_mib:
         raise RefusedError(ErrorCode.BAD_REQUEST, "limits of the disk: the VM has no disk")

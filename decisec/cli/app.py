@@ -30,6 +30,9 @@ from decisec.cli import (
     images,
     logs,
     metrics,
+    network,
+    network_check,
+    network_peers,
     offered_images,
     operations,
     place,
@@ -68,6 +71,9 @@ app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(operations.app, name="operation")
 offered_images.register(images.app)
 app.add_typer(images.app, name="image")
+network_peers.register(network.app)
+network_check.register(network.app)
+app.add_typer(network.app, name="network")
 app.add_typer(hosts.app, name="host")
 app.add_typer(place.app, name="place")
 app.add_typer(doctor.app, name="doctor")

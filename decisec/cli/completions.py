@@ -86,6 +86,14 @@ def operation_ids(context: typer.Context, incomplete: str) -> Offer:
     return [(str(one.operation_id), f"{one.verb} {one.status.value}") for one in found]
 
 
+@_quietly
+def peers(context: typer.Context, incomplete: str) -> Offer:
+    """Customers that are peers, or ask to be."""
+    with _client(context) as client:
+        found = list(islice(client.list_peers(page_size=_MOST), _MOST))
+    return [(one.customer_id, one.state.value) for one in found]
+
+
 def states(incomplete: str) -> list[str]:
     """Of a VM."""
     from schemas.vms import VmState

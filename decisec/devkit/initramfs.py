@@ -38,6 +38,15 @@ def archive(init: bytes, busybox: bytes, modules: Iterable[tuple[str, bytes]]) -
         ),
         ("init", _PROGRAM, init),
     ]
+    return _pack(entries)
+
+
+def programs(files: Mapping[str, bytes]) -> bytes:
+    """A cpio archive of programs by name: behind another one, it adds to it and replaces."""
+    return _pack((name, _PROGRAM, content) for name, content in files.items())
+
+
+def _pack(entries: Iterable[tuple[str, int, bytes]]) -> bytes:
     made = [_entry(number, *entry) for number, entry in enumerate(entries, start=1)]
     return b"".join([*made, _entry(0, _TRAILER, 0, b"")])
 

@@ -21,7 +21,7 @@ from decisec.devkit.uv import DevkitError, run
 from vm_agent.images import Image, ImageError, ImageStore
 
 IMAGE = "linux"
-ALLOWED_ARGS = ("blkr", "blkw", "net", "ping", "tx")
+ALLOWED_ARGS = ("blkr", "blkw", "net", "ping", "ping4", "tx")
 DRIVER_ARGS = {
     # A panic ends the VMM by a triple fault. Under TCG the kernel cannot find out the clock rate
     # of a microvm by itself and stands still. Messages would tear the guest's own lines apart.

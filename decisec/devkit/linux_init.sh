@@ -2,12 +2,14 @@
 # The first and only program of the Linux guest. Does what the tiny guest does, on a real kernel:
 # prints READY once its devices are there, DONE after its work, BYE when it obeys the power button.
 #
-# Boot arguments, all numbers; the kernel hands them on as environment variables:
+# Boot arguments; the kernel hands them on as environment variables:
 #   blkw=KiB    write so much to the disk, past the page cache
 #   blkr=KiB    read so much from the disk, likewise
 #   tx=N        send N Ethernet frames of 1000 bytes
-#   net=1       connect: take the address that the network offers, and say it as ADDRESS
+#   net=1       connect: take the address that the network offers, and say it as ADDRESS; and
+#               the IPv4 address that the host names (decisec.ipv4=), and say it as IPV4
 #   ping=A      with net=1: ping an address, and say how it went as PING
+#   ping4=A     the same over IPv4, said as PING4
 #
 # At the end it says what its own kernel has counted, to be compared with what is billed.
 
@@ -24,6 +26,11 @@ done
 # Opened before anybody is told READY: a button pressed earlier would be lost.
 exec 3</dev/input/event0
 
+# Say whether an address answers: a word for it, the protocol's version, the address.
+say_ping() {
+	if ping "-$2" -q -c 3 -i 0.2 -W 2 "$3" >/dev/null; then echo "$1 yes"; else echo "$1 no"; fi
+}
+
 echo "CPUS $(nproc)"
 if [ -e /sys/class/net/eth0 ] && [ "${net:-0}" -gt 0 ]; then
 	ip link set eth0 up
@@ -31,9 +38,15 @@ if [ -e /sys/class/net/eth0 ] && [ "${net:-0}" -gt 0 ]; then
 		sleep 0.1
 	done
 	echo "ADDRESS ${address#inet6 } MTU $(cat /proc/sys/net/ipv6/conf/eth0/mtu)"
-	if [ -n "${ping:-}" ]; then
-		if ping -6 -q -c 3 -i 0.2 -W 2 "$ping" >/dev/null; then echo "PING yes"; else echo "PING no"; fi
+	# No name with a dot becomes an environment variable.
+	if ipv4=$(grep -o 'decisec[.]ipv4=[^ ]*' /proc/cmdline); then
+		ip address add "${ipv4#*=}/32" dev eth0
+		ip route add 169.254.0.1 dev eth0
+		ip route add default via 169.254.0.1
+		echo "IPV4 ${ipv4#*=}"
 	fi
+	if [ -n "${ping:-}" ]; then say_ping PING 6 "$ping"; fi
+	if [ -n "${ping4:-}" ]; then say_ping PING4 4 "$ping4"; fi
 elif [ -e /sys/class/net/eth0 ]; then
 	# IPv6 and ARP would send at moments of their own; so that eth0 sends what it is told to.
 	echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6

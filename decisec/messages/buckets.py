@@ -9,6 +9,7 @@ from decisec.messages.headers import EXPECTED, OPERATION, TRACED
 from schemas.corrections import VmCorrections
 from schemas.hosts import Customer, HostInfo, HostLoss, HostOrders, Operation
 from schemas.idempotency import KeyRecord
+from schemas.network_peers import CustomerPeers
 from schemas.price_plans import PricePlan
 from schemas.quotas import QuotaLedger
 from schemas.secrets import SharedSecret
@@ -49,6 +50,7 @@ CHANNELS: tuple[Channel, ...] = (
     _bucket("corrections", "{vm}", VmCorrections),
     _bucket("operations", "{command}", Operation, verb="boot", status="succeeded"),
     _bucket("quotas", "{customer}", QuotaLedger),
+    _bucket("network_peers", "{customer}", CustomerPeers),
     _bucket("secrets", "{secret}", SharedSecret),
     _bucket("idempotency_keys", "{owner}.{digest}", KeyRecord),
     _bucket(

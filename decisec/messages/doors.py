@@ -12,6 +12,7 @@ from schemas.consoles import ConsoleQuery, ConsoleReply
 from schemas.event_lists import EventsQuery, EventsReply
 from schemas.idempotency import REPLAYED_HEADER
 from schemas.limits import Levels
+from schemas.network_checks import NetworkQuery, NetworkReply
 from schemas.places import PlaceQuestion, PlaceReply
 from schemas.requests import REQUESTS, Reply, Verb
 from schemas.series import SeriesQuery, SeriesReply
@@ -36,12 +37,16 @@ _SUMMARIES = {
     "get": "One VM",
     "list": "VMs, page by page",
     "console": "What a VM printed on its serial console",
+    "check-network": "Prove that a VM can be reached, by probes to its own addresses",
     "operation": "How far a command has come",
     "operations": "Commands, newest first",
     "snapshots": "Snapshots, oldest first",
     "snapshot-get": "One snapshot",
     "quotas": "What may be had, and what is taken",
     "images": "Images that VMs can be made from",
+    "peers": "Customers that you agree with, or that agree with you",
+    "peer-add": "Agree that your VMs and another customer's reach each other",
+    "peer-remove": "Agree to that no more",
     "usage": "What VMs have used, and will be billed for",
     "metrics": "What VMs did lately, step by step",
     "events": "What happened to VMs, page by page",
@@ -61,6 +66,8 @@ _EXAMPLES: dict[str, dict[str, Any]] = {
     "console": {"vm_id": VM, "tail_bytes": 4096},
     "operation": {"operation_id": COMMAND},
     "operations": {"vm_id": VM, "status": "failed"},
+    "peer-add": {"peer_id": "globex"},
+    "peer-remove": {"peer_id": "globex"},
     "usage": {"start": "2026-01-31T00:00:00Z", "end": "2026-02-01T00:00:00Z"},
 }
 _EXAMPLES["metrics"] = _EXAMPLES["usage"] | {"vm_ids": [VM]}
@@ -148,6 +155,8 @@ CHANNELS: tuple[Channel, ...] = (
            PlaceQuestion, PlaceReply, spec={"image": "tiny"}, customer_id="acme"),
     _query("vmConsole", "vm.ask.{host}.{vm}.console", "What a VM has printed, asked of its host",
            ConsoleQuery, ConsoleReply, tail_bytes=4096),
+    _query("vmNetwork", "vm.ask.{host}.{vm}.network", "Whether a VM can be reached, as its host "
+           "finds out", NetworkQuery, NetworkReply),
     Channel(
         "limitsLevels",
         "gateway.limits.levels",

@@ -24,6 +24,8 @@ _WIDTHS = {column.name: column.width for column in (*COLUMNS, *ENRICHMENT_COLUMN
 
 _WORDS: Mapping[str, Any] = {
     "customer_id": "acme",
+    "peer_id": "globex",
+    "halves": {"globex": {"since": _AT}},
     "host_id": "rack-3-host-7",
     "host": "rack-3-host-7",
     "vm_id": VM,

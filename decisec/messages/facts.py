@@ -6,6 +6,7 @@ from typing import get_args
 
 from decisec.messages.channel import BYTES, MSGPACK, Channel, Message, one
 from decisec.messages.headers import (
+    EXPECTED,
     PUT_BACK,
     REJECTED,
     REPLAYED,
@@ -19,6 +20,7 @@ from schemas.commands import VERB_OF
 from schemas.events import HostEvent, VmEvent
 from schemas.frames import HEADER_COMPLETE_MS, EnrichedFrame, Frame, FramesStored, RejectReason
 from schemas.limits import SpendReport
+from schemas.network_peers import CustomerPeers
 from schemas.progress import HostProgress
 
 _VM_EVENTS = {
@@ -136,6 +138,18 @@ CHANNELS: tuple[Channel, ...] = (
         one(_ENTRY),
         "What a host refused to do",
         "Entries that only this host may write; readers take no other entry from there.",
+    ),
+    Channel(
+        "networkPeers",
+        "network.peers.{customer}",
+        one(
+            Message(
+                CustomerPeers, name="PeersStored", headers=(*EXPECTED, *TOLD_ONCE_MORE, *TRACED)
+            )
+        ),
+        "With whom a customer agrees, once it is stored",
+        "Published by NATS itself with the place in the bucket `network_peers`; what agents hear.",
+        republished=True,
     ),
     Channel(
         "limitsSpent",

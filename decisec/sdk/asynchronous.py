@@ -20,6 +20,7 @@ from decisec.sdk.async_figures import AsyncFigures
 from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
+from decisec.sdk.network import AsyncNetwork
 from decisec.sdk.transport import (
     ATTEMPTS,
     FIRST_PAUSE_S,
@@ -45,7 +46,7 @@ from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
 
 
-class AsyncClient(AsyncFigures):
+class AsyncClient(AsyncFigures, AsyncNetwork):
     """Talks to the API from asyncio. `Client` has the same methods.
 
     Every method raises ApiError (a subclass tells which) when the API refuses, and

@@ -32,6 +32,9 @@ from schemas.audit_log import AuditPage
 from schemas.consoles import ConsoleChunk
 from schemas.hosts import OperationStatus
 from schemas.idempotency import IDEMPOTENCY_HEADER
+from schemas.ids import token
+from schemas.network_checks import CHECK_S, NetworkCheck
+from schemas.network_peers import PeerList, PeerState, PeerView
 from schemas.quotas import QuotaView
 from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
@@ -213,6 +216,22 @@ def list_operations(
     return Call("GET", "/v1/operations", OperationList, params=params)
 
 
+def list_peers(state: PeerState | None, page_size: int, cursor: str) -> Call[PeerList]:
+    """`GET /v1/network/peers`: one page."""
+    given = _given(cursor=cursor, state=state.value if state is not None else "")
+    return Call("GET", "/v1/network/peers", PeerList, params=(("limit", str(page_size)), *given))
+
+
+def add_peer(customer_id: str) -> Call[PeerView]:
+    """`PUT /v1/network/peers/{peer_id}`."""
+    return _peering("PUT", customer_id)
+
+
+def remove_peer(customer_id: str) -> Call[PeerView]:
+    """`DELETE /v1/network/peers/{peer_id}`."""
+    return _peering("DELETE", customer_id)
+
+
 def list_images() -> Call[ImageList]:
     """`GET /v1/images`."""
     return Call("GET", "/v1/images", ImageList)
@@ -233,6 +252,12 @@ def vm_console(
     if tail_bytes is not None:
         params.append(("tail_bytes", str(tail_bytes)))
     return Call("GET", f"/v1/vms/{uuid_of(vm_id)}/console", ConsoleChunk, params=tuple(params))
+
+
+def check_network(vm_id: UUID | str) -> Call[NetworkCheck]:
+    """`POST /v1/vms/{vm_id}/network-check`."""
+    path = f"/v1/vms/{uuid_of(vm_id)}/network-check"
+    return Call("POST", path, NetworkCheck, wait_s=CHECK_S)
 
 
 def verb(vm_id: UUID | str, name: str, wait_s: float) -> Call[VmAndOperation]:
@@ -297,6 +322,11 @@ def _mutation(
     if body:
         headers["Content-Type"] = "application/json"
     return Call(method, path, VmAndOperation, body=body, headers=headers, wait_s=float(wait))
+
+
+def _peering(method: str, customer_id: str) -> Call[PeerView]:
+    headers = {IDEMPOTENCY_HEADER: uuid4().hex}
+    return Call(method, f"/v1/network/peers/{token(customer_id)}", PeerView, headers=headers)
 
 
 def _window(start: datetime | None, end: datetime | None) -> list[tuple[str, str]]:

@@ -19,6 +19,7 @@ from decisec.sdk.calls import Call, T, VmFilter, WhoAmI, decode
 from decisec.sdk.console import POLL_S, Following
 from decisec.sdk.errors import ApiError, OperationFailedError
 from decisec.sdk.figures import Figures
+from decisec.sdk.network import Network
 from decisec.sdk.transport import (
     ATTEMPTS,
     FIRST_PAUSE_S,
@@ -44,7 +45,7 @@ from schemas.usage import UsageReport
 from schemas.vms import SnapshotKind, VmState
 
 
-class Client(Figures):
+class Client(Figures, Network):
     """Talks to the API and blocks. `AsyncClient` has the same methods.
 
     Every method raises ApiError (a subclass tells which) when the API refuses, and
@@ -199,8 +200,7 @@ class Client(Figures):
         while not following.over:
             try:
                 call = calls.vm_console(vm_id, following.offset, None, MAX_CHUNK_BYTES)
-                # It has a patience of its own.
-                chunk = self._send(call, attempts=1)
+                chunk = self._send(call, attempts=1)  # it has a patience of its own
             except (ApiError, httpx.TransportError) as error:
                 following.failed(error, time.monotonic())
             else:

@@ -13,6 +13,7 @@ from gateway.routes import (
     images,
     metrics,
     operations,
+    peers,
     snapshots,
     usage,
     vms,
@@ -37,6 +38,7 @@ def router(before: BeforeRequestHookHandler, after: AfterRequestHookHandler) -> 
             *metrics.HANDLERS,
             *account.HANDLERS,
             *audit.HANDLERS,
+            *peers.HANDLERS,
             admin.router(),
         ],
     )

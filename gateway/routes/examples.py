@@ -26,6 +26,7 @@ from schemas.api import (
     VmView,
 )
 from schemas.hosts import OperationStatus
+from schemas.network_peers import PeerList, PeerState, PeerView
 from schemas.vms import SnapshotKind, VmSpec, VmState
 
 _AT = datetime(2026, 1, 31, 9, 30, tzinfo=UTC)
@@ -124,3 +125,8 @@ snapshot_list = show(SnapshotList(snapshots=(_SHOT,)))
 operation = show(_operation("snapshot", snapshot_id=_SNAPSHOT))
 operation_list = show(OperationList(operations=(_operation("snapshot", snapshot_id=_SNAPSHOT),)))
 image_list = show(ImageList(images=(ImageView(name="linux"), ImageView(name="tiny"))))
+
+_PEER = PeerView(customer_id="globex", state=PeerState.AGREED, since=_AT)
+peer = show(_PEER)
+former_peer = show(PeerView(customer_id="globex", state=PeerState.ASKED, since=_AT))
+peer_list = show(PeerList(peers=(_PEER,)))

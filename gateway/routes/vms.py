@@ -29,6 +29,7 @@ from gateway.routes.common import (
 )
 from schemas.api import CreateVmRequest, ShutdownRequest, VmAndOperation, VmList, VmPatch, VmView
 from schemas.consoles import MAX_CHUNK_BYTES, ConsoleChunk
+from schemas.network_checks import NetworkCheck
 from schemas.requests import Sort
 from schemas.units import MAX_COUNTER
 from schemas.vms import VmState
@@ -185,6 +186,20 @@ async def get_console(
     return raw
 
 
+@post(
+    "/vms/{vm_id:str}/network-check",
+    summary="Prove that a VM can be reached",
+    status_code=200,
+)
+async def check_network(request: StrictRequest, vm_id: Id) -> Response[NetworkCheck]:
+    """Compare what stands for the VM with what should, and send it probes: takes a second or two.
+
+    Probes go to the VM's own addresses and to no other; they count as received by it. One VM is
+    looked at by one at a time. A VM that does not run is sent nothing.
+    """
+    return answer(await service(request).check_network(who(request), vm_of(vm_id)))
+
+
 async def _act(
     request: StrictRequest, vm_id: Id, verb: str, prefer: str, grace_s: float | None = None
 ) -> Response[VmAndOperation]:
@@ -267,6 +282,7 @@ HANDLERS = (
     get_vm,
     patch_vm,
     get_console,
+    check_network,
     delete_vm,
     boot_vm,
     shutdown_vm,

@@ -7,11 +7,13 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 from schemas.vms import METERED_STATES
 from tests.support.wires import PREFIX
 from vm_agent import namespace
+from vm_agent.agreements import Agreements
 from vm_agent.connecting import Connecting
 from vm_agent.data_dir import identity
 from vm_agent.network.attachment import Attachment
@@ -37,9 +39,9 @@ def disconnections(data_dir: Path, records: Iterable[Record]) -> list[str]:
     found = _twice(records)
     files = {path.name for path in (data_dir / "network").glob("*")} - {"numbers.json"}
     found += [f"file of nobody in network/: {name}" for name in sorted(files)]
-    # Nobody is asked: what a record says of a connection is in the record.
-    attachment = Connecting(cast("Host", None)).attachment
-    wanted = [attachment(r) for r in records if r.state in METERED_STATES]
+    wanted = [
+        _connecting(data_dir, records).attachment(r) for r in records if r.state in METERED_STATES
+    ]
     vms = [vm for vm in wanted if vm is not None]
     netns = netns_of(identity(data_dir))
     if not (namespace.NETNS_DIR / netns).exists():
@@ -54,6 +56,15 @@ def disconnections(data_dir: Path, records: Iterable[Record]) -> list[str]:
     )
     ruled = asyncio.run(_rules(netns))
     return found + _compare(_named({vm.tap: entries(vm) for vm in vms}), _named(ruled))
+
+
+def _connecting(data_dir: Path, records: Iterable[Record]) -> Connecting:
+    """What the agent makes connections of its records with, without its host."""
+    agreements = Agreements(data_dir / "peers.json")
+    agreements.load()
+    tenants = {one.customer_id: one.lease.tenant for one in records if one.lease is not None}
+    host = SimpleNamespace(networks=SimpleNamespace(tenants=tenants))
+    return Connecting(cast("Host", host), agreements)
 
 
 def _twice(records: list[Record]) -> list[str]:

@@ -69,8 +69,9 @@ REQUESTS: list[tuple[str, Any, int]] = [
 WISHES = [
     ("metadata", Ability.METADATA, VmSpec(image="tiny", metadata=METADATA)),
     ("balloon_mib", Ability.BALLOON, VmSpec(image="tiny", balloon_mib=16)),
-    ("limits", Ability.RATE_LIMITS, VmSpec(image="tiny", disk_mib=8, limits=LIMITS)),
-    ("limits", Ability.RATE_LIMITS,
+    ("limits.disk_*", Ability.DISK_LIMITS,
+     VmSpec(image="tiny", disk_mib=8, limits=RateLimits(disk_ops_per_s=1))),
+    ("limits.net_*", Ability.NET_LIMITS,
      VmSpec(image="tiny", limits=RateLimits(net_rx_bytes_per_s=1))),
 ]  # fmt: skip
 
@@ -122,20 +123,20 @@ async def test_a_driver_can_or_the_vm_is_refused(
 ) -> None:
     """With the names of the driver and of the field, and nothing of what was wished for."""
     if ability in bench.driver.abilities:
-        require(spec, bench.driver)
+        require(spec, bench.driver, connects=False)
         return
     with pytest.raises(RefusedError) as caught:
-        require(spec, bench.driver)
+        require(spec, bench.driver, connects=False)
     assert caught.value.info.code is ErrorCode.UNSUPPORTED
     assert bench.driver.name in caught.value.info.message
     assert name in caught.value.info.message
     assert SECRET not in caught.value.info.message
-    require(VmSpec(image="tiny"), bench.driver)
+    require(VmSpec(image="tiny"), bench.driver, connects=False)
 
 
 async def test_a_machine_has_what_was_wished_for(bench: Rig) -> None:
     """Before it starts and while it runs; and its guest still stops when it is asked to."""
-    needs(bench, Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS)
+    needs(bench, Ability.METADATA, Ability.BALLOON, Ability.NET_LIMITS)
     driver = bench.driver
     vmm = await bench.create(await full_plan(bench))
     for state in (VmmState.CREATED, VmmState.RUNNING):
@@ -174,7 +175,7 @@ def regular_files(folder: Path) -> list[Path]:
 
 async def test_requests_are_judged_as_firecracker_judges_them(bench: Rig) -> None:
     """By the real one too, or the list is wrong. What was refused has changed nothing."""
-    needs(bench, Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS)
+    needs(bench, Ability.METADATA, Ability.BALLOON, Ability.NET_LIMITS)
     vmm = await bench.create(await full_plan(bench))
     for path, body, status in REQUESTS:
         places = ("/vm/config", "/mmds", "/balloon")
@@ -193,7 +194,7 @@ async def test_requests_are_judged_as_firecracker_judges_them(bench: Rig) -> Non
 
 async def test_a_plain_machine_has_none_of_it(bench: Rig) -> None:
     """No limit is a limit of nothing."""
-    needs(bench, Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS)
+    needs(bench, Ability.METADATA, Ability.BALLOON, Ability.NET_LIMITS)
     vmm = await bench.create(bench.plan(nic=await bench.nic()))
     config = await told(vmm, "/vm/config")
     assert limiters_of(config) == (None, None, None)
@@ -225,7 +226,7 @@ async def test_metadata_that_a_vmm_refuses_is_in_no_error(bench: Rig) -> None:
 
 async def test_a_guest_is_held_to_its_limit_and_counted_to_the_byte(bench: Rig) -> None:
     """3 MiB at 1 MiB/s: the first at once, the others in two seconds, of which 1.5 are asked."""
-    needs(bench, Ability.RATE_LIMITS)
+    needs(bench, Ability.DISK_LIMITS)
     if not bench.exact:
         pytest.skip(f"{bench.name}: the guest does not write what it is told to")
     plan = replace(bench.plan(blkw=3072), limits=RateLimits(disk_bytes_per_s=MIB))
@@ -240,7 +241,7 @@ async def test_a_guest_is_held_to_its_limit_and_counted_to_the_byte(bench: Rig) 
 
 async def test_operations_are_limited_too(bench: Rig) -> None:
     """60 requests of 64 KiB at 20 a second: the first 20 at once, the others in two seconds."""
-    needs(bench, Ability.RATE_LIMITS)
+    needs(bench, Ability.DISK_LIMITS)
     if not bench.exact:
         pytest.skip(f"{bench.name}: the guest does not write what it is told to")
     plan = replace(bench.plan(blkw=60 * 64), limits=RateLimits(disk_ops_per_s=20))
@@ -255,7 +256,7 @@ async def test_operations_are_limited_too(bench: Rig) -> None:
 
 async def test_a_killed_guest_has_used_no_more_than_its_limits_allow(bench: Rig) -> None:
     """Also one that is in the midst of its work, or only pretends to do any."""
-    needs(bench, Ability.RATE_LIMITS)
+    needs(bench, Ability.DISK_LIMITS)
     limits = RateLimits(
         disk_bytes_per_s=MIB, net_rx_bytes_per_s=100_000, net_tx_bytes_per_s=100_000
     )
@@ -276,7 +277,7 @@ async def test_a_killed_guest_has_used_no_more_than_its_limits_allow(bench: Rig)
 
 async def test_a_vm_from_a_snapshot_has_its_devices_and_metadata_of_its_own(bench: Rig) -> None:
     """Limits, balloon and the metadata service come with the state, the content does not."""
-    needs(bench, Ability.SNAPSHOT, Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS)
+    needs(bench, Ability.SNAPSHOT, Ability.METADATA, Ability.BALLOON, Ability.NET_LIMITS)
     driver = bench.driver
     assert isinstance(driver, Snapshots)
     plan = await full_plan(bench)

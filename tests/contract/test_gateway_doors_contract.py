@@ -89,6 +89,12 @@ def _route(
                 params.append(("label", name if value is None else f"{name}:{value}"))
             params += [(name, str(value)) for name, value in asked.items()]
             return "GET", _VMS if verb == "list" else f"/v1/{verb}", None, params
+        case "peers":
+            params += [(name, str(value)) for name, value in asked.items()]
+            return "GET", "/v1/network/peers", None, params
+        case "peer-add" | "peer-remove":
+            method = "PUT" if verb == "peer-add" else "DELETE"
+            return method, f"/v1/network/peers/{asked['peer_id']}", None, params
         case "images" | "quotas":
             return "GET", f"/v1/{verb}", None, params
         case "usage" | "metrics" | "events" | "audit":
@@ -115,6 +121,8 @@ def _route(
             return "PATCH", path, asked["patch"], params
         case "console":
             return "GET", f"{path}/console", None, params
+        case "check-network":
+            return "POST", f"{path}/network-check", None, params
     return "POST", f"{path}/{verb}", asked or None, params
 
 
@@ -201,6 +209,14 @@ async def life(ask: Callable[..., Any]) -> None:
     await ask("delete", vm_id=vm_id, wait_s=9)
     await ask("get", vm_id=vm_id)
     await ask("snapshots")
+    for peer_id in ("globex", "globex", "initech"):
+        await ask("peer-add", peer_id=peer_id)
+    page = await ask("peers", limit=1)
+    await ask("peers", limit=1, cursor=page["next_cursor"])
+    await ask("peers", state="waiting")
+    await ask("peers", state="agreed")
+    for peer_id in ("globex", "globex", "nobody"):
+        await ask("peer-remove", peer_id=peer_id)
 
 
 async def refusals(ask: Callable[..., Any]) -> None:
@@ -209,6 +225,7 @@ async def refusals(ask: Callable[..., Any]) -> None:
     for verb in ("get", "boot", "shutdown", "pause", "resume", "reboot", "delete", "snapshot"):
         await ask(verb, vm_id=nothing)
     await ask("console", vm_id=nothing)
+    await ask("check-network", vm_id=nothing)
     await ask("patch", vm_id=nothing, patch={"name": "x"})
     await ask("restore", vm_id=nothing, snapshot_id=nothing)
     await ask("snapshot-get", snapshot_id=nothing)
@@ -222,6 +239,9 @@ async def refusals(ask: Callable[..., Any]) -> None:
     for verb in ("pause", "resume", "shutdown", "reboot", "snapshot"):
         await ask(verb, vm_id=vm_id, wait_s=9)
     await ask("restore", vm_id=vm_id, snapshot_id=nothing)
+    await ask("peer-add", peer_id="operator")
+    await ask("peer-remove", peer_id="gateway")
+    await ask("peers", cursor="x")
     many = {f"l{number}": "x" for number in range(33)}
     await ask("patch", vm_id=vm_id, patch={"labels": many})
 
@@ -239,6 +259,10 @@ async def malformed(ask: Callable[..., Any]) -> None:
     await ask("list", sort="size")
     await ask("list", state="flying")
     await ask("operations", status="lost")
+    await ask("peers", state="friends")
+    await ask("peers", limit=1001)
+    await ask("peer-add", peer_id="Globex")
+    await ask("peer-remove", peer_id="-")
     await ask("snapshots", vm_id="x")
     await ask("usage", start="yesterday", end="2026-01-01T00:00:00Z")
     for verb in ("usage", "metrics", "audit"):
@@ -311,7 +335,7 @@ async def test_no_verb_of_the_bus_is_left_out_here(shared: Stack) -> None:
     nothing: Any = None
     known = Door(
         shared.bus, nothing, nothing, nothing, nothing, nothing, nothing,
-        operations=nothing, snapshots=nothing, images=nothing, reads=nothing,
+        operations=nothing, snapshots=nothing, images=nothing, peers=nothing, reads=nothing,
     ).verbs  # fmt: skip
     asked: set[str] = set()
 

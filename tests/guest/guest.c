@@ -13,6 +13,8 @@
  *   loop=N      rounds (default 1)
  *   hz=N        begin N rounds a second (19 to 1000) instead of one right after the other
  *   spin=1      burn CPU afterwards instead of halting
+ *   relay=1     afterwards, say RELAY; then send each frame that a datagram to port 57024 holds,
+ *               and print what else comes as GOT and hexadecimal digits
  *
  * Requests to stop: Ctrl-Alt-Del on the i8042 (Firecracker; answered with the reset line) and
  * the ACPI power button of a generic event device (QEMU microvm; answered with sleep type 5).
@@ -120,6 +122,7 @@ enum { QEMU_SLOTS = 24, QEMU_SLOT_BYTES = 0x200 };
 #define BLOCK_HEADER 0x240000UL
 #define BLOCK_STATUS 0x240100UL
 #define NET_FRAME 0x250000UL
+#define NET_RECEIVED 0x260000UL
 #define BLOCK_DATA 0x300000UL
 
 #define REG(base, offset) (*(volatile u32 *)((base) + (offset)))
@@ -283,6 +286,73 @@ static u64 send_frames(u64 frames)
 	return sent;
 }
 
+/* ---- relay ----------------------------------------------------------------------------- */
+
+/* Firecracker reads from its tap only while it is lent room for the longest frame, 64 KiB. */
+enum { BUFFERS = 15, BUFFER_BYTES = 8192, VNET_HEADER = 12, RELAY_PORT = 57024 };
+
+/* Ethernet, IPv6 and UDP: where the payload of a datagram begins. */
+enum { DATAGRAM = 14 + 40 + 8 };
+
+/* How many bytes of a frame to send a received one holds; 0 if it is none of those. */
+static u32 told(volatile u8 *frame, u32 length)
+{
+	if (length < DATAGRAM || frame[12] != 0x86 || frame[13] != 0xdd || frame[20] != 17)
+		return 0;
+	u32 port = frame[56] << 8 | frame[57], held = (frame[58] << 8 | frame[59]) - 8;
+	return port == RELAY_PORT && DATAGRAM + held <= length ? held : 0;
+}
+
+static void print_frame(volatile u8 *frame, u32 length)
+{
+	char digits[3] = {0};
+	print("GOT ");
+	for (u32 i = 0; i < length; i++) {
+		digits[0] = "0123456789abcdef"[frame[i] >> 4];
+		digits[1] = "0123456789abcdef"[frame[i] & 15];
+		print(digits);
+	}
+	print("\n");
+}
+
+static void relayed(volatile u8 *buffer, u32 length)
+{
+	volatile u8 *frame = buffer + VNET_HEADER, *sent = (volatile u8 *)NET_FRAME;
+	u32 held = told(frame, length);
+	if (!held) {
+		print_frame(frame, length);
+		return;
+	}
+	for (u32 i = 0; i < VNET_HEADER + held; i++)
+		sent[i] = i < VNET_HEADER ? 0 : frame[DATAGRAM + i - VNET_HEADER];
+	describe(&net_queues[1], 0, NET_FRAME, VNET_HEADER + held, 0);
+	submit(&net_queues[1]);
+}
+
+/* Lend the device a buffer. */
+static void lend(struct queue *queue, u16 number)
+{
+	u16 index = queue->available[1];
+	describe(queue, number, NET_RECEIVED + number * BUFFER_BYTES, BUFFER_BYTES, DESC_WRITE);
+	queue->available[2 + index % QUEUE_SIZE] = number;
+	barrier();
+	queue->available[1] = index + 1;
+	barrier();
+	REG(queue->device, QUEUE_NOTIFY) = queue->number;
+}
+
+/* Handle all that came. */
+static void relay_waiting(void)
+{
+	struct queue *queue = &net_queues[0];
+	while (queue->used[1] != queue->last_used) {
+		volatile u32 *used = (volatile u32 *)(queue->used + 2) + queue->last_used++ % QUEUE_SIZE * 2;
+		u16 number = used[0];
+		relayed((volatile u8 *)NET_RECEIVED + number * BUFFER_BYTES, used[1] - VNET_HEADER);
+		lend(queue, number);
+	}
+}
+
 /* ---- interrupts ------------------------------------------------------------------------ */
 
 #define PIC1 0x20
@@ -417,6 +487,20 @@ static void start_interrupts(int with_power_button)
 	__asm__ volatile("sti");
 }
 
+static void relay(void)
+{
+	u64 tick = 0;
+	for (u16 number = 0; number < BUFFERS; number++)
+		lend(&net_queues[0], number);
+	start_ticks(1000);
+	print("RELAY\n");
+	while (!stopping) {
+		relay_waiting();
+		tick = next_tick(tick);
+	}
+	stop_ticks();
+}
+
 void kmain(const char *arguments)
 {
 	command_line = arguments;
@@ -456,6 +540,8 @@ void kmain(const char *arguments)
 	print_number(done);
 	print("\n");
 
+	if (net && argument("relay="))
+		relay();
 	while (!stopping) {
 		if (spin)
 			for (volatile u32 i = 0; i < 1000; i++)

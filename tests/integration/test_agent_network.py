@@ -19,7 +19,7 @@ from schemas.ids import new_id
 from schemas.networking import Networking
 from schemas.vms import VmSpec, VmState
 from tests.support.agents import AgentProcess, Client, booted, running_agent
-from tests.support.connected_agent import Surroundings, lack, surroundings
+from tests.support.connected_agent import Surroundings, lack, looked_at, surroundings
 from tests.support.hypervisors import Lab, open_lab
 from tests.support.samples import assert_exact, has_final, samples_of
 from tests.support.wires import PREFIX, nft_in, run_in
@@ -121,6 +121,9 @@ async def test_an_operator_cuts_a_vm_off_and_lets_it_back(
             )
         await says_it_is(client, vm_id, cut_off=True)
         assert await cut_off(agent) == await taps(agent)
+        check = await looked_at(client.bus, vm_id)
+        assert (check.proven, check.quarantined) == (False, True)
+        assert check.summary.endswith("nothing passes")
         await hosts.order("h1", draining=True, reason="", requested_by="ops")
         await agent.kill()
         assert await cut_off(agent) == await taps(agent)

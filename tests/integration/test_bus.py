@@ -160,6 +160,30 @@ async def test_what_follows_a_batch_closely_comes_together(
     assert len(sizes) < 100
 
 
+async def test_whoever_does_not_gather_never_waits_for_more(
+    served: tuple[NatsServer, Bus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each message is handed out though one was just before."""
+
+    async def waits(*_: object) -> None:
+        raise AssertionError("it waits for more")
+
+    monkeypatch.setattr("runtime.consumer.settle", waits)
+    _, bus = served
+    stop = asyncio.Event()
+    publisher = Publisher(bus)
+    consumer = Consumer(bus, "METRICS_RAW", "test", gather=False)
+    await publisher.publish("metrics.raw.h1", b"x", msg_id="0")
+    async with asyncio.timeout(20):
+        async for batch in consumer.batches(stop):
+            (delivery,) = batch
+            await delivery.ack()
+            if delivery.sequence == 5:
+                stop.set()
+            else:
+                await publisher.publish("metrics.raw.h1", b"x", msg_id=f"{delivery.sequence}")
+
+
 async def test_a_batch_comes_at_once_and_holds_what_has_arrived(
     served: tuple[NatsServer, Bus],
 ) -> None:

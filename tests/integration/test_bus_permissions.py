@@ -51,6 +51,7 @@ AGENTS_CALLS = {
     f"DIRECT.GET.VM_COMMANDS.vm.cmd.h1.{VM}.boot",
     f"DIRECT.GET.KV_operations.$KV.operations.{VM}",
     "DIRECT.GET.KV_host_orders.$KV.host_orders.h1",
+    "DIRECT.GET.KV_network_peers.$KV.network_peers.acme",
 }
 
 

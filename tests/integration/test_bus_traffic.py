@@ -105,10 +105,14 @@ async def by_bus(bus: Bus) -> None:
     await ask("metrics", **lately, vm_ids=[vm_id])
     for verb in ("quotas", "images", "snapshots"):
         await ask(verb)
+    await ask("peer-add", peer_id="globex")
+    await ask("peers")
+    await ask("peer-remove", peer_id="globex")
     await ask("delete", vm_id=vm_id, wait_s=WAIT_S)
     for verb, asked in REQUESTS.items():
         nothing = str(new_id())
         named = dict.fromkeys(("vm_id", "snapshot_id", "operation_id"), nothing)
+        named["peer_id"] = "operator"
         made = {"vm": {"image": "missing"}, "patch": {"name": "x"}}
         page = {"cursor": "of no page"} if verb != "audit" else {}
         moment = {"start": now, "end": now, "vm_ids": [nothing]}

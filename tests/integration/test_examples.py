@@ -89,7 +89,7 @@ def test_the_sdks_docstrings_are_true() -> None:
             time.sleep(0.1)
         names = {"client": client, "vm_id": vm_id}
         numbers = {}
-        for module in ("synchronous", "asynchronous", "figures"):
+        for module in ("synchronous", "asynchronous", "figures", "network"):
             found = importlib.import_module(f"decisec.sdk.{module}")
             numbers[module], wrong = run_docstrings(found, names)
             assert wrong == ""

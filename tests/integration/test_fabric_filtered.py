@@ -24,6 +24,7 @@ from vm_agent.network import taps
 from vm_agent.network.advertising import advertisement
 from vm_agent.network.filtering import FilterRules
 from vm_agent.network.mending import Repairs
+from vm_agent.network.moving import move
 from vm_agent.network.nft import NftMissingError, NftSession
 from vm_agent.network.taps import NetworkError
 
@@ -95,7 +96,7 @@ async def test_a_vm_reaches_the_world_and_not_the_host(rig: FabricRig) -> None:
 async def test_a_new_address_of_the_host_is_out_of_reach_too(rig: FabricRig) -> None:
     """From the next comparison on."""
     guest = await rig.guest()
-    await rig.outer("ip", "addr", "add", "2001:db8:ffff::101/128", "dev", "lo")
+    await rig.outer("ip", "addr", "add", "2001:db8:ffff::101/128", "dev", "lo", "nodad")
     assert await hears(rig.outside, IPv6Address("2001:db8:ffff::101"), guest)
     assert (await rig.fabric.reconcile()).kinds == {"rules": 1}
     assert not await hears(rig.outside, IPv6Address("2001:db8:ffff::101"), guest)
@@ -162,7 +163,8 @@ async def test_an_agent_that_dies_amid_attaching_leaves_it_shut(rig: FabricRig) 
     """After each step but the last; what it leaves is removed, and nothing gets through."""
 
     async def moved(guest: Guest) -> None:
-        await namespace.in_own_thread(lambda: rig.fabric._move(guest.nic, guest.vm))
+        link, netns = rig.fabric.layout.tap(guest.vm), rig.fabric.layout.netns
+        await namespace.in_own_thread(lambda: move(guest.nic, link, guest.vm.index, netns))
 
     async def ruled(guest: Guest) -> None:
         await moved(guest)

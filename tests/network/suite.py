@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from pathlib import Path
+from typing import Any, Protocol
 
 import msgspec
 
@@ -38,7 +39,7 @@ _SENTINEL = b"SENTINEL"
 _HOSTS_OWN = {IPv6Address(a).packed for a in ("fe80::1", "fe80::1:1", "fe80::dec:a", "fe80::dec:b")}
 _ROUTER = IPv6Address("fe80::1").packed
 _LIMITS = ("control", "asking", "nd_learning", "nd_source")
-_SENDER, _FAR = "alice 1", IPv6Address("2001:db8:ffff::5e")
+SENDER, _FAR = "alice 1", IPv6Address("2001:db8:ffff::5e")
 # What got through the filter to the host's own sockets and tables, seen behind it.
 _OBSERVER = """
 table inet observer {
@@ -56,6 +57,19 @@ table arp observer {
 	}
 }
 """
+
+
+class Sender(Protocol):
+    """A VM that sends the frames that it is told, and shows those that come to it."""
+
+    def send(self, frame: bytes, header: bytes = ...) -> None:
+        """Send a frame; OSError where the header of virtio or the frame is refused."""
+
+    def received(self) -> Iterator[bytes]:
+        """Frames that have come since it was asked last."""
+
+    def waits(self, patience_s: float) -> bool:
+        """Whether a frame comes for it in time."""
 
 
 @dataclass(slots=True)
@@ -80,15 +94,29 @@ class Suite:
         fabric: With the taps of all `VMS`.
         nft: A session in it.
         rules: The filter that is in force; None if none is.
+        sender: Who sends as `SENDER`; None for the tap's descriptor.
+        stack: The sender is a guest with a stack of its own, which answers what comes to it from
+            outside, and reports what it listens to.
     """
 
-    def __init__(self, fabric: Fabric, nft: Nft, rules: Filter | None) -> None:
+    def __init__(
+        self,
+        fabric: Fabric,
+        nft: Nft,
+        rules: Filter | None,
+        sender: Sender | None = None,
+        *,
+        stack: bool = False,
+    ) -> None:
         self._fabric = fabric
+        self._stack = stack
         self._nft = nft
         self._rules = rules
-        self._guests = {
+        self._guests: dict[str, Sender] = {
             name: fabric.guests[vm.slot] for name, vm in VMS.items() if vm.slot in fabric.guests
         }
+        if sender is not None:
+            self._guests[SENDER] = sender
         self._round = 0
         self._before = Drops()
         self._host_before = 0
@@ -135,6 +163,8 @@ class Suite:
                 except OSError:
                     sight.refused = True
         sight.frames = self._collect()
+        if self._stack and step.at == UPLINK:
+            sight.frames.pop(UPLINK, None)
         host_before, self._host_before = self._host_before, await self._host_count()
         sight.host = self._host_before - host_before
         before, self._before = self._before, await self._drops()
@@ -143,7 +173,8 @@ class Suite:
                 more = count.packets - before.of(interface, reason)
                 # The host, and whoever is at its uplink, talk when they feel like it.
                 chatter = reason is Reason.HOST_CHATTER
-                chatter |= reason is Reason.HOST and interface == PLAN.uplink and step.at != UPLINK
+                chatter |= self._stack and reason is Reason.MLD is not step.reason
+                chatter |= reason is Reason.HOST is not step.reason and interface == PLAN.uplink
                 if more and not chatter:
                     sight.counted[interface, reason] = more
         return sight
@@ -168,15 +199,18 @@ class Suite:
 
     def _collect(self) -> dict[str, list[bytes]]:
         """All frames that came before a sentinel that takes the same way as they."""
-        self._fabric.answer()
         self._round += 1
         word = _SENTINEL + self._round.to_bytes(8, "big")
         frames: dict[str, list[bytes]] = {name: [] for name in (*self._guests, UPLINK)}
-        self._guests[_SENDER].send(datagram(word, to=_FAR))
+        sender, wire = self._guests[SENDER], self._fabric
+        sender.send(datagram(word, to=_FAR))
+        _until(word, frames[UPLINK], wire.seen_outside, lambda s: bool(readable([wire.wire], s)))
+        # A question to the host's service is there by now.
+        wire.answer()
         packet = p.ip6(OUTSIDE, HERE, p.UDP, p.udp(OUTSIDE, HERE, 9, 9, word))
-        self._fabric.send_from_outside(from_outside(packet))
-        self._until(word, frames[UPLINK], self._fabric.wire)
-        self._until(word, frames[_SENDER], self._guests[_SENDER].descriptor)
+        wire.send_from_outside(from_outside(packet))
+        _until(word, frames[SENDER], sender.received, sender.waits)
+        frames[UPLINK] += wire.seen_outside()
         for name, guest in self._guests.items():
             frames[name] += guest.received()
         return {
@@ -185,14 +219,17 @@ class Suite:
             if seen
         }
 
-    def _until(self, word: bytes, seen: list[bytes], source: socket.socket | int) -> None:
-        while not any(word in frame for frame in seen):
-            if not readable([source], _PATIENCE_S):
-                raise TimeoutError("a datagram that has to pass did not")
-            if isinstance(source, int):
-                seen += self._guests[_SENDER].received()
-            else:
-                seen += self._fabric.seen_outside()
+
+def _until(
+    word: bytes,
+    seen: list[bytes],
+    more: Callable[[], Iterable[bytes]],
+    waits: Callable[[float], bool],
+) -> None:
+    while not any(word in frame for frame in seen):
+        if not waits(_PATIENCE_S):
+            raise TimeoutError("a datagram that has to pass did not")
+        seen += more()
 
 
 def _chatter(frame: bytes) -> bool:
@@ -255,15 +292,32 @@ def _words(sight: Sight) -> str:
 
 
 def write_report(cases: Sequence[Case], as_expected: int, hits: int) -> None:
-    """Leave the figures for whoever asks."""
+    """Leave the figures for whoever asks, beside those of real guests."""
+    _report({**_figures(cases, as_expected), "negative_control_hits": hits})
+
+
+def write_guest_report(guest: str, cases: Sequence[Case], as_expected: int) -> None:
+    """The same about the cases that a real guest has sent."""
+    _report({"guests": {guest: _figures(cases, as_expected)}})
+
+
+def _figures(cases: Sequence[Case], as_expected: int) -> dict[str, object]:
+    attacks = sum(case.attack for case in cases)
+    return {"cases": len(cases), "attacks": attacks, "as_expected": as_expected}
+
+
+def _report(figures: dict[str, Any]) -> None:
     REPORT.parent.mkdir(exist_ok=True)
-    figures = {
-        "cases": len(cases),
-        "attacks": sum(case.attack for case in cases),
-        "as_expected": as_expected,
-        "negative_control_hits": hits,
-    }
-    REPORT.write_bytes(msgspec.json.format(msgspec.json.encode(figures)) + b"\n")
+    with REPORT.open("a+b") as file:
+        # Other tests may do the same in other processes.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        known: dict[str, Any] = msgspec.json.decode(file.read() or b"{}")
+        for name, value in figures.items():
+            both = isinstance(value, dict) and isinstance(known.get(name), dict)
+            known[name] = {**known[name], **value} if both else value
+        file.truncate(0)
+        file.write(msgspec.json.format(msgspec.json.encode(known)) + b"\n")
 
 
 class OneCpu:

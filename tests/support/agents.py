@@ -93,10 +93,15 @@ class AgentProcess(ServiceProcess):
 
 
 class Client:
-    """What a gateway, a collector and a curious person do on the bus."""
+    """What a gateway, a collector and a curious person do on the bus.
+
+    Attributes:
+        look_s: How often it is looked for a result.
+    """
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
+        self.look_s = 0.01
         self._publisher = Publisher(bus)
         self._operations = Bucket(bus, OPERATIONS, decode_operation)
         self._statuses = Bucket(bus, VM_STATUS, decode_vm_status)
@@ -130,7 +135,7 @@ class Client:
             entry = await self._operations.get(str(command_id))
             if entry is not None and entry.value.finished:
                 return entry.value
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(self.look_s)
 
     async def status(self, vm_id: UUID, customer: str = CUSTOMER) -> VmStatus | None:
         """What `vm_status` says."""

@@ -64,6 +64,7 @@ def _cases() -> Iterator[tuple[str, Case]]:
             _case(f"metrics.rejected.foreign_vm.{host}", "collector batcher", "operator"),
         )
         yield "vm_console", _case(f"vm.ask.{host}.{VM}.console", "gateway", f"operator{own}")
+        yield "vm_network", _case(f"vm.ask.{host}.{VM}.network", "gateway", f"operator{own}")
         yield "vm_asks_of", _case(f"vm.ask.{host}.>", "", f"operator{own}")
     for own, customer in ((f" {CUSTOMER}", "acme"), ("", "globex")):
         # A host knows no more than the ids of its VMs, so that it may speak of any: ADR 0025.
@@ -94,6 +95,8 @@ def _cases() -> Iterator[tuple[str, Case]]:
     yield "METRICS_RAW_UNPARTED", _case("metrics.raw.*", "", "operator")
     yield "METRICS_RAW_PARTED", _case("metrics.raw.*.*", "", "operator")
     yield "metrics_progress", _case("metrics.progress.c1", "collector", "operator")
+    yield "PEERS_STORED", _case("network.peers.*", "", "agent")
+    yield "PEERS_STORED", _case("network.peers.acme", "", "agent")
     yield "METRICS_STORED", _case("metrics.stored", "batcher", "operator gateway")
     yield "COLLECTORS_ALIVE", _case("collector.alive.*", "", "operator collector")
     yield "collector_alive", _case("collector.alive.c2", "collector", "operator collector")
@@ -168,6 +171,7 @@ BUCKETS = {
     "secrets": _use(read="gateway", write="gateway"),
     "idempotency_keys": _use(read="gateway", write="gateway"),
     "quotas": _use(read="gateway", write="gateway"),
+    "network_peers": _use(read="gateway operator", write="gateway"),
     "operations": _use(read="gateway operator", write="gateway agent"),
 }
 

@@ -23,6 +23,7 @@ from typing import TypeVar
 from pyroute2 import IPRoute
 
 from schemas.ids import new_id
+from tests.support.readable import readable
 from vm_agent import namespace
 from vm_agent.network.attachment import (
     GATEWAY_IPV4,
@@ -132,6 +133,10 @@ class Guest:
         with suppress(BlockingIOError):
             while True:
                 yield os.read(self.descriptor, 1 << 17)[VNET_HEADER_BYTES:]
+
+    def waits(self, patience_s: float) -> bool:
+        """Whether a frame comes for the VM in time."""
+        return bool(readable([self.descriptor], patience_s))
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,7 @@ from vm_agent.process import VmmProcesses
 STAND_IN = "cloud-hypervisor-stand-in"
 DRIVERS = ("firecracker", "qemu", "simulator", "cloud-hypervisor", STAND_IN)
 REAL_DRIVERS = ("firecracker", "qemu")
-GUEST_ARGS = ("blkw", "blkr", "tx", "loop", "hz", "spin")
+GUEST_ARGS = ("blkw", "blkr", "tx", "loop", "hz", "spin", "relay")
 UID = 1_900_000_777
 LIMITS = Limits(cpus=2, memory_bytes=512 * MIB, tasks=160)
 DISK_BYTES = 8 * 1024 * 1024
@@ -122,8 +122,8 @@ def write_stand_in(directory: Path) -> Path:
 
 
 @contextmanager
-def open_lab() -> Iterator[Lab]:
-    """Build the guest, import it and try every hypervisor. For a module-scoped fixture."""
+def open_lab(drivers: Sequence[str] = DRIVERS) -> Iterator[Lab]:
+    """Build the guest, import it and try these hypervisors. For a module-scoped fixture."""
     with tempfile.TemporaryDirectory(prefix="dsl-") as directory:
         guest = Path(directory) / "guest"
         try:
@@ -134,14 +134,14 @@ def open_lab() -> Iterator[Lab]:
         image = store.add("tiny", guest, allowed_args=GUEST_ARGS)
         firecracker, reason = find_firecracker()
         lab = Lab(image, firecracker, write_stand_in(Path(directory)))
-        asyncio.run(_probe_all(lab, Path(directory) / "run"))
+        asyncio.run(_probe_all(lab, drivers, Path(directory) / "run"))
         if reason:
             lab.probes["firecracker"] = Probe(works=False, version="", reason=reason)
         yield lab
 
 
-async def _probe_all(lab: Lab, work: Path) -> None:
-    for name in DRIVERS:
+async def _probe_all(lab: Lab, drivers: Sequence[str], work: Path) -> None:
+    for name in drivers:
         processes = VmmProcesses()
         driver = lab.driver(name, processes)
         lab.probes[name] = await probe_driver(driver, lab.image, work, processes, UID)
@@ -228,7 +228,7 @@ class Rig:
         """A tap, to be removed with the rig; skips where there are none."""
         if reason := taps.available():
             pytest.skip(reason)
-        nic = await taps.create(new_id(), 1, UID)
+        nic = await taps.create(taps.nic_of(new_id(), 1), UID)
         self._nics.append(nic)
         return nic
 

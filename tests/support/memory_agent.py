@@ -31,6 +31,7 @@ from tests.support.memory_host import (
 from tests.support.memory_kernel import MemoryKernel
 from vm_agent.admission import Admission
 from vm_agent.adoption import Adoption
+from vm_agent.agreements import Agreements
 from vm_agent.checkpoint import Checkpoint
 from vm_agent.connecting import Connecting
 from vm_agent.consoles import Consoles
@@ -162,7 +163,7 @@ class Run:
         )
         self.admission = Admission(CAPACITY)
         places = Places(host, consoles)
-        self.connecting = Connecting(host)
+        self.connecting = Connecting(host, Agreements(folder / "peers.json"))
         incarnations = Incarnations(
             host, places, self.fleet, self.sampler, self.tasks.spawn, self.connecting
         )

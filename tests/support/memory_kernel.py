@@ -14,9 +14,11 @@ from vm_agent.cgroups import Group, Limits
 from vm_agent.drivers.abc import DeviceCounters, Nic, Vmm, VmmState
 from vm_agent.metering import Sources
 from vm_agent.network.attachment import Attachment
+from vm_agent.network.differences import Differences
 from vm_agent.network.lease import Lease
 from vm_agent.network.leases import Leases
 from vm_agent.network.mending import Repairs
+from vm_agent.network.path_check import Facts
 from vm_agent.ports import Reading
 from vm_agent.process import ExitStatus
 
@@ -133,6 +135,11 @@ class MemoryKernel:
         """What addresses are from."""
         return self.leases.ranges.names() if self.leases is not None else ()
 
+    @property
+    def tenants(self) -> Mapping[str, int]:
+        """Numbers of customers."""
+        return self.leases.tenants if self.leases is not None else {}
+
     async def open(self, vms: Iterable[Attachment]) -> None:
         """Only what stands already is taken over."""
         there = {vm.tap: vm for vm in vms}
@@ -163,13 +170,11 @@ class MemoryKernel:
             fabric=lease.tap if lease is not None else "",
         )
 
-    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> None:
+    async def create(self, nic: Nic, owner: int | None = None) -> None:
         """Make an interface."""
         del owner
         await asyncio.sleep(0)
-        nic = self.nic_of(vm_id, incarnation, None)
-        if nic is not None:
-            self.nics.add(nic.netns)
+        self.nics.add(nic.netns)
 
     async def attach(self, nic: Nic, vm: Attachment) -> None:
         """Connect an interface."""
@@ -202,6 +207,20 @@ class MemoryKernel:
     async def drops(self) -> Mapping[str, Mapping[str, int]]:
         """What a test says."""
         return self.dropped
+
+    async def examine(self, tap: str) -> Facts:
+        """Nothing is amiss, and nothing is sent."""
+        await asyncio.sleep(0)
+        return Facts(
+            vm=self.attached[tap],
+            carrier=True,
+            amiss=Differences(),
+            rules=(),
+            host=(),
+            beyond=True,
+            sent=(),
+            stopped={},
+        )
 
 
 class MemoryGroups:

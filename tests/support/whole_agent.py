@@ -24,6 +24,7 @@ from schemas.vms import VmSpec
 from tests.support.memory_host import MemoryDesk, MemoryDriver, MemoryImages, memory_host
 from tests.support.memory_kernel import MemoryKernel
 from tests.support.memory_orders import MemoryOrders
+from tests.support.memory_peers import MemoryPeers
 from vm_agent.agent import Agent, World
 from vm_agent.intake import Message
 from vm_agent.questions import Answerer
@@ -101,6 +102,7 @@ class Rig:
         self.started = asyncio.Event()
         self.connected = True
         self.orders = MemoryOrders()
+        self.peers = MemoryPeers()
         self.questions = MemoryQuestions()
         self.images = MemoryImages()
 
@@ -115,6 +117,7 @@ class Rig:
             outlet=self,
             write_heartbeat=self._beat,
             orders=self.orders,
+            peers=self.peers,
             announce=self.orders.announce,
             audit=self._audit,
             questions=self.questions,

@@ -94,6 +94,10 @@ class NotedRules:
         """`Rules`."""
         return self.dropped
 
+    async def wrong(self, vm: Attachment) -> tuple[str, ...]:
+        """`Rules`."""
+        return () if self.standing.get(vm.tap) == vm else (f"{vm.tap} differs",)
+
     async def close(self) -> None:
         """`Rules`."""
 
@@ -216,8 +220,8 @@ class FabricRig:
 
     async def start(self, vm: Attachment, *, attach: bool = True) -> Guest:
         """A VM's interface, opened as a VMM does it."""
-        nic = replace(await taps.create(vm.vm_id, vm.incarnation), mac=vm.mac)
-        tap = await namespace.in_own_thread(lambda: _open(nic))
+        nic = replace(await taps.create(taps.nic_of(vm.vm_id, vm.incarnation)), mac=vm.mac)
+        tap = await namespace.in_own_thread(lambda: open_tap(nic.netns, nic.tap))
         guest = Guest(nic, vm, tap, self.layout.identity)
         self.guests.append(guest)
         if attach:
@@ -322,10 +326,11 @@ def udp_socket_in(netns: str, address: str, port: int) -> socket.socket:
     return made
 
 
-def _open(nic: Nic) -> int:
-    namespace.enter(nic.netns)
+def open_tap(netns: str, name: str) -> int:
+    """A tap as a VMM opens it; blocks, and stays in the namespace."""
+    namespace.enter(netns)
     tap = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
-    fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", nic.tap.encode(), 0x5002))
+    fcntl.ioctl(tap, 0x400454CA, struct.pack("16sH22x", name.encode(), 0x5002))
     return tap
 
 

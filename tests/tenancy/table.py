@@ -24,11 +24,13 @@ class Things:
     event_id: str
     label: str
     name: str
+    peer_id: str
 
     @property
     def ids(self) -> tuple[str, ...]:
         """All that an answer may repeat because it was asked."""
-        return self.vm_id, self.snapshot_id, self.operation_id, self.event_id, self.label, self.name
+        ids = self.vm_id, self.snapshot_id, self.operation_id, self.event_id
+        return (*ids, self.label, self.name, self.peer_id)
 
 
 Query = Callable[[Things], Mapping[str, str]]
@@ -48,12 +50,14 @@ class Try:
         body: JSON, if it takes one.
         headers: More of them.
         streams: The answer goes on: only its beginning is read.
+        status: Of the answer, where a thing's id is in the path.
     """
 
     queries: tuple[Query, ...] = (_nothing,)
     body: Body | None = None
     headers: Mapping[str, str] | None = None
     streams: bool = False
+    status: int = 404
 
 
 SSE = {"Accept": "text/event-stream"}
@@ -83,6 +87,7 @@ ROUTES: dict[str, Try] = {
     "POST /v1/vms/{vm_id}/shutdown": Try(body=lambda t: {"grace_s": 0}),
     "POST /v1/vms/{vm_id}/snapshot": Try(body=lambda t: {}),
     "POST /v1/vms/{vm_id}/restore": Try(body=lambda t: {"snapshot_id": t.snapshot_id}),
+    "POST /v1/vms/{vm_id}/network-check": Try(),
     "GET /v1/vms/{vm_id}/console": Try(queries=(_nothing, lambda t: {"offset": "3"})),
     "GET /v1/operations": Try(
         queries=(
@@ -97,6 +102,11 @@ ROUTES: dict[str, Try] = {
     ),
     "GET /v1/snapshots/{snapshot_id}": Try(),
     "DELETE /v1/snapshots/{snapshot_id}": Try(),
+    "GET /v1/network/peers": Try(
+        queries=(lambda t: {"state": "asked"}, lambda t: {"state": "agreed", "cursor": t.peer_id})
+    ),
+    "PUT /v1/network/peers/{peer_id}": Try(status=200),
+    "DELETE /v1/network/peers/{peer_id}": Try(status=200),
     "GET /v1/events": Try(queries=(_nothing, lambda t: {"vm_id": t.vm_id})),
     "GET /v1/metrics/live": Try(
         queries=(_nothing, lambda t: {"vm_id": t.vm_id}), headers=SSE, streams=True
@@ -124,6 +134,7 @@ VERBS: dict[str, tuple[Body, ...]] = {
         verb: (lambda t: {"vm_id": t.vm_id, "wait_s": 1},)
         for verb in ("get", "boot", "shutdown", "pause", "resume", "reboot", "delete", "console")
     },
+    "check-network": (lambda t: {"vm_id": t.vm_id},),
     "create": (lambda t: {"vm": {"image": "none", "name": t.name}},),
     "list": (
         lambda t: {},
@@ -143,9 +154,15 @@ VERBS: dict[str, tuple[Body, ...]] = {
     "snapshot-get": (lambda t: {"snapshot_id": t.snapshot_id},),
     "snapshot-delete": (lambda t: {"snapshot_id": t.snapshot_id},),
     "images": (lambda t: {},),
+    "peers": (lambda t: {"state": "asked"}, lambda t: {"state": "agreed", "cursor": t.peer_id}),
+    "peer-add": (lambda t: {"peer_id": t.peer_id},),
+    "peer-remove": (lambda t: {"peer_id": t.peer_id},),
     "quotas": (lambda t: {},),
     "metrics": (lambda t: {**_WHEN, "vm_ids": [t.vm_id]},),
     "events": (lambda t: {}, lambda t: {"vm_ids": [t.vm_id]}),
     "audit": (lambda t: _WHEN,),
     "usage": (lambda t: _WHEN, lambda t: {**_WHEN, "vm_ids": [t.vm_id]}),
 }
+
+REPEATING = frozenset({"peer-add", "peer-remove"})
+"""Verbs whose answer repeats an id because it was asked for: nobody is to learn whose it is."""

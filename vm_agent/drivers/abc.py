@@ -28,7 +28,8 @@ class Ability(StrEnum):
     DIFF_SNAPSHOT = "diff snapshot"
     METADATA = "metadata"
     BALLOON = "a balloon"
-    RATE_LIMITS = "rate limits"
+    DISK_LIMITS = "limits of the disk"
+    NET_LIMITS = "limits of the network"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +41,14 @@ class Nic:
         tap: Interface name in that namespace, where the VMM opens it.
         mac: The guest's MAC address.
         fabric: Its name in the fabric, where it goes then; empty if it stays where it is.
+        limits: What the host holds the guest to on it; what the VMM does itself is not among it.
     """
 
     netns: str
     tap: str
     mac: str
     fabric: str = ""
+    limits: RateLimits = field(default_factory=RateLimits)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,8 +66,8 @@ class MachinePlan:
             be shown. Only with `Ability.METADATA`.
         balloon_mib: Size that the guest's balloon is to take; 0 is no balloon. Only with
             `Ability.BALLOON`. A snapshot brings its own.
-        limits: The most that disk and interface may move. Only with `Ability.RATE_LIMITS`. A
-            snapshot brings its own.
+        limits: The most that disk and interface may move. Only with `Ability.DISK_LIMITS` and
+            `Ability.NET_LIMITS`. A snapshot brings its own.
         uid: User and group, of this VM alone, that the VMM runs as, if its driver can make it so;
             None stays what the agent is.
         group: Control group that the VMM joins before it does anything.

@@ -100,7 +100,7 @@ class CloudHypervisorDriver(ProcessDriver[_Session], Snapshots):
     name = "cloud-hypervisor"
     executable = "cloud-hypervisor"
     files = (COUNTERS,)
-    abilities = frozenset({Ability.PAUSE, Ability.SNAPSHOT})
+    abilities = frozenset({Ability.PAUSE, Ability.SNAPSHOT, Ability.DISK_LIMITS})
 
     def __init__(
         self, binary: Path | None, processes: VmmProcesses, *, confined: bool = True

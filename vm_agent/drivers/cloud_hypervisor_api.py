@@ -63,12 +63,27 @@ class PayloadConfig(Sent, frozen=True, kw_only=True):
     initramfs: str | None = None
 
 
+class TokenBucket(Sent, frozen=True, kw_only=True):
+    """A limit: `size` tokens at once, and as many again in each `refill_time` ms."""
+
+    size: _Positive
+    refill_time: _Positive
+
+
+class RateLimiterConfig(Sent, frozen=True, kw_only=True):
+    """Limits of bytes and of requests."""
+
+    bandwidth: TokenBucket | None = None
+    ops: TokenBucket | None = None
+
+
 class DiskConfig(Sent, frozen=True, kw_only=True):
     """A disk."""
 
     path: str
     id: str
     image_type: ImageType
+    rate_limiter_config: RateLimiterConfig | None = None
 
 
 class NetConfig(Sent, frozen=True, kw_only=True):

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from schemas.devices import RateLimits
 from schemas.units import MIB
 from vm_agent.drivers.abc import DriverError, MachinePlan
 from vm_agent.drivers.cloud_hypervisor_api import (
@@ -23,9 +24,12 @@ from vm_agent.drivers.cloud_hypervisor_api import (
     MemoryConfig,
     NetConfig,
     PayloadConfig,
+    RateLimiterConfig,
     SerialConfig,
+    TokenBucket,
     VmConfig,
 )
+from vm_agent.drivers.firecracker_machine import REFILL_MS
 
 SNAPSHOT_DIR = "snapshot"
 """In the VMM's directory: the only place where the VMM may write files of its own."""
@@ -48,7 +52,14 @@ def vm_config(plan: MachinePlan, *, landlock: bool) -> VmConfig:
         landlock: Whether the kernel can confine the VMM to its own files. To those in the
             configuration the VMM adds itself.
     """
-    disks = [DiskConfig(path=str(plan.disk), id=DISK_ID, image_type=ImageType.RAW)]
+    disks = [
+        DiskConfig(
+            path=str(plan.disk),
+            id=DISK_ID,
+            image_type=ImageType.RAW,
+            rate_limiter_config=_limiter(plan.limits),
+        )
+    ]
     return VmConfig(
         cpus=CpusConfig(boot_vcpus=plan.vcpus, max_vcpus=plan.vcpus),
         memory=MemoryConfig(size=plan.memory_mib * MIB),
@@ -117,6 +128,22 @@ def has_landlock() -> bool:
     libc = ctypes.CDLL(None, use_errno=True)
     version: int = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), _TELL_VERSION)
     return version >= _LANDLOCK_VERSION
+
+
+def _limiter(limits: RateLimits) -> RateLimiterConfig | None:
+    """The disk's token buckets: a second's worth, as Firecracker's, whose code they are from.
+
+    An interface has one setting for both directions, so the host holds the VM to those limits.
+    """
+    if not limits.of_disk:
+        return None
+    return RateLimiterConfig(
+        bandwidth=_bucket(limits.disk_bytes_per_s), ops=_bucket(limits.disk_ops_per_s)
+    )
+
+
+def _bucket(limit: int) -> TokenBucket | None:
+    return TokenBucket(size=limit, refill_time=REFILL_MS) if limit else None
 
 
 def _rules(plan: MachinePlan) -> list[LandlockConfig]:

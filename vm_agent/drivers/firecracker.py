@@ -123,7 +123,7 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
     abilities = frozenset(
         {
             *(Ability.PAUSE, Ability.SNAPSHOT, Ability.DIFF_SNAPSHOT),
-            *(Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS),
+            *(Ability.METADATA, Ability.BALLOON, Ability.DISK_LIMITS, Ability.NET_LIMITS),
         }
     )
 

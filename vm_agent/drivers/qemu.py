@@ -88,7 +88,7 @@ class QemuDriver(ProcessDriver[_Session]):
     executable = "qemu-system-x86_64"
     output = _VMM_LOG
     files = (QMP_SOCKET, _STATE_FILE)
-    abilities = frozenset({Ability.PAUSE})
+    abilities = frozenset({Ability.PAUSE, Ability.DISK_LIMITS})
     memory_overhead_mib = 1280
     """Without KVM its translated code may grow to 1 GiB."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from schemas.devices import RateLimits
 from vm_agent.drivers.abc import MachinePlan
 from vm_agent.drivers.paths import CONSOLE, QMP_SOCKET
 
@@ -50,9 +51,7 @@ def command(binary: Path, plan: MachinePlan, accel: str) -> list[str]:
     if plan.initrd is not None:
         argv += ["-initrd", str(plan.initrd)]
     if plan.disk is not None:
-        file = {"driver": "file", "filename": str(plan.disk)}
-        argv += ["-blockdev", json.dumps({"node-name": "disk", "driver": "raw", "file": file})]
-        argv += ["-device", "virtio-blk-device,drive=disk,bus=virtio-mmio-bus.0"]
+        argv += _disk(plan.disk, plan.limits)
     if plan.nic is not None:
         argv += ["-netdev", f"tap,id=nic,ifname={plan.nic.tap},script=no,downscript=no"]
         argv += [
@@ -60,6 +59,35 @@ def command(binary: Path, plan: MachinePlan, accel: str) -> list[str]:
             f"virtio-net-device,netdev=nic,mac={plan.nic.mac},bus=virtio-mmio-bus.1",
         ]
     return argv
+
+
+def _disk(path: Path, limits: RateLimits) -> list[str]:
+    """The disk, behind a leaky bucket if it has a limit.
+
+    A request passes as long as the bucket is not over its mark, and all of it has to leak before
+    the next one does (QEMU's util/throttle.c). The mark is what a tenth of a second allows: with
+    `-max` it is a second's worth at least, and one request on top is more than is promised.
+    QEMU merges requests that are next to each other before it counts them, unless told not to.
+    """
+    file = {"driver": "file", "filename": str(path)}
+    raw: dict[str, object] = {"driver": "raw", "file": file}
+    device = "virtio-blk-device,drive=disk,bus=virtio-mmio-bus.0"
+    if not limits.of_disk:
+        return ["-blockdev", json.dumps({"node-name": "disk"} | raw), "-device", device]
+    buckets = {"bps-total": limits.disk_bytes_per_s, "iops-total": limits.disk_ops_per_s}
+    group = {
+        "qom-type": "throttle-group",
+        "id": "limits",
+        "limits": {name: limit for name, limit in buckets.items() if limit},
+    }
+    node = {"node-name": "disk", "driver": "throttle", "throttle-group": "limits", "file": raw}
+    if limits.disk_ops_per_s:
+        device += ",request-merging=off"
+    return [
+        *("-object", json.dumps(group)),
+        *("-blockdev", json.dumps(node)),
+        *("-device", device),
+    ]
 
 
 def _confinement(plan: MachinePlan) -> list[str]:

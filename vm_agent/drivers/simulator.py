@@ -32,7 +32,12 @@ class SimulatorDriver(FirecrackerDriver):
     """
 
     name = "simulator"
-    abilities = frozenset({Ability.PAUSE, Ability.METADATA, Ability.BALLOON, Ability.RATE_LIMITS})
+    abilities = frozenset(
+        {
+            *(Ability.PAUSE, Ability.METADATA, Ability.BALLOON),
+            *(Ability.DISK_LIMITS, Ability.NET_LIMITS),
+        }
+    )
     simulated = True
 
     def __init__(

@@ -57,6 +57,8 @@ class Attachment:
         quarantined: Nothing goes in or out, and nothing else changes.
         incarnation: Whose interface it is; each incarnation has one of its own.
         mtu: The largest packet on it, in bytes.
+        rx_bytes_per_s: The most that the host lets it receive; 0 where that is not for the host.
+        tx_bytes_per_s: The most that the host lets it send, likewise.
     """
 
     slot: int
@@ -72,6 +74,8 @@ class Attachment:
     quarantined: bool = False
     incarnation: int = 0
     mtu: int = 1500
+    rx_bytes_per_s: int = 0
+    tx_bytes_per_s: int = 0
 
     @property
     def tap(self) -> str:

@@ -71,13 +71,13 @@ async def lay_uplink(layout: Layout, inside: Resident, outside: Resident) -> Non
         else:
             await outside.run(lambda route: _make_pair(route, layout))
     await inside.run(lambda route: _open_uplink(route, layout))
-    await inside.run(lambda route: mend(route, layout.inside()))
+    await inside.run(lambda _: mend(layout.inside()))
     if not layout.interface:
         await outside.run(lambda route: _open_outer(route, layout))
-    await outside.run(lambda route: mend(route, layout.outside()))
+    await outside.run(lambda _: mend(layout.outside()))
 
 
-def mend(route: IPRoute, wanted: set[Item]) -> dict[str, int]:
+def mend(wanted: set[Item]) -> dict[str, int]:
     """Put in place what is missing; how many of each kind."""
     if not wanted:
         return {}
@@ -86,9 +86,9 @@ def mend(route: IPRoute, wanted: set[Item]) -> dict[str, int]:
         missing = wanted - read_all(netlink).items
     finally:
         netlink.close()
+    put(sorted(missing, key=lambda one: type(one).__name__))  # addresses before routes
     kinds: dict[str, int] = {}
-    for item in sorted(missing, key=lambda one: type(one).__name__):  # addresses before routes
-        put(route, item)
+    for item in missing:
         kind = type(item).__name__.lower()
         kinds[kind] = kinds.get(kind, 0) + 1
     return kinds

@@ -22,6 +22,7 @@ from vm_agent.network.layout import Owner
 from vm_agent.network.lease import Lease
 from vm_agent.network.leases import Leases
 from vm_agent.network.mending import Repairs
+from vm_agent.network.path_check import Facts
 from vm_agent.network.taps import NetworkError, TapCounters
 
 _log = structlog.get_logger("decisec.network")
@@ -58,6 +59,11 @@ class Connections:
     def names(self) -> tuple[str, ...]:
         """What addresses are from; empty where VMs are not connected."""
         return self._leases.ranges.names() if self._leases is not None and self.connects else ()
+
+    @property
+    def tenants(self) -> Mapping[str, int]:
+        """Numbers of the customers that have a VM here."""
+        return self._leases.tenants if self._leases is not None else {}
 
     async def open(self, vms: Iterable[Attachment]) -> None:
         """Make the fabric, and take over those VMs whose taps are in it."""
@@ -112,10 +118,10 @@ class Connections:
             return nic
         return replace(nic, mac=lease.mac, fabric=lease.tap)
 
-    async def create(self, vm_id: UUID, incarnation: int, owner: int | None = None) -> None:
+    async def create(self, nic: Nic, owner: int | None = None) -> None:
         """Make the interface, connected to nothing yet; none where there can be none."""
         if not self.unavailable:
-            await taps.create(vm_id, incarnation, owner)
+            await taps.create(nic, owner)
 
     async def attach(self, nic: Nic, vm: Attachment) -> None:
         """Connect an interface that its VMM has opened.
@@ -177,6 +183,16 @@ class Connections:
         if self._fabric is None or not self.connects:
             return {}
         return await self._fabric.drops()
+
+    async def examine(self, tap: str) -> Facts:
+        """Look at the path of one VM, with probes to its own addresses.
+
+        Raises:
+            NetworkError: It is not connected, or the kernel refuses.
+        """
+        if self._fabric is None or not self.connects:
+            raise NetworkError(f"VMs are not connected here: {self.missing}")
+        return await self._fabric.examine(tap)
 
 
 class FabricCounters:

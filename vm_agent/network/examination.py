@@ -10,7 +10,7 @@ import asyncio
 import os
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Network
 from pathlib import Path
 
@@ -76,12 +76,14 @@ async def try_out() -> Lack | None:
         mac=mac_of(1),
         addresses=(IPv6Network("100::1:0:0:1/128"),),
         incarnation=1,
+        rx_bytes_per_s=1_000_000,
+        tx_bytes_per_s=1_000_000,
     )
-    nic = taps.nic_of(vm.vm_id, 1)
+    nic = replace(taps.nic_of(vm.vm_id, 1), fabric=vm.tap)
     try:
         await namespace.in_own_thread(lambda: namespace.make(outside))
         await fabric.open()
-        await taps.create(vm.vm_id, 1)
+        await taps.create(nic)
         await fabric.attach(nic, vm)
         repairs = await fabric.reconcile()
         await fabric.detach(vm.tap, Owner(who, vm.vm_id, 1))

@@ -8,15 +8,12 @@ amid, what is left lets nothing through, and its alias says whose it is.
 from __future__ import annotations
 
 import asyncio
-import os
-import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
-from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from vm_agent import namespace
@@ -25,21 +22,22 @@ from vm_agent.network import base
 from vm_agent.network.advertising import Advertiser
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.changes import delete_links, put
-from vm_agent.network.items import Link, read_links
+from vm_agent.network.items import Link, find_link, read_links
 from vm_agent.network.layout import Layout, Owner, owner_in
 from vm_agent.network.mending import Repairs, in_order, repair
-from vm_agent.network.netlink import Netlink, attribute
+from vm_agent.network.moving import move
+from vm_agent.network.netlink import Netlink
+from vm_agent.network.path_check import Facts, examine
 from vm_agent.network.readings import Readings
+from vm_agent.network.reasons import Reason
 from vm_agent.network.resident import Resident, refused
+from vm_agent.network.shaping import Overflow
 from vm_agent.network.taps import NetworkError
 from vm_agent.network.turnstile import Turnstile
 
 _log = structlog.get_logger("decisec.fabric")
 
-_RTM_SETLINK = 19
-_LINK = struct.Struct("=BxHiII")
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU, _IFLA_IFALIAS = 1, 3, 4, 20
-_IFLA_NET_NS_FD, _IFLA_NEW_IFINDEX = 28, 49
+T = TypeVar("T")
 
 
 class Rules(Protocol):
@@ -67,6 +65,9 @@ class Rules(Protocol):
 
     async def drops(self) -> Mapping[str, Mapping[str, int]]:
         """Packets dropped so far, by tap and reason."""
+
+    async def wrong(self, vm: Attachment) -> tuple[str, ...]:
+        """What of a VM's rules, and of those below them, does not stand as it should, in words."""
 
     async def close(self) -> None:
         """Let go; what is in force stays."""
@@ -104,6 +105,7 @@ class Fabric:
         self._readings: Readings | None = None
         self._ruling_here = False
         self._by_index: dict[int, Attachment] = {}
+        self._overflow = Overflow()
         self._advertiser = Advertiser(self._by_index.get, layout.mtu, name_servers)
 
     @property
@@ -163,11 +165,12 @@ class Fabric:
         async with self._turnstile.together():
             await self._clear_name(vm)
             try:
-                await namespace.in_own_thread(lambda: self._move(nic, vm))
+                link = self.layout.tap(vm)
+                await namespace.in_own_thread(lambda: move(nic, link, vm.index, self.layout.netns))
                 async with self._ruling:
                     await self._rules.add(vm)
                     self._note(vm)
-                await self._inside.run(lambda route: self._connect(route, vm))
+                await self._inside.run(lambda _: self._connect(vm))
             except (OSError, NetlinkError) as error:
                 raise NetworkError(f"cannot connect {vm.tap}: {refused(error)}") from error
 
@@ -204,6 +207,7 @@ class Fabric:
                 await self._unrule(tap)
             if link is not None:
                 await self._delete(tap)
+            self._overflow.forget(tap)
 
     async def reconcile(self) -> Repairs:
         """Compare all that stands with what should, and put it right. What is foreign stays.
@@ -218,10 +222,8 @@ class Fabric:
             renewed = await self._install()
             ruled = await self._rules.reconcile(vms)
             try:
-                repairs = await self._inside.run(lambda route: repair(route, self.layout, vms))
-                outer = await self._outside.run(
-                    lambda route: base.mend(route, self.layout.outside())
-                )
+                repairs = await self._inside.run(lambda _: repair(self.layout, vms))
+                outer = await self._outside.run(lambda _: base.mend(self.layout.outside()))
             except (OSError, NetlinkError) as error:
                 raise NetworkError(f"cannot repair the fabric: {refused(error)}") from error
         kinds = dict(repairs.kinds)
@@ -231,7 +233,7 @@ class Fabric:
 
     async def taps(self) -> dict[str, Owner]:
         """All taps of this agent in the fabric, by name."""
-        links = await self._inside.run(lambda _: _read_links())
+        links = await self._inside.run(lambda _: _read(read_links))
         found = {link.name: owner_in(link.alias) for link in links.values()}
         return {
             name: owner
@@ -242,7 +244,29 @@ class Fabric:
     async def drops(self) -> Mapping[str, Mapping[str, int]]:
         """Packets dropped so far, by tap and reason."""
         async with self._turnstile.together():
-            return await self._rules.drops()
+            drops = {tap: dict(some) for tap, some in (await self._rules.drops()).items()}
+            try:
+                overflow = await self._inside.run(lambda _: self._overflow.read())
+            except OSError as error:
+                raise NetworkError(f"cannot count drops: {error}") from error
+        for tap, count in overflow.items():
+            drops.setdefault(tap, {})[Reason.RATE_RX.label] = count
+        return drops
+
+    async def examine(self, tap: str) -> Facts:
+        """Look at one VM's path, with probes; nothing is changed.
+
+        Raises:
+            NetworkError: It is not connected, or the kernel refuses.
+        """
+        async with self._turnstile.together():
+            vm = self._attached.get(tap)
+        if vm is None:
+            raise NetworkError("it is not connected")
+        try:
+            return await examine(vm, self.layout, self._inside, self._outside, self._rules)
+        except (OSError, NetlinkError) as error:
+            raise NetworkError(f"cannot look at {tap}: {refused(error)}") from error
 
     def read(self, index: int) -> tuple[int, int] | None:
         """Bytes that the guest of a tap has received and sent; None if it is not here."""
@@ -259,6 +283,8 @@ class Fabric:
 
     def _note(self, vm: Attachment) -> None:
         self._attached[vm.tap] = self._by_index[vm.index] = vm
+        if vm.rx_bytes_per_s:
+            self._overflow.watch(vm.tap, vm.index)
         if self._readings is not None:
             self._readings.watch(vm.index)
 
@@ -285,34 +311,12 @@ class Fabric:
             raise NetworkError(f"cannot look around the host: {refused(error)}") from error
         return await self._rules.install(self._attached.values(), (*self._protected, *own))
 
-    def _move(self, nic: Nic, vm: Attachment) -> None:
-        """Give a tap its name in the fabric, in one step; it is closed then."""
-        namespace.enter(nic.netns)
-        netlink = Netlink()
-        fabric = os.open(namespace.NETNS_DIR / self.layout.netns, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            index = next(i for i, link in read_links(netlink).items() if link.name == nic.tap)
-            link = self.layout.tap(vm)
-            body = _LINK.pack(0, 0, index, 0, 0)
-            for kind, value in (
-                (_IFLA_NET_NS_FD, struct.pack("=i", fabric)),
-                (_IFLA_IFNAME, link.name.encode() + b"\0"),
-                (_IFLA_IFALIAS, link.alias.encode() + b"\0"),
-                (_IFLA_ADDRESS, bytes.fromhex(link.mac.replace(":", ""))),
-                (_IFLA_MTU, struct.pack("=I", link.mtu)),
-                (_IFLA_NEW_IFINDEX, struct.pack("=i", vm.index)),
-            ):
-                body += attribute(kind, value)
-            netlink.tell(_RTM_SETLINK, body)
-        except StopIteration:
-            raise NetworkError(f"{nic.netns} has no {nic.tap}") from None
-        finally:
-            netlink.close()
-            os.close(fabric)
+    def _connect(self, vm: Attachment) -> None:
+        put(sorted((self.layout.tap(vm), *self.layout.behind(vm)), key=in_order))
 
-    def _connect(self, route: IPRoute, vm: Attachment) -> None:
-        for item in sorted((self.layout.tap(vm), *self.layout.behind(vm)), key=in_order):
-            put(route, item)
+    def _remove(self, taps: list[str]) -> None:
+        self._overflow.leave(taps)
+        delete_links(taps)
 
     async def _clear_name(self, vm: Attachment) -> None:
         """Make way for a tap: an earlier incarnation may have left one."""
@@ -337,10 +341,10 @@ class Fabric:
 
     async def _link(self, name: str) -> Link | None:
         try:
-            links = await self._inside.run(lambda _: _read_links())
+            found = await self._inside.run(lambda _: _read(lambda n: find_link(n, name)))
         except (OSError, NetlinkError) as error:
             raise NetworkError(f"cannot look into the fabric: {refused(error)}") from error
-        return next((link for link in links.values() if link.name == name), None)
+        return found[1] if found is not None else None
 
     async def _delete(self, tap: str) -> None:
         loop = asyncio.get_running_loop()
@@ -351,7 +355,7 @@ class Fabric:
                 batch, self._leaving = self._leaving, {}
                 problem: Exception | None = None
                 try:
-                    await self._inside.run(lambda route: delete_links(route, list(batch)))
+                    await self._inside.run(lambda _: self._remove(list(batch)))
                 except (OSError, NetlinkError) as error:
                     problem = error
                 finally:
@@ -361,9 +365,9 @@ class Fabric:
             raise NetworkError(f"cannot remove {tap}: {cause}") from cause
 
 
-def _read_links() -> dict[int, Link]:
+def _read(question: Callable[[Netlink], T]) -> T:
     netlink = Netlink()
     try:
-        return read_links(netlink)
+        return question(netlink)
     finally:
         netlink.close()

@@ -20,6 +20,7 @@ from vm_agent.network.rules.base import PLACES, TABLES, fingerprint, render
 from vm_agent.network.rules.entries import Entry, entries
 
 _NOTHING: frozenset[Entry] = frozenset()
+_HOOKS = "list table netdev decisec"
 _DROP_SETS = (("netdev", "drops"), ("inet", "drops"), ("inet", "pairs"))
 
 
@@ -37,6 +38,7 @@ class Filter:
         self._nft = nft
         self._lock = asyncio.Lock()
         self._standing: dict[str, frozenset[Entry]] | None = None
+        self._installed = ""
 
     async def install(self, plan: FabricPlan, vms: Iterable[Attachment] = ()) -> bool:
         """Put the base rules in force, unless just these are. Returns whether they were not.
@@ -49,6 +51,7 @@ class Filter:
         base = render(plan)
         seal = f"base_{fingerprint(base)}"
         async with self._lock:
+            self._installed = seal
             tables = await self._tables()
             if tables == set(TABLES) and await self._untouched(seal):
                 return False
@@ -118,6 +121,22 @@ class Filter:
         async with self._lock:
             return dict(await self._read_standing())
 
+    async def wrong(self, vm: Attachment) -> tuple[str, ...]:
+        """What of a VM's rules, and of the base rules, does not stand as it should, in words.
+
+        Reads the kernel anew, and changes nothing.
+        """
+        async with self._lock:
+            if await self._tables() != set(TABLES):
+                return ("base rules are missing",)
+            found = []
+            if not await self._untouched(self._installed):
+                found.append("the base rules are not those that were installed")
+            held, wanted = (await self._read_standing()).get(vm.tap, _NOTHING), entries(vm)
+            found += [f"missing: {entry}" for entry in wanted - held]
+            found += [f"besides: {entry}" for entry in held - wanted]
+            return tuple(sorted(found))
+
     async def drops(self) -> Drops:
         """What was dropped so far. Counts of taps that are gone are told one last time."""
         async with self._lock:
@@ -179,7 +198,7 @@ class Filter:
         return found & set(TABLES)
 
     async def _read_standing(self) -> dict[str, frozenset[Entry]]:
-        found = standing.read_hooks(await self._nft.read_text("list chains netdev"))
+        found = standing.read_hooks(await self._nft.read_text(_HOOKS, terse=True))
         found += standing.read_names(await self._nft.read("list chains inet"))
         found += standing.read_names(await self._nft.read("list sets inet", terse=True))
         for family, kind, name in standing.ELEMENTS:

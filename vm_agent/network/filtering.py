@@ -67,6 +67,10 @@ class FilterRules:
         """Make the kernel hold just these VMs' rules."""
         return await _told(self._filter.reconcile(vms))
 
+    async def wrong(self, vm: Attachment) -> tuple[str, ...]:
+        """What of a VM's rules does not stand as it should."""
+        return await _told(self._filter.wrong(vm))
+
     async def drops(self) -> Mapping[str, Mapping[str, int]]:
         """Packets dropped so far, by tap and reason."""
         drops = await _told(self._filter.drops())

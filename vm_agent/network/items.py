@@ -1,4 +1,4 @@
-"""What stands in a namespace of links, addresses, neighbours and routes, as plain values.
+"""What stands in a namespace of links, limits, addresses, neighbours and routes, as plain values.
 
 What should stand is made of the same values (`vm_agent.network.layout`), so that a difference of
 sets says what is missing, and what is ours and nobody wants any more.
@@ -6,6 +6,7 @@ sets says what is missing, and what is ours and nobody wants any more.
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ from vm_agent.network.netlink import (
     RTM_GETNEIGH,
     RTM_GETROUTE,
     Attributes,
+    Message,
     Netlink,
     attribute,
     attributes,
     text,
 )
+from vm_agent.network.shaping import Limit, read_limits
 
 PROTOCOL = 0xDC
 """What marks a route as ours (`rtm_protocol`; others' are in iproute2's rt_protos)."""
@@ -76,7 +79,7 @@ class Route(NamedTuple):
     link: str
 
 
-Item = Link | Address | Neighbour | Route
+Item = Link | Limit | Address | Neighbour | Route
 
 
 class Standing(NamedTuple):
@@ -84,7 +87,7 @@ class Standing(NamedTuple):
 
     Attributes:
         links: By interface index; those of others too.
-        items: Addresses, neighbours for good, and routes of ours.
+        items: Limits, addresses, neighbours for good, and routes of ours.
     """
 
     links: dict[int, Link]
@@ -98,23 +101,43 @@ class Standing(NamedTuple):
 def read_links(netlink: Netlink) -> dict[int, Link]:
     """All interfaces by index."""
     question = _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, _SKIP_STATS)
-    found = {}
-    for message in netlink.dump(RTM_GETLINK, question):
-        _, _, index, flags, _ = _LINK.unpack_from(message.body)
-        given = attributes(message.body, _LINK.size)
-        alias = given.get(_IFLA_IFALIAS)
-        found[index] = Link(
-            name=text(given[_IFLA_IFNAME]),
-            alias=text(alias) if alias is not None else "",
-            mac=bytes(given.get(_IFLA_ADDRESS, b"")).hex(":"),
-            mtu=int.from_bytes(given[_IFLA_MTU], "little"),
-            up=bool(flags & _IFF_UP),
-        )
-    return found
+    return dict(map(_link, netlink.dump(RTM_GETLINK, question)))
+
+
+def find_link(netlink: Netlink, name: str) -> tuple[int, Link] | None:
+    """The index of an interface, and what it is; None if there is none of that name.
+
+    Raises:
+        OSError: The kernel refuses.
+    """
+    question = (
+        _LINK.pack(0, 0, 0, 0, 0)
+        + attribute(_IFLA_EXT_MASK, _SKIP_STATS)
+        + attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    )
+    try:
+        return _link(netlink.ask(RTM_GETLINK, question))
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise
+        return None
+
+
+def _link(message: Message) -> tuple[int, Link]:
+    _, _, index, flags, _ = _LINK.unpack_from(message.body)
+    given = attributes(message.body, _LINK.size)
+    alias = given.get(_IFLA_IFALIAS)
+    return index, Link(
+        name=text(given[_IFLA_IFNAME]),
+        alias=text(alias) if alias is not None else "",
+        mac=bytes(given.get(_IFLA_ADDRESS, b"")).hex(":"),
+        mtu=int.from_bytes(given[_IFLA_MTU], "little"),
+        up=bool(flags & _IFF_UP),
+    )
 
 
 def read_all(netlink: Netlink) -> Standing:
-    """Everything, in four questions and a few µs per thing.
+    """Everything, in five questions and a few µs per thing.
 
     Raises:
         OSError: The kernel refuses.
@@ -123,6 +146,7 @@ def read_all(netlink: Netlink) -> Standing:
     names = {index: link.name for index, link in links.items()}
     items: set[Item] = set(_addresses(netlink, names))
     items.update(_neighbours(netlink, names))
+    items.update(read_limits(netlink, names))
     for family in (socket.AF_INET6, socket.AF_INET):
         items.update(_routes(netlink, names, family))
     return Standing(links, items)

@@ -1,4 +1,4 @@
-"""What has to stand on a host so that its VMs are connected: links, addresses, neighbours, routes.
+"""What has to stand on a host so that its VMs are connected: links, addresses, routes and the like.
 
 Pure: from settings and VMs to items. Taps are routed, not bridged, so no VM ever sees another one's
 Ethernet frames; see docs/network.md for the picture.
@@ -19,6 +19,8 @@ from vm_agent.network.attachment import (
 )
 from vm_agent.network.items import Address, Item, Link, Neighbour, Route
 from vm_agent.network.leases import Ranges
+from vm_agent.network.probes import PROBER, PROBER_IPV4, PROBER_LINK_LOCAL, PROBER_MAC
+from vm_agent.network.shaping import limit_of
 
 UPLINK = "up0"
 """The fabric's way out, inside."""
@@ -83,6 +85,12 @@ class Layout:
         hop = self.next_hop if self.interface else str(_OUTSIDE)
         if not self.interface:
             items.add(Address(UPLINK, f"{_INSIDE}/64"))
+        if not self.interface:
+            # What answers a probe leaves through the uplink, and nobody takes it there.
+            items.add(Neighbour(UPLINK, str(PROBER_LINK_LOCAL), PROBER_MAC))
+            items.add(Route(f"{PROBER}/128", str(PROBER_LINK_LOCAL), UPLINK))
+            if ranges.ipv4:
+                items.add(Route(f"{PROBER_IPV4}/32", str(PROBER_LINK_LOCAL), UPLINK))
         if hop:
             items.add(Route(_ANYWHERE_V6, hop, UPLINK))
             if ranges.ipv4:
@@ -118,6 +126,8 @@ class Layout:
             Neighbour(vm.tap, guest, vm.mac),
             *(Route(str(network), guest, vm.tap) for network in vm.addresses),
         }
+        if vm.rx_bytes_per_s:
+            items.add(limit_of(vm.tap, vm.rx_bytes_per_s, self.tap(vm).mtu))
         if vm.ipv4 is not None:
             items.add(Neighbour(vm.tap, str(vm.ipv4), vm.mac))
             items.add(Route(f"{vm.ipv4}/32", "", vm.tap))

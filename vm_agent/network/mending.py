@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pyroute2 import IPRoute
-
 from vm_agent.network.attachment import Attachment
 from vm_agent.network.changes import delete_links, put, take
 from vm_agent.network.items import Item, Link, Neighbour, Route, Standing, read_all
 from vm_agent.network.layout import Layout, Owner, owner_in
 from vm_agent.network.netlink import Netlink
+from vm_agent.network.shaping import Limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,8 @@ class Repairs:
     """What a comparison has put right.
 
     Attributes:
-        kinds: How many of each kind: `link`, `address`, `neighbour`, `route`, `rules`, `orphan`.
+        kinds: How many of each kind: `link`, `limit`, `address`, `neighbour`, `route`, `rules`,
+            `orphan`.
         lost: Taps that are gone and cannot be brought back while their VMM runs.
     """
 
@@ -30,11 +30,11 @@ class Repairs:
     lost: frozenset[str] = frozenset()
 
 
-def repair(route: IPRoute, layout: Layout, vms: tuple[Attachment, ...]) -> Repairs:
+def repair(layout: Layout, vms: tuple[Attachment, ...]) -> Repairs:
     """Compare and put right, in the fabric. For a thread that is in there.
 
     Raises:
-        OSError, NetlinkError: The kernel refuses.
+        OSError: The kernel refuses.
     """
     netlink = Netlink()
     try:
@@ -49,18 +49,16 @@ def repair(route: IPRoute, layout: Layout, vms: tuple[Attachment, ...]) -> Repai
     wrong: list[Item] = [link for link in links if there[link.name] != link]
     wanted = layout.inside().union(*map(layout.behind, kept))
     missing = wanted - standing.items
-    for item in (*wrong, *sorted(missing, key=in_order)):
-        put(route, item)
-        _count(kinds, item)
+    put((*wrong, *sorted(missing, key=in_order)))
     if wrong:
         # A link that was closed has lost its routes, perhaps only after they were read.
-        for item in sorted(wanted, key=in_order):
-            put(route, item)
-    for item in _unwanted(standing, wanted, {vm.tap for vm in kept}):
-        take(route, item)
+        put(sorted(wanted, key=in_order))
+    unwanted = _unwanted(standing, wanted, {vm.tap for vm in kept})
+    take(unwanted)
+    for item in (*wrong, *missing, *unwanted):
         _count(kinds, item)
     orphans = _orphans(layout, standing, {vm.tap for vm in kept})
-    delete_links(route, orphans)
+    delete_links(orphans)
     kinds["orphan"] = len(orphans)
     return Repairs(kinds, lost)
 
@@ -72,13 +70,20 @@ def _is_its(layout: Layout, vm: Attachment, link: Link | None) -> bool:
 
 
 def _unwanted(standing: Standing, wanted: set[Item], taps: set[str]) -> list[Item]:
-    """What only this agent puts in place, and nobody wants: our routes, neighbours on our taps."""
+    """What only this agent puts in place, and nobody wants: our routes, and more on our taps."""
     extra = standing.items - wanted
+    taken = {_place(item) for item in wanted if isinstance(item, Limit | Neighbour)}
     return [
         item
         for item in extra
-        if isinstance(item, Route) or (isinstance(item, Neighbour) and item.link in taps)
+        if isinstance(item, Route)
+        or (isinstance(item, Limit | Neighbour) and item.link in taps and _place(item) not in taken)
     ]
+
+
+def _place(item: Limit | Neighbour) -> tuple[str, str]:
+    """Where there is one at most, so that what is wanted has taken the place of another."""
+    return item.link, item.address if isinstance(item, Neighbour) else ""
 
 
 def _orphans(layout: Layout, standing: Standing, taps: set[str]) -> list[str]:
@@ -92,7 +97,7 @@ def _orphans(layout: Layout, standing: Standing, taps: set[str]) -> list[str]:
 
 def in_order(item: Item) -> int:
     """Links first, routes last: each needs those before."""
-    return ("Link", "Address", "Neighbour", "Route").index(type(item).__name__)
+    return ("Link", "Limit", "Address", "Neighbour", "Route").index(type(item).__name__)
 
 
 def _count(kinds: dict[str, int], item: Item) -> None:

@@ -53,6 +53,8 @@ class Reason(Enum):
     UNROUTED = 33, "unrouted", "neither to the uplink nor to a VM"
     UNATTACHED = 34, "unattached", "from or to an interface that has no rules"
     HOST_CHATTER = 35, "host_chatter", "from the host itself, for nobody"
+    RATE_TX = 36, "rate_tx", "sent faster than the VM's `net_tx_bytes_per_s`"
+    RATE_RX = 37, "rate_rx", "came faster than the VM's `net_rx_bytes_per_s`"
 
     def __init__(self, number: int, label: str, meaning: str) -> None:
         self.number = number
@@ -84,5 +86,7 @@ _ORDINARY = frozenset(
         Reason.UNROUTED,
         Reason.UNATTACHED,
         Reason.HOST_CHATTER,
+        Reason.RATE_TX,  # TCP finds out by this how fast it may be
+        Reason.RATE_RX,  # and so does who sends to the VM
     }
 )

@@ -46,6 +46,8 @@ _KEYS = {
     "outward": ("interface",),
 }
 _VERDICTS = {"jump": -3, "goto": -4}
+_BYTES, _INVERTED = 1, 1
+"""Of a limit: what it counts, and that it is over."""
 
 
 def possible(entries: Collection[Entry]) -> bool:
@@ -75,14 +77,36 @@ def _with_hook(entry: Entry) -> list[Message]:
     """A base chain that drops, on its interface's ingress, and the rule that goes to `vm`."""
     hook = nested(4, number(1, 0), number(2, HOOK_PRIORITY), text(3, entry.name))
     chain = text(1, _TABLE) + text(3, entry.name) + hook + number(5, 0) + text(7, "filter")
-    immediate = nested(2, number(1, 0), nested(2, _verdict("goto vm")))
-    expression = nested(1, text(1, "immediate"), immediate)
-    rule = text(1, _TABLE) + text(2, entry.name) + nested(4, expression)
+    rules = [[_goto("vm")]]
+    if entry.value:
+        rules.insert(0, [_over(*map(int, entry.value.split())), _goto("drop_rate_tx")])
     what = f"chain {entry.name}"
+    place = text(1, _TABLE) + text(2, entry.name)
     return [
         Message(NEW_CHAIN, entry.family, what, chain, CREATE),
-        Message(NEW_RULE, entry.family, what, rule, CREATE | APPEND),
+        *(
+            Message(NEW_RULE, entry.family, what, place + nested(4, *rule), CREATE | APPEND)
+            for rule in rules
+        ),
     ]
+
+
+def _goto(chain: str) -> bytes:
+    immediate = nested(2, number(1, 0), nested(2, _verdict(f"goto {chain}")))
+    return nested(1, text(1, "immediate"), immediate)
+
+
+def _over(rate: int, burst: int) -> bytes:
+    """Goes on where more bytes come than this in a second, and this in a burst."""
+    limit = nested(
+        2,
+        attribute(1, struct.pack(">Q", rate)),
+        attribute(2, struct.pack(">Q", 1)),
+        number(3, burst),
+        number(4, _BYTES),
+        number(5, _INVERTED),
+    )
+    return nested(1, text(1, "limit"), limit)
 
 
 def _elements(kind: int, entries: Iterable[Entry]) -> list[Message]:

@@ -14,6 +14,10 @@ from vm_agent.network.rules.entries import Entry
 TAP_NAME = re.compile(r"vm[0-9a-f]{8}")
 _OWN_NAME = re.compile(r"(?:inward|outward|flow[46]|heard[46])_(vm[0-9a-f]{8})(?:_[0-9a-f]{8})?")
 _HOOKED = re.compile(r"\tchain (vm[0-9a-f]{8}) \{([^}]*)\}")
+_LIMIT = re.compile(
+    r"limit rate over (\d+) ([km]?)bytes/second(?: burst (\d+) ([km]?)bytes)? goto drop_rate_tx"
+)
+_UNITS = {None: 1, "": 1, "k": 1 << 10, "m": 1 << 20}
 
 ELEMENTS: tuple[tuple[Literal["netdev", "inet"], str, str], ...] = (
     ("netdev", "map", "vm"),
@@ -81,18 +85,28 @@ def read_elements(objects: Iterable[Json]) -> list[Entry]:
 def read_hooks(text: str) -> list[Entry]:
     """The taps' own chains, from a list in nft(8)'s language: JSON leaves out the interface.
 
-    One whose interface went away may stand there without a hook, in some kernels: it counts as
-    another one, to be replaced.
+    One whose interface went away may stand there without a hook, in some kernels, and somebody may
+    have changed its rules: it counts as another one, to be replaced.
     """
     return [
-        Entry(
-            family="netdev",
-            kind="chain",
-            name=match[1],
-            value="" if f'device "{match[1]}"' in match[2] else "unhooked",
-        )
+        Entry(family="netdev", kind="chain", name=match[1], value=_rate_in(match[1], match[2]))
         for match in _HOOKED.finditer(text)
     ]
+
+
+def _rate_in(tap: str, body: str) -> str:
+    """What a tap's chain lets through, as `entries.rate_of` has it."""
+    hook, *rules = (line.strip() for line in body.strip().splitlines())
+    if f'device "{tap}"' not in hook:
+        return "unhooked"
+    match rules:
+        case ["goto vm"]:
+            return ""
+        case [limit, "goto vm"] if match := _LIMIT.fullmatch(limit):
+            rate, unit, burst, burst_unit = match.groups()
+            return f"{int(rate) * _UNITS[unit]} {int(burst or 0) * _UNITS[burst_unit]}"
+        case _:
+            return "changed"
 
 
 def read_names(objects: Iterable[Json]) -> list[Entry]:

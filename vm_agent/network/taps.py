@@ -12,17 +12,14 @@ import asyncio
 import fcntl
 import os
 import re
-import socket
 import struct
 from contextlib import suppress
 from pathlib import Path
 from uuid import UUID
 
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
-
 from vm_agent import namespace
 from vm_agent.drivers.abc import Nic
+from vm_agent.network.changes import delete_links, open_link
 
 NETNS_PREFIX = "decisec-"
 TAP = "tap0"
@@ -64,8 +61,10 @@ def owner_of(nic: Nic) -> tuple[UUID, int]:
     return UUID(match[1]), int(match[2])
 
 
-async def create(vm_id: UUID, incarnation: int, owner: int | None = None) -> Nic:
-    """Make the namespace and the tap, up and with all counters at zero. Takes a few ms.
+async def create(nic: Nic, owner: int | None = None) -> Nic:
+    """Make the namespace and the tap, with all counters at zero. Takes a few ms.
+
+    The tap is open, unless it goes on into a fabric, which opens it.
 
     The user `owner` may open the tap; None leaves it to those who may change the network.
 
@@ -75,11 +74,10 @@ async def create(vm_id: UUID, incarnation: int, owner: int | None = None) -> Nic
     Raises:
         NetworkError: The kernel refuses.
     """
-    nic = nic_of(vm_id, incarnation)
     await destroy(nic)
     try:
         await namespace.in_own_thread(lambda: _build(nic, owner))
-    except (OSError, NetlinkError) as error:
+    except OSError as error:
         await destroy(nic)
         raise NetworkError(f"cannot make a tap: {error}") from error
     except asyncio.CancelledError:
@@ -98,7 +96,7 @@ async def destroy(nic: Nic) -> None:
         return
     try:
         await namespace.in_own_thread(lambda: _tear_down(nic))
-    except (OSError, NetlinkError) as error:
+    except OSError as error:
         raise NetworkError(f"cannot remove {nic.netns}: {error}") from error
 
 
@@ -128,8 +126,8 @@ def _build(nic: Nic, owner: int | None) -> None:
             fcntl.ioctl(descriptor, _TUNSETOWNER, owner)
     finally:
         os.close(descriptor)
-    with IPRoute() as route:
-        route.link("set", index=socket.if_nametoindex(nic.tap), state="up")
+    if not nic.fabric:
+        open_link(nic.tap)
 
 
 def _tear_down(nic: Nic) -> None:
@@ -141,10 +139,7 @@ def _tear_down(nic: Nic) -> None:
     except OSError:
         namespace.remove(nic.netns)  # half made: a name without a namespace
         return
-    indices = {name: index for index, name in socket.if_nameindex()}
-    if nic.tap in indices:
-        with IPRoute() as route:
-            route.link("del", index=indices[nic.tap])
+    delete_links([nic.tap])
     namespace.remove(nic.netns)
 
 

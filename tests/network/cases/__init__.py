@@ -8,6 +8,7 @@ from tests.network.cases import (
     link,
     neighbours,
     offload,
+    rates,
     sources,
     tenants,
 )
@@ -23,6 +24,7 @@ CASES: list[Case] = [
     *tenants.CASES,
     *inbound.CASES,
     *offload.CASES,
+    *rates.CASES,
 ]
 
 __all__ = ["CASES"]

@@ -1,7 +1,8 @@
 """The world that packets are sent in, and what a case is.
 
-Alice has VMs 1, 2, 5 (closed to outsiders) and 6 (with a /64); Bob has 3; Carol has 4 and is
-Alice's peer; 7 is Bob's and quarantined; 8 has a tap and no rules. 1, 2, 3 and 5 have IPv4 too.
+Alice has VMs 1, 2, 5 (closed to outsiders), 6 (with a /64) and 9 (which may send 2000 bytes a
+second, and 64 KiB at first); Bob has 3; Carol has 4 and is Alice's peer; 7 is Bob's and
+quarantined; 8 has a tap and no rules. 1, 2, 3 and 5 have IPv4 too.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ VMS: dict[str, Attachment] = {
     "wide": vm(6, "alice", ALICE, addresses=(IPv6Network("2001:db8:1:6::/64"),)),
     "cut": vm(7, "bob", BOB, quarantined=True),
     "bare": vm(8, "bob", BOB),
+    "slow": vm(9, "alice", ALICE, tx_bytes_per_s=2000),
 }
 UNATTACHED = frozenset({"bare"})
 
@@ -58,7 +60,19 @@ HERE_V4 = _v4(1)
 LINK = VMS["alice 1"].link_local
 ROUTER = IPv6Address("fe80::1")
 ALL_NODES, ALL_ROUTERS = IPv6Address("ff02::1"), IPv6Address("ff02::2")
-NEVER = ("alice 1", "alice 2", "bob", "carol", "closed", "wide", "cut", "bare", UPLINK, HOST)
+NEVER = (
+    "alice 1",
+    "alice 2",
+    "bob",
+    "carol",
+    "closed",
+    "wide",
+    "cut",
+    "bare",
+    "slow",
+    UPLINK,
+    HOST,
+)
 
 
 def address(name: str) -> IPv6Address:

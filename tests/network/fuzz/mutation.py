@@ -13,13 +13,15 @@ from tests.support.fabric import GATEWAY, GATEWAY_MAC, OUTSIDE, VNET_HEADER_BYTE
 SENDER = "alice 1"
 
 _IP6 = 14
+_KNOWN = [vm for vm in VMS.values() if not vm.tx_bytes_per_s]
+"""Whose addresses are tried: a limit makes nobody another. A seed's run is as it was without."""
 _ADDRESSES = [
-    *(vm.addresses[0].network_address.packed for vm in VMS.values()),
-    *(vm.link_local.packed for vm in VMS.values()),
+    *(vm.addresses[0].network_address.packed for vm in _KNOWN),
+    *(vm.link_local.packed for vm in _KNOWN),
     *(one.packed for one in (HERE, LINK, ROUTER, GATEWAY, OUTSIDE, ALL_NODES, ALL_ROUTERS)),
 ]
-_ADDRESSES_V4 = [vm.ipv4.packed for vm in VMS.values() if vm.ipv4 is not None]
-_MACS = [*(vm.mac for vm in VMS.values()), GATEWAY_MAC, WAN_MAC, "33:33:00:00:00:01"]
+_ADDRESSES_V4 = [vm.ipv4.packed for vm in _KNOWN if vm.ipv4 is not None]
+_MACS = [*(vm.mac for vm in _KNOWN), GATEWAY_MAC, WAN_MAC, "33:33:00:00:00:01"]
 _HEADERS = (0, 4, 6, 17, 41, 43, 44, 47, 50, 51, 58, 59, 60, 132, 135, 139, 140, 253, 255)
 _SHORTS = (0, 1, 53, 67, 68, 546, 547, 0x0800, 0x0806, 0x86DD, 0x8100, 0x88A8, 0xFFFF)
 _MOST_CHANGES = 5

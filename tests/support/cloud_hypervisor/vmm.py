@@ -170,6 +170,9 @@ class PretendedVmm(Served):
     def _devices(self, kind: str) -> list[dict[str, Any]]:
         return (self._config or {}).get(kind) or []
 
+    def _limiter(self) -> dict[str, Any] | None:
+        return next((disk.get("rate_limiter_config") for disk in self._devices("disks")), None)
+
     def _create(self, body: bytes) -> None:
         config = _parse(body, VmConfig)
         if self._config is not None:
@@ -191,6 +194,7 @@ class PretendedVmm(Served):
         guest = Guest(
             config["payload"]["cmdline"],
             disk=bool(self._devices("disks")),
+            limiter=self._limiter(),
             print_line=self._write_serial,
         )
         self._paused = False
@@ -284,6 +288,7 @@ class PretendedVmm(Served):
         self._guest = Guest(
             config["payload"]["cmdline"],
             disk=bool(self._devices("disks")),
+            limiter=self._limiter(),
             print_line=self._write_serial,
             saved=saved,
         )

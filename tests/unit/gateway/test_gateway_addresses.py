@@ -60,6 +60,7 @@ def test_a_proxy_network_that_is_none_stops_the_start() -> None:
         ("GET", "/v1/usage", RouteClass.EXPENSIVE),
         ("GET", "/v1/vms/x/console", RouteClass.EXPENSIVE),
         ("GET", "/v1/events", RouteClass.EXPENSIVE),
+        ("POST", "/v1/vms/x/network-check", RouteClass.EXPENSIVE),
     ],
 )
 def test_a_route_has_a_class(method: str, path: str, kind: RouteClass) -> None:
@@ -71,5 +72,6 @@ def test_a_verb_on_the_bus_has_the_class_of_its_route() -> None:
     """By what it does, and by who works for it."""
     assert class_of_verb("get", mutates=False) is RouteClass.READS
     assert class_of_verb("console", mutates=False) is RouteClass.EXPENSIVE
+    assert class_of_verb("check-network", mutates=True) is RouteClass.EXPENSIVE
     for verb in ("create", "boot", "delete", "unknown"):
         assert class_of_verb(verb, mutates=True) is RouteClass.MUTATIONS

@@ -25,6 +25,7 @@ NEEDED: dict[str, Any] = {
     "patch": {"labels": {"a": None}},
     "operation_id": str(new_id()),
     "snapshot_id": str(new_id()),
+    "peer_id": "globex",
     "start": "2026-01-01T00:00:00Z",
     "end": "2026-01-02T00:00:00Z",
     "vm_ids": [str(new_id())],

@@ -144,7 +144,12 @@ def test_the_door_answers_what_is_listed() -> None:
     """And nothing else."""
     nothing: Any = None
     door = Door(
-        *[nothing] * 7, operations=nothing, snapshots=nothing, images=nothing, reads=nothing
+        *[nothing] * 7,
+        operations=nothing,
+        snapshots=nothing,
+        images=nothing,
+        peers=nothing,
+        reads=nothing,
     )
     assert door.verbs == set(REQUESTS)
     assert {channel.address.rpartition(".")[2] for channel in CHANNELS

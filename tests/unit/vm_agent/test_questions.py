@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -11,12 +12,16 @@ from uuid import UUID
 import pytest
 
 from schemas.codec import encode
-from schemas.commands import DeleteVm
+from schemas.commands import DeleteVm, PauseVm
 from schemas.consoles import ConsoleQuery, ConsoleReply, decode_console_reply
 from schemas.errors import ErrorCode
 from schemas.ids import new_id
-from schemas.subjects import vm_console
+from schemas.network_checks import NetworkQuery, NetworkReply, Probed, decode_network_reply
+from schemas.subjects import vm_console, vm_network
+from schemas.vms import VmSpec, VmState
 from tests.support.whole_agent import Rig, whole_agent
+from vm_agent.network.leases import Leases, Ranges
+from vm_agent.network.numbers import Numbers
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -108,3 +113,64 @@ async def test_a_console_that_cannot_be_read_is_an_error_of_this_one(rig: Rig) -
     assert (reply.error.code, reply.error.message) == (
         ErrorCode.INTERNAL, "The console cannot be read.",
     )  # fmt: skip
+
+
+@pytest.fixture
+async def connected(tmp_path: Path) -> AsyncIterator[Rig]:
+    """An agent that connects its VMs."""
+    made = Rig(tmp_path)
+    ranges = Ranges(IPv6Network("2001:db8::/64"))
+    made.kernel.leases = Leases(ranges, Numbers(tmp_path / "numbers.json"))
+    async with whole_agent(made):
+        yield made
+
+
+async def look(rig: Rig, vm_id: UUID, customer_id: str = "acme") -> NetworkReply:
+    """Whether a VM can be reached."""
+    asked = NetworkQuery(customer_id=customer_id, vm_id=vm_id)
+    return decode_network_reply(await rig.questions.ask(vm_network("h1", vm_id), encode(asked)))
+
+
+async def test_its_owner_is_told_whether_a_vm_can_be_reached(connected: Rig) -> None:
+    """One that does not run is sent nothing; nobody else learns that there is one."""
+    vm_id, idle = await connected.running_vm(), await connected.running_vm()
+    check = (await look(connected, vm_id)).check
+    assert check is not None
+    assert (check.vm_id, check.state, check.quarantined) == (vm_id, VmState.RUNNING, False)
+    assert {one.probed for one in check.findings} == {
+        Probed.TAP, Probed.ADDRESSES, Probed.RULES, Probed.HOST,
+    }  # fmt: skip
+    await connected.do(PauseVm, idle)
+    check = (await look(connected, idle)).check
+    assert check is not None
+    assert (check.proven, check.summary) == (False, "it is paused; nothing was sent")
+    assert check.findings == ()
+    foreign = await look(connected, vm_id, customer_id="globex")
+    assert foreign.error is not None
+    assert foreign.error.code is ErrorCode.NOT_FOUND
+    assert await look(connected, new_id()) == foreign
+
+
+async def test_a_vm_is_looked_at_by_one_at_a_time(connected: Rig) -> None:
+    """And a host's by four; its console can be read meanwhile."""
+    small = VmSpec(image="tiny", memory_mib=16, disk_mib=1)
+    vms = [await connected.running_vm(small) for _ in range(5)]
+    reading = asyncio.ensure_future(ask(connected, vms[0]))
+    replies = await asyncio.gather(*(look(connected, vms[0]) for _ in range(3)))
+    codes = [reply.error.code if reply.error else None for reply in replies]
+    assert codes == [None, ErrorCode.RATE_LIMITED, ErrorCode.RATE_LIMITED]
+    assert (await reading).error is None
+    replies = await asyncio.gather(*(look(connected, vm_id) for vm_id in vms))
+    assert [reply.error is None for reply in replies] == [True] * 4 + [False]
+    assert (await look(connected, vms[4])).error is None
+
+
+async def test_a_host_that_connects_nobody_says_so(rig: Rig) -> None:
+    """And so does a VM that was made without an interface."""
+    check = (await look(rig, await rig.running_vm())).check
+    assert check is not None
+    assert check.summary == "its host connects no VMs; nothing was sent"
+    alone = VmSpec(image="tiny", memory_mib=16, disk_mib=1, network=False)
+    check = (await look(rig, await rig.running_vm(alone))).check
+    assert check is not None
+    assert check.summary.startswith("it has no network interface")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from ipaddress import IPv6Network
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -13,7 +14,7 @@ import pytest
 from msgspec.structs import replace
 
 from runtime.clock import utc_now
-from schemas.commands import BootVm, CreateVm
+from schemas.commands import BootVm, CreateVm, RebootVm
 from schemas.devices import RateLimits
 from schemas.errors import ErrorCode
 from schemas.hosts import Operation, OperationStatus
@@ -22,19 +23,21 @@ from schemas.vms import SnapshotKind, VmSpec, VmState
 from tests.support.memory_agent import CAPACITY, Mail, Run
 from tests.support.memory_host import MemoryDesk, MemoryDriver
 from tests.support.memory_kernel import MemoryKernel
-from vm_agent.drivers.abc import Ability
+from vm_agent.drivers.abc import Ability, MachinePlan, Vmm
+from vm_agent.network.leases import Leases, Ranges
+from vm_agent.network.numbers import Numbers
 from vm_agent.snapshot_store import Manifest
 from vm_agent.snapshotting import check_fit
 from vm_agent.states import RefusedError
-from vm_agent.wishes import require, wishes
+from vm_agent.wishes import require, shares, wishes
 
 SECRET = "hunter2"
 PLAIN = VmSpec(image="tiny", disk_mib=8)
 WISHES: list[tuple[dict[str, Any], str, Ability]] = [
     ({"metadata": {"password": SECRET}}, "metadata", Ability.METADATA),
     ({"balloon_mib": 1}, "balloon_mib", Ability.BALLOON),
-    ({"limits": RateLimits(disk_ops_per_s=1)}, "limits", Ability.RATE_LIMITS),
-    ({"limits": RateLimits(net_tx_bytes_per_s=1)}, "limits", Ability.RATE_LIMITS),
+    ({"limits": RateLimits(disk_ops_per_s=1)}, "limits.disk_*", Ability.DISK_LIMITS),
+    ({"limits": RateLimits(net_tx_bytes_per_s=1)}, "limits.net_*", Ability.NET_LIMITS),
 ]
 
 
@@ -128,7 +131,69 @@ async def test_limits_of_a_disk_need_one(stage: Stage) -> None:
     assert refused.error is not None
     assert refused.error.code is ErrorCode.BAD_REQUEST
     assert "no disk" in refused.error.message
-    require(replace(spec, disk_mib=1), Able(stage.kernel))
+    require(replace(spec, disk_mib=1), Able(stage.kernel), connects=False)
+
+
+LIMITS = RateLimits(
+    disk_bytes_per_s=1, disk_ops_per_s=2, net_rx_bytes_per_s=3, net_tx_bytes_per_s=4
+)
+
+
+class DiskOnly(MemoryDriver):
+    """A driver that holds a VM to limits of its disk, and notes what it is told."""
+
+    abilities = frozenset({Ability.DISK_LIMITS})
+    told: RateLimits | None = None
+
+    async def create(self, plan: MachinePlan) -> Vmm:
+        """Note the limits."""
+        self.told = plan.limits
+        return await super().create(plan)
+
+
+def test_who_can_hold_a_vm_to_its_limits_is_asked_to() -> None:
+    """The VMM before the host; and nothing is held twice, or by nobody."""
+    kernel = MemoryKernel()
+    assert shares(LIMITS, Able(kernel)) == (LIMITS, RateLimits())
+    disk, network = shares(LIMITS, DiskOnly(kernel))
+    assert disk == RateLimits(disk_bytes_per_s=1, disk_ops_per_s=2)
+    assert network == RateLimits(net_rx_bytes_per_s=3, net_tx_bytes_per_s=4)
+
+
+async def test_the_host_holds_a_vm_where_its_driver_cannot(stage: Stage, tmp_path: Path) -> None:
+    """From before the guest runs, over restarts of agent and VM, and whatever drivers can then."""
+    stage.kernel.leases = Leases(
+        Ranges(IPv6Network("2001:db8::/64")), Numbers(tmp_path / "numbers.json")
+    )
+    driver = DiskOnly(stage.kernel)
+    await stage.restart_with(driver)
+    vm_id, spec = new_id(), replace(PLAIN, limits=LIMITS)
+    assert (await stage.do(CreateVm, vm_id, spec=spec)).status is OperationStatus.SUCCEEDED
+    assert (await stage.do(BootVm, vm_id)).state is VmState.RUNNING
+    assert driver.told == RateLimits(disk_bytes_per_s=1, disk_ops_per_s=2)
+    (held,) = stage.kernel.attached.values()
+    assert (held.rx_bytes_per_s, held.tx_bytes_per_s) == (3, 4)
+    # What runs is as it was begun, also if the next agent's driver of that name can do more.
+    await stage.restart_with(Able(stage.kernel))
+    assert list(stage.kernel.attached.values()) == [held]
+    assert (await stage.do(RebootVm, vm_id)).state is VmState.RUNNING
+    (free,) = stage.kernel.attached.values()
+    assert (free.rx_bytes_per_s, free.tx_bytes_per_s) == (0, 0)
+
+
+async def test_limits_that_nobody_would_keep_are_refused(stage: Stage) -> None:
+    """Those of the network by a host that connects no VMs; those of the disk everywhere."""
+    await stage.restart_with(DiskOnly(stage.kernel))
+    spec = replace(PLAIN, limits=LIMITS)
+    refused = await stage.do(CreateVm, new_id(), spec=spec)
+    assert refused.error is not None
+    assert refused.error.message == (
+        "memory cannot give a VM limits of the network (limits.net_*), "
+        "nor can this host, which connects no VMs"
+    )
+    require(spec, DiskOnly(stage.kernel), connects=True)
+    with pytest.raises(RefusedError, match=r"limits of the disk \(limits.disk_\*\)$"):
+        require(spec, MemoryDriver(stage.kernel), connects=True)
 
 
 @pytest.mark.parametrize(

@@ -72,9 +72,8 @@ def _drop_chains(rules: str, ends: tuple[str, ...]) -> list[str]:
         # Two rules: where the set is full, the first one fails, and the second drops all the same.
         lines.append(f"chain count{end} {{ update @drops {{ {directions[end]} . meta mark }}")
         lines.append("drop; }")
-    names = set(_GOTO.findall(rules))
-    if "_to" in ends:
-        names.add("drop_inbound_to")
+    # What only rules of VMs name is added.
+    names = {*_GOTO.findall(rules), "drop_inbound_to" if "_to" in ends else "drop_rate_tx"}
     for name in sorted(names):
         end = "_to" if name.endswith("_to") else ""
         reason = _REASONS[name.removesuffix("_to")]

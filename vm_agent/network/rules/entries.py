@@ -13,6 +13,7 @@ from typing import Literal
 
 from vm_agent.network.attachment import Attachment, Port
 from vm_agent.network.reasons import FIRST_MARK, Reason
+from vm_agent.network.shaping import MOST_BYTES_PER_S
 
 FLOWS = 8192
 """Answers that a closed VM can wait for at once, per kind; another VM's do not count."""
@@ -23,6 +24,8 @@ _FRAGMENTS = {
     "ip": ("ip frag-off & 0x1fff", "ip protocol"),
 }
 HOOK_PRIORITY = -500
+LARGEST_PACKET = 1 << 16
+"""What a guest hands over in one piece, to be segmented later."""
 
 _ERRORS = "destination-unreachable, time-exceeded, parameter-problem"
 
@@ -35,7 +38,8 @@ class Entry:
         family: `netdev` or `inet`; the table is `decisec`.
         name: Of the set, map or chain.
         key: An element's fields.
-        value: What a map says for it; a mark in hex, or a verdict.
+        value: What a map says for it; a mark in hex, or a verdict. Of a tap's chain: the rate in
+            bytes per second and the burst in bytes that it lets through, if it has a limit.
         body: What a chain or set holds, which its name tells apart from others.
     """
 
@@ -46,6 +50,10 @@ class Entry:
     value: str = ""
     body: str = field(default="", compare=False)
 
+    def __str__(self) -> str:
+        what = " . ".join((self.name, *self.key))
+        return f"{self.family} {self.kind} {what}" + (f" : {self.value}" if self.value else "")
+
 
 def entries(vm: Attachment) -> frozenset[Entry]:
     """All that a VM adds.
@@ -55,7 +63,8 @@ def entries(vm: Attachment) -> frozenset[Entry]:
     """
     _check(vm)
     tap = vm.tap
-    found = {Entry(family="netdev", kind="chain", name=tap, body=_hook(tap))}
+    rate = rate_of(vm.tx_bytes_per_s)
+    found = {Entry(family="netdev", kind="chain", name=tap, value=rate, body=_hook(tap, rate))}
     if vm.quarantined:
         mark = Reason.QUARANTINE.mark
         found.add(_element("inet", "cut", tap))
@@ -176,5 +185,22 @@ def _ipv6(address: int) -> str:
     return str(IPv6Address(address))
 
 
-def _hook(tap: str) -> str:
-    return f'type filter hook ingress device "{tap}" priority {HOOK_PRIORITY}; policy drop; goto vm'
+def rate_of(bytes_per_s: int) -> str:
+    """The rate and burst of a limit; nothing for none.
+
+    The kernel's bucket holds what one second allows, and the burst: so there is one only where a
+    packet would not fit otherwise.
+    """
+    if not bytes_per_s:
+        return ""
+    rate = min(bytes_per_s, MOST_BYTES_PER_S)
+    return f"{rate} {max(0, LARGEST_PACKET - rate)}"
+
+
+def _hook(tap: str, rate: str) -> str:
+    head = f'type filter hook ingress device "{tap}" priority {HOOK_PRIORITY}; policy drop'
+    if not rate:
+        return f"{head}; goto vm"
+    per_s, burst = rate.split()
+    more = f" burst {burst} bytes" if burst != "0" else ""
+    return f"{head}; limit rate over {per_s} bytes/second{more} goto drop_rate_tx; goto vm"

@@ -12,7 +12,7 @@ import pytest
 
 from schemas.ids import new_id
 from schemas.units import MIB
-from vm_agent.cgroups import Cgroups, Hierarchy, Limits, hierarchies
+from vm_agent.cgroups import Cgroups, Group, Hierarchy, Limits, hierarchies
 from vm_agent.process import VmmProcesses, cpu_ns
 
 LIMITS = Limits(cpus=2, memory_bytes=64 * MIB, tasks=50)
@@ -152,3 +152,14 @@ async def test_who_takes_too_much_memory_is_killed_and_told(
         status = await processes.wait_exit(pid, ticks)
     assert status.exit_code == -9
     assert groups.oom_kills("g") == 1
+
+
+def test_a_group_is_entered_by_thread_where_there_is_such_a_door(tmp_path: Path) -> None:
+    """The other one makes the kernel wait until nobody forks."""
+    first, second = tmp_path / "one", tmp_path / "two"
+    for folder, files in ((first, ("cgroup.procs", "tasks")), (second, ("cgroup.procs",))):
+        folder.mkdir()
+        for file in files:
+            (folder / file).touch()
+    group = Group("g", (first, second))
+    assert group.doors == (str(first / "tasks"), str(second / "cgroup.procs"))

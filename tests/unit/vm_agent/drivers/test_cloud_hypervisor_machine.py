@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from schemas.devices import RateLimits
 from schemas.ids import new_id
 from vm_agent.drivers.abc import DriverError, MachinePlan, Nic
 from vm_agent.drivers.cloud_hypervisor_machine import require_files, restored_config, vm_config
@@ -51,6 +52,21 @@ def test_the_vmm_guesses_no_format_and_asks_for_no_terminal(tmp_path: Path) -> N
     assert config["console"] == {"mode": "Off"}
     assert "landlock_enable" not in config
     assert "landlock_rules" not in config
+
+
+def test_a_disk_has_buckets_of_a_second_and_an_interface_none(tmp_path: Path) -> None:
+    """The host holds the VM to limits of its network; a limit of nothing is none."""
+    limits = RateLimits(disk_bytes_per_s=5_000_000, disk_ops_per_s=100)
+    plan = replace(plan_in(tmp_path), limits=limits)
+    config = msgspec.to_builtins(vm_config(plan, landlock=False))
+    assert config["disks"][0]["rate_limiter_config"] == {
+        "bandwidth": {"size": 5_000_000, "refill_time": 1000},
+        "ops": {"size": 100, "refill_time": 1000},
+    }
+    assert config["net"][0].keys() == {"tap", "mac", "id"}
+    plan = replace(plan, limits=RateLimits(disk_ops_per_s=1))
+    config = msgspec.to_builtins(vm_config(plan, landlock=False))
+    assert config["disks"][0]["rate_limiter_config"] == {"ops": {"size": 1, "refill_time": 1000}}
 
 
 def test_a_confined_vmm_reaches_one_folder_more(tmp_path: Path) -> None:

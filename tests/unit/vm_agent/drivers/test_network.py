@@ -29,7 +29,7 @@ needs_taps = pytest.mark.skipif(
 @pytest.fixture
 async def nic() -> AsyncIterator[Nic]:
     """A tap for one test."""
-    made = await taps.create(new_id(), 1)
+    made = await taps.create(taps.nic_of(new_id(), 1))
     try:
         yield made
     finally:
@@ -99,8 +99,8 @@ async def test_counters_have_the_guests_view(nic: Nic) -> None:
 async def test_destroying_and_making_again_may_be_repeated() -> None:
     """A leftover of an interrupted attempt is replaced; nothing stays."""
     vm_id = new_id()
-    first = await taps.create(vm_id, 7)
-    assert await taps.create(vm_id, 7) == first
+    first = await taps.create(taps.nic_of(vm_id, 7))
+    assert await taps.create(taps.nic_of(vm_id, 7)) == first
     for _ in range(2):
         await taps.destroy(first)
     assert first not in taps.list_owned()
@@ -125,7 +125,7 @@ async def test_a_cancelled_making_leaves_nothing() -> None:
     for after_s in (0.0, 0.0005, 0.002):
         try:
             async with asyncio.timeout(after_s):
-                await taps.destroy(await taps.create(vm_id, 1))
+                await taps.destroy(await taps.create(taps.nic_of(vm_id, 1)))
         except TimeoutError:
             await taps.destroy(taps.nic_of(vm_id, 1))
     assert taps.nic_of(vm_id, 1) not in taps.list_owned()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from schemas.devices import RateLimits
 from schemas.ids import new_id
 from vm_agent.drivers.abc import MachinePlan
 from vm_agent.drivers.qemu_command import command
+
+NO_LIMITS = RateLimits()
 
 
 @pytest.mark.parametrize(
@@ -40,11 +44,39 @@ def test_one_with_a_user_gives_its_privileges_away() -> None:
     assert values("-sandbox")[0].endswith("elevateprivileges=deny")
 
 
+def test_a_disk_with_limits_is_behind_a_bucket() -> None:
+    """And what is counted are the guest's own requests; one without is as it was."""
+    disk = Path("/disk")
+    (free,) = map(json.loads, values("-blockdev", disk=disk))
+    assert free["driver"] == "raw"
+    assert values("-object", disk=disk) == []
+    assert "merging" not in values("-device", disk=disk)[0]
+    bytes_only = RateLimits(disk_bytes_per_s=7_000_000)
+    (group,) = map(json.loads, values("-object", disk=disk, limits=bytes_only))
+    assert group["limits"] == {"bps-total": 7_000_000}
+    (limited,) = map(json.loads, values("-blockdev", disk=disk, limits=bytes_only))
+    assert (limited["driver"], limited["throttle-group"]) == ("throttle", group["id"])
+    assert limited["file"] | {"node-name": "disk"} == free
+    assert "merging" not in values("-device", disk=disk, limits=bytes_only)[0]
+    ops = RateLimits(disk_ops_per_s=20)
+    (group,) = map(json.loads, values("-object", disk=disk, limits=ops))
+    assert group["limits"] == {"iops-total": 20}
+    assert values("-device", disk=disk, limits=ops)[0].endswith(",request-merging=off")
+
+
 def values(
-    option: str, *, accel: str = "tcg", initrd: Path | None = None, uid: int | None = None
+    option: str,
+    *,
+    accel: str = "tcg",
+    initrd: Path | None = None,
+    uid: int | None = None,
+    disk: Path | None = None,
+    limits: RateLimits = NO_LIMITS,
 ) -> list[str]:
     """What follows each occurrence of an option."""
     plan = MachinePlan(
+        disk=disk,
+        limits=limits,
         vm_id=new_id(),
         incarnation=1,
         vcpus=1,

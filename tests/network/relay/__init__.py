@@ -1,0 +1,1 @@
+"""Guests of real VMMs that relay: they send the frames they are told, and say which they get."""
