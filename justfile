@@ -96,7 +96,7 @@ fuzz-api seconds="300" examples="100" seed="random": setup
       DECISEC_FUZZ_SEED={{ if seed == "random" { "$RANDOM" } else { seed } }} \
       {{ python }} -m pytest -n 0 tests/integration/test_gateway_contract.py
 
-# Kill a part until it is shown to lose nothing: `just chaos agent`; exits 1 if it does
+# Kill a part until it is shown to lose nothing: `just chaos agent`, `just chaos network`; exits 1 if it does
 [group('check')]
 chaos what *args: setup system
     {{ python }} -m tests.chaos.{{ what }} {{ args }}

@@ -17,7 +17,8 @@ import time
 from functools import partial
 from pathlib import Path
 
-from tests.chaos.siege import siege
+from tests.chaos.besieging import besieging
+from tests.chaos.siege import Siege
 from tests.chaos.toll import Toll
 from tests.support.hypervisors import Lab, open_lab
 
@@ -28,7 +29,7 @@ _RANDOM_DEATHS = 30
 
 async def _besiege(lab: Lab, driver: str, kills: int, seed: int, log: Path) -> Toll:
     with tempfile.TemporaryDirectory(prefix="decisec-chaos-") as folder:
-        async with siege(Path(folder), lab, driver, seed=seed) as made:
+        async with besieging(Siege, Path(folder), lab, driver, seed=seed) as made:
             await made.settle_in(_WRITERS)
             steps = await made.list_steps()
             starts = await made.list_start_steps()

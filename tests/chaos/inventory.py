@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import UUID
 
 from schemas.vms import METERED_STATES, VmState
+from tests.chaos.connected import disconnections
 from tests.support.hypervisors import processes_in
-from vm_agent import namespace
 from vm_agent.cgroups import Cgroups
 from vm_agent.data_dir import identity
 from vm_agent.network import taps
-from vm_agent.network.items import Route, read_all
-from vm_agent.network.layout import netns_of, owner_in
-from vm_agent.network.netlink import Netlink
-from vm_agent.network.nft import NftSession, read_objects
 from vm_agent.ports import incarnation_name
 from vm_agent.process import is_alive
 from vm_agent.store import Record, RecordStore
@@ -65,52 +59,13 @@ def discrepancies(data_dir: Path, *, uid_base: int, vm_ids: frozenset[UUID]) -> 
             compare("control group", set(groups.names()), names)
         nics = {n.netns for n in taps.list_owned() if taps.owner_of(n)[0] in vm_ids}
         compare("namespace", nics, {r.nic.netns for r in running if r.nic is not None})
-        connected = {r.nic.fabric for r in running if r.nic is not None and r.nic.fabric}
-        compare("connection", _connected(data_dir), connected)
-        compare("rules of", _ruled(data_dir), connected)
+        found += disconnections(data_dir, records)
     pids = {r.vmm.pid for r in running if r.vmm is not None}
-    found.extend(f"process without an owner: {pid}" for pid in _processes(data_dir) - pids)
+    found.extend(f"process without an owner: {pid}" for pid in processes(data_dir) - pids)
     uids = [r.uid for r in present if r.uid is not None]
     if len(set(uids)) != len(uids) or any(uid <= uid_base for uid in uids):
         found.append(f"user ids are not one each: {uids}")
     return found
-
-
-def _connected(data_dir: Path) -> set[str]:
-    """Open taps in the agent's fabric that have an address and a way to their guest."""
-    netns = netns_of(identity(data_dir))
-    if not (namespace.NETNS_DIR / netns).exists():
-        return set()
-
-    def look() -> set[str]:
-        namespace.enter(netns)
-        netlink = Netlink()
-        standing = read_all(netlink)
-        netlink.close()
-        taps = {link.name for link in standing.links.values() if owner_in(link.alias)}
-        routes = {item.link for item in standing.items if isinstance(item, Route)}
-        return {f"{tap} closed" if tap not in routes else tap for tap in taps}
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(look).result()
-
-
-def _ruled(data_dir: Path) -> set[str]:
-    """Interfaces that the agent's packet filter has rules of their own for."""
-    netns = netns_of(identity(data_dir))
-    if not (namespace.NETNS_DIR / netns).exists():
-        return set()
-
-    def look() -> set[str]:
-        namespace.enter(netns)
-        session = NftSession()
-        chains = read_objects(session.run("list chains netdev"))
-        session.close()
-        names = {chain["chain"]["name"] for chain in chains}
-        return {name for name in names if re.fullmatch(r"vm[0-9a-f]{8}", name)}
-
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(look).result()
 
 
 def _disk(record: Record) -> bool:
@@ -121,7 +76,7 @@ def _names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
-def _processes(data_dir: Path) -> set[int]:
+def processes(data_dir: Path) -> set[int]:
     """All that work below the data directory, and all members of its control groups."""
     found = set(processes_in(data_dir / "run"))
     if os.geteuid() == 0:

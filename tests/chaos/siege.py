@@ -14,8 +14,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -39,17 +38,14 @@ from schemas.vms import Counters, ExitReason, VmSpec, VmState
 from tests.chaos.bills import Did, flaw, misbilled, what_it_did
 from tests.chaos.inventory import discrepancies
 from tests.chaos.toll import Toll
-from tests.support.agents import AgentProcess, Client
-from tests.support.hypervisors import GUEST_ARGS, Lab
-from tests.support.nats import bus_with_streams
+from tests.support.agents import CUSTOMER, AgentProcess, Client
 from tests.support.samples import Sample, samples_of
-from vm_agent.images import ImageStore
 from vm_agent.process import cpu_ns
 from vm_agent.settings import AgentSettings
 from vm_agent.store import RecordStore
 
 _REST_S = 40.0
-_MORTAL = "tests.support.mortal_agent"
+_AFTERWARDS_S = 1.0
 _UID_BASE = AgentSettings(host_id="x").uid_base
 
 WRITER = VmSpec(
@@ -96,6 +92,7 @@ class Siege:
         self._steady: dict[UUID, tuple[int, int]] = {}
         self._billed: dict[tuple[UUID, int], Counters] = {}
         self._said: dict[tuple[UUID, int], Did] = {}
+        self._owners: dict[UUID, str] = {}
 
     async def settle_in(self, writers: int) -> None:
         """Start the VMs that must outlive it all."""
@@ -131,43 +128,63 @@ class Siege:
         await self._agent.kill()
         self._wish.write_text(f"{step}#1")
         await self._agent.start()
-        died = asyncio.ensure_future(self._agent.died())
-        done, _ = await asyncio.wait({died}, timeout=4)
-        if not done:
-            self._agent.send(signal.SIGKILL)
-        else:
+        if await self._wait_for_death(lives):
             self.toll.steps.append(f"start: {step}")
-        await died
-        self.toll.kills += 2
+        self.toll.kills += 1
         await self._pick_up(lives, f"start: {step}")
 
-    async def die(self, step: str | None) -> None:
-        """One round with a death in it: at a named step, or at random."""
+    async def die(self, step: str | None, times: int | None = None) -> None:
+        """One round with a death in it: at a named step, or at random.
+
+        Args:
+            step: Its name.
+            times: How often the step comes until it is the last; None leaves it to chance.
+        """
+        lives, _ = await self._fall(step, times)
+        await self._pick_up(lives, step or "random")
+
+    async def _fall(
+        self, step: str | None, times: int | None = None
+    ) -> tuple[list[asyncio.Future[None]], bool]:
+        """Begin a round, and let the agent die; what goes on, and whether that step came."""
         if step is not None:
-            await self._arm(f"{step}#{self._chance.choice((1, 1, 2))}")
+            await self._arm(f"{step}#{times or self._chance.choice((1, 1, 2))}")
         lives = [asyncio.ensure_future(life) for life in self._round()]
         if step is None:
             await asyncio.sleep(self._chance.uniform(0.0, 0.6))
             self._agent.send(signal.SIGKILL)
+        fell = await self._wait_for_death(lives)
+        if step is not None and fell:
+            self.toll.steps.append(step)
+        return lives, fell
+
+    async def _wait_for_death(self, lives: Iterable[asyncio.Future[None]]) -> bool:
+        """Whether the agent dies by itself, of a wish; otherwise it is killed."""
         died = asyncio.ensure_future(self._agent.died())
-        done, _ = await asyncio.wait({died}, timeout=4)
-        if not done:
+        lived = asyncio.ensure_future(asyncio.wait(lives))
+        await asyncio.wait({died, lived}, timeout=_REST_S, return_when=asyncio.FIRST_COMPLETED)
+        lived.cancel()
+        fell, _ = await asyncio.wait({died}, timeout=_AFTERWARDS_S)
+        if not fell:
             # That step did not come so often: it dies all the same.
             self._agent.send(signal.SIGKILL)
         code = await died
         if code != -signal.SIGKILL:
             self._problem(f"the agent ended by itself with {code}: {self._agent.log()[-500:]}")
         self.toll.kills += 1
-        if step is not None and done:
-            self.toll.steps.append(step)
-        await self._pick_up(lives, step or "random")
+        return bool(fell)
 
     async def _pick_up(self, lives: list[asyncio.Future[None]], death: str) -> None:
         """Start the agent, let it come to rest, and look for what is missing or left."""
         # An agent that was killed before it could read the wish has left it to the next one.
         self._wish.unlink(missing_ok=True)
         self._look_for_lost()
+        await self._while_dead(death)
         await self._start()
+        await self._go_on(lives, death)
+
+    async def _go_on(self, lives: list[asyncio.Future[None]], death: str) -> None:
+        """With an agent that runs again, let all come to its end, and look."""
         try:
             async with asyncio.timeout(_REST_S):
                 await asyncio.gather(*lives)
@@ -179,6 +196,9 @@ class Siege:
             self.toll.leaks += 1
             self._problem(f"after a death at {death}: {what}")
         self._look_for_lost()
+
+    async def _while_dead(self, death: str) -> None:
+        """Whatever is to be looked at before there is an agent again."""
 
     async def conclude(self) -> None:
         """Stop the writers, and compare every bill with what the guests and the kernel say."""
@@ -236,13 +256,22 @@ class Siege:
         if vm_id not in self._steady:
             await self._until_done(vm_id)
         await self._do(ShutdownVm, vm_id, grace_s=2.0)
-        status = await self._client.status(vm_id)
+        status = await self._client.status(vm_id, self._owner(vm_id))
         console = self._agent.data_dir / "consoles" / f"{vm_id}.log"
         if status is None or status.exit_reason is not ExitReason.REQUESTED:
             return
         text = await asyncio.to_thread(console.read_text, errors="replace")
         if (did := what_it_did(text)) is not None:
-            self._said[vm_id, status.incarnation] = did
+            sent = did.sent + self._sent_besides(vm_id, status.incarnation)
+            self._said[vm_id, status.incarnation] = did._replace(sent=sent)
+
+    def _owner(self, vm_id: UUID) -> str:
+        return self._owners.get(vm_id, CUSTOMER)
+
+    def _sent_besides(self, vm_id: UUID, incarnation: int) -> int:
+        """Bytes that were sent as a guest's, and that it does not know of."""
+        del vm_id, incarnation
+        return 0
 
     async def _until_done(self, vm_id: UUID) -> None:
         """Let the guest do its work; one that the agent's death has stopped never will."""
@@ -254,7 +283,9 @@ class Siege:
 
     async def _do(self, kind: Callable[..., Command], vm_id: UUID, **fields: Any) -> Operation:
         self._vm_ids.add(vm_id)
-        operation = await self._client.do(kind, vm_id, **fields)
+        operation = await self._client.do(
+            kind, vm_id, **{"customer_id": self._owner(vm_id), **fields}
+        )
         if operation.status is not OperationStatus.SUCCEEDED:
             self.toll.lost_commands += 1
             self._problem(f"{operation.verb} of {vm_id} failed: {operation.error}")
@@ -356,43 +387,3 @@ class Siege:
 
     def _problem(self, text: str) -> None:
         self.toll.problems.append(text)
-
-
-@asynccontextmanager
-async def siege(
-    folder: Path, lab: Lab, driver: str, *, seed: int, network: Mapping[str, str] | None = None
-) -> AsyncIterator[Siege]:
-    """A siege of a fresh agent; whatever happens, nothing of it is left.
-
-    Args:
-        folder: Of the test.
-        lab: Guest and hypervisors.
-        driver: One of them.
-        seed: Of what is left to chance.
-        network: Settings with which it connects its VMs.
-    """
-    lab.require(driver)
-    settings = {"driver": driver, "disk_mib": "20000", **(network or {})}
-    if driver == "firecracker" and lab.firecracker is not None:
-        settings["firecracker"] = str(lab.firecracker)
-    notes = {
-        "DECISEC_TEST_WISH": str(folder / "wish"),
-        "DECISEC_TEST_STEPS": str(folder / "steps"),
-    }
-    async with bus_with_streams(folder / "nats") as (server, bus):
-        agent = AgentProcess(
-            folder / "agent", server.url, settings=settings, module=_MORTAL, env=notes
-        )
-        ImageStore(folder / "agent" / "images").add(
-            "tiny", lab.image.kernel, allowed_args=GUEST_ARGS, driver_args={"*": "console=ttyS0"}
-        )
-        client = Client(bus)
-        try:
-            await agent.start()
-            async with asyncio.timeout(20):
-                await client.host()
-            yield Siege(agent, client, folder, seed, snapshots=driver == "firecracker")
-        finally:
-            await agent.kill()
-            with contextlib.suppress(AssertionError):
-                await agent.reap()

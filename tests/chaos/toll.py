@@ -15,6 +15,7 @@ class Toll:
         leaks: Things without an owner, or missing, after a round.
         lost_vms: VMs that were not touched and are not the same process any more.
         lost_commands: Commands without the result that they must have.
+        holes: Frames that got where they must not, or did not get where they must.
         bytes_exact: Incarnations that were billed just what their guests said.
         bytes_wrong: Those that were not.
         cpu_exact: VMs whose CPU time was billed as the kernel counted it, over all deaths.
@@ -26,6 +27,7 @@ class Toll:
     leaks: int = 0
     lost_vms: int = 0
     lost_commands: int = 0
+    holes: int = 0
     bytes_exact: int = 0
     bytes_wrong: int = 0
     cpu_exact: int = 0

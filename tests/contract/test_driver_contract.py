@@ -224,6 +224,20 @@ async def test_a_vmm_that_hangs_is_an_error_and_can_be_killed(bench: Rig) -> Non
     assert not is_alive(vmm.pid, vmm.start_ticks)
 
 
+async def test_a_vmm_that_hangs_before_its_guest_runs_can_be_booted_yet(bench: Rig) -> None:
+    """Where much starts at once it takes its time, and is not taken for one that ends."""
+    vmm = await bench.create(bench.plan())
+    os.kill(vmm.pid, signal.SIGSTOP)
+    try:
+        with suppress(DriverError):
+            await bench.driver.counters(vmm)
+    finally:
+        os.kill(vmm.pid, signal.SIGCONT)
+    await bench.driver.boot(vmm)
+    await bench.says(vmm, "READY")
+    assert await bench.driver.inspect(vmm) is VmmState.RUNNING
+
+
 async def test_a_vmm_that_hung_for_a_while_is_the_same_as_before(bench: Rig) -> None:
     """After a stop of the whole process, answers belong to their questions again."""
     vmm = await bench.booted()

@@ -22,7 +22,7 @@ from tests.support.agents import AgentProcess, Client, booted, running_agent
 from tests.support.connected_agent import Surroundings, lack, looked_at, surroundings
 from tests.support.hypervisors import Lab, open_lab
 from tests.support.samples import assert_exact, has_final, samples_of
-from tests.support.wires import PREFIX, run_in
+from tests.support.wires import PREFIX, nft_in, run_in
 from vm_agent import namespace
 from vm_agent.data_dir import identity
 from vm_agent.network.layout import netns_of
@@ -145,7 +145,7 @@ async def says_it_is(client: Client, vm_id: UUID, *, cut_off: bool) -> None:
 
 async def cut_off(agent: AgentProcess) -> set[str]:
     """Taps that the packet filter lets nothing through from."""
-    listed = await run_in(fabric_of(agent), "nft", "list", "set", "inet", "decisec", "cut")
+    listed = await nft_in(fabric_of(agent), "list set inet decisec cut")
     return set(re.findall(r'"(vm[0-9a-f]{8})"', listed))
 
 

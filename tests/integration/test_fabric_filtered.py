@@ -16,6 +16,7 @@ from tests.support.wires import (
     FabricRig,
     Guest,
     fabric_rig,
+    nft_in,
     udp_socket_in,
 )
 from vm_agent import namespace
@@ -152,7 +153,7 @@ async def test_a_restart_of_the_agent_changes_nothing(rig: FabricRig) -> None:
 async def test_rules_that_somebody_removed_come_back(rig: FabricRig) -> None:
     """Until then the VM has no network, rather than one without rules."""
     guest = await rig.guest()
-    await rig.inside("nft", "delete", "chain", "netdev", "decisec", guest.vm.tap)
+    await nft_in(rig.layout.netns, f"delete chain netdev decisec {guest.vm.tap}")
     assert not await hears(rig.world, WORLD, guest)
     assert (await rig.fabric.reconcile()).kinds == {"rules": 1}
     assert await hears(rig.world, WORLD, guest)
@@ -183,7 +184,7 @@ async def test_an_agent_that_dies_amid_attaching_leaves_it_shut(rig: FabricRig) 
 
 async def test_without_the_library_nothing_is_attached(rig: FabricRig) -> None:
     """A fabric whose rules do not stand takes no VM."""
-    await rig.inside("nft", "flush", "ruleset")
+    await nft_in(rig.layout.netns, "flush ruleset")
     guest = await rig.guest(attach=False)
     with pytest.raises(NetworkError):
         await rig.fabric.attach(guest.nic, guest.vm)

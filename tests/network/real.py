@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 
 from pyroute2 import IPRoute
@@ -50,19 +50,42 @@ async def suite(start: Start | None = None, *, stack: bool = False) -> AsyncIter
     """
     tag = new_id().hex[-8:]
     outside = f"decisec-test-world-{tag}"
-    layout = Layout(
-        identity=tag,
-        ranges=Ranges(PLAN.prefix, (PLAN.prefix_v4,) if PLAN.prefix_v4 else ()),
-    )
-    rules = FilterRules(layout)
-    async with AsyncExitStack() as ends:
+    layout = layout_of(tag)
+    with ExitStack() as ends:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(namespace.make, outside).result()
         ends.callback(namespace.remove, outside)
         ends.callback(namespace.remove, layout.netns)
+        async with suite_on(layout, outside, start, stack=stack) as made:
+            yield made
+
+
+def layout_of(identity: str) -> Layout:
+    """What connects the suite's VMs."""
+    return Layout(
+        identity=identity,
+        ranges=Ranges(PLAN.prefix, (PLAN.prefix_v4,) if PLAN.prefix_v4 else ()),
+    )
+
+
+@asynccontextmanager
+async def suite_on(
+    layout: Layout, outside: str, start: Start | None = None, *, stack: bool = False
+) -> AsyncIterator[Suite]:
+    """A suite on a fabric that may have been there before.
+
+    Args:
+        layout: What it is made of.
+        outside: Namespace that its way out leads to; nobody routes there.
+        start: As in `suite`.
+        stack: As in `suite`.
+    """
+    rules = FilterRules(layout)
+    async with AsyncExitStack() as ends:
         fabric = Fabric(layout, rules, outside, PLAN.protected)
         ends.push_async_callback(fabric.close)
         await fabric.open()
+        await fabric.reconcile()
         inside(layout.netns, lambda: _rename_mac(UPLINK, UPLINK_MAC))
         inside(outside, lambda: _rename_mac(layout.outer, WAN_MAC))
         wire = inside(outside, lambda: small.listen(layout.outer))

@@ -3,9 +3,11 @@
 Nothing in the agent knows of this. The interpreter tells an audit hook of every file that is made
 or removed, every program that is started, every socket that is connected (PEP 578), just before it
 happens; these are the steps at which the agent can be killed. Their names are made of the event
-and of what it is about, with ids left out. So are questions to netlink that change something.
+and of what it is about, with ids left out. What is changed in the kernel's network is told by
+`tests.support.kernel_steps`, before and after it happens, whoever asks the kernel.
 
 Environment:
+    LD_PRELOAD: What `kernel_steps.build` has made.
     DECISEC_TEST_WISH: A file. SIGUSR1 makes the agent read it: `<step>#<n>` lets it die at the n-th
         such step from then on, `*` lets it list its steps. It is removed once it is read. One
         that is there at the start is read at once.
@@ -21,8 +23,9 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
+
+from tests.support import kernel_steps
 
 _ALWAYS = frozenset(
     {
@@ -31,10 +34,9 @@ _ALWAYS = frozenset(
     }
 )  # fmt: skip
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
-_IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|decisec-[0-9a-f]{8}\b|\d{3,}")
-_CHANGERS = ("/network/changes.py", "/network/fabric.py")
-"""Where netlink is asked to change something; it is read elsewhere, ten times a second."""
-
+_IDS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}|[0-9a-f]{32}|(?<=-)[0-9a-f]{8}\b|\d{3,}")
+_PLACES = ("/sys/fs/cgroup", "/run/netns", "/proc/sys/net")
+_TUN = ord("T")
 _KEEPS_TIME = ("/checkpoint/", "/spool/")
 
 
@@ -71,7 +73,12 @@ class Death:
         if self._wish is None and self._listing < 0:
             return
         step = self._step(event, arguments)
-        if step is None:
+        if step is not None:
+            self.take(step)
+
+    def take(self, step: str) -> None:
+        """Something is about to happen, or has just happened."""
+        if self._wish is None and self._listing < 0:
             return
         self._seen[step] += 1
         if self._listing >= 0:
@@ -84,10 +91,8 @@ class Death:
             path, _, flags = arguments
             if not isinstance(flags, int) or not flags & _WRITES or not isinstance(path, str):
                 return None
-            if not path.startswith((self._data_dir, "/sys/fs/cgroup", "/run/netns")):
+            if not path.startswith((self._data_dir, *_PLACES)):
                 return None
-        elif event == "socket.sendto":
-            return _change_of_network(arguments[1])
         elif event not in _ALWAYS:
             return None
         words = [self._short(word) for word in arguments if isinstance(word, (str, bytes, Path))]
@@ -98,6 +103,8 @@ class Death:
             if not words:
                 return None
         elif event == "fcntl.ioctl":
+            if arguments[1] >> 8 & 0xFF == _TUN:
+                return None  # `kernel_steps` tells of it
             words = [hex(arguments[1])]
         if any(word in " ".join(words) for word in _KEEPS_TIME):
             return None
@@ -106,19 +113,6 @@ class Death:
     def _short(self, word: str | bytes | Path) -> str:
         text = os.fsdecode(word).replace(self._data_dir, "~").replace("/sys/fs/cgroup", "cgroup")
         return _IDS.sub("_", text)
-
-
-def _change_of_network(address: object) -> str | None:
-    """What is about to be asked of the kernel by netlink, by who asks and about what."""
-    if not isinstance(address, tuple) or not all(isinstance(part, int) for part in address):
-        return None
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and not frame.f_code.co_filename.endswith(_CHANGERS):
-        frame = frame.f_back
-    if frame is None:
-        return None
-    about = type(frame.f_locals["item"]).__name__ if "item" in frame.f_locals else ""
-    return f"netlink {frame.f_code.co_name} {about}".rstrip()
 
 
 def main() -> int:
@@ -130,6 +124,8 @@ def main() -> int:
     death = Death(os.environ)
     signal.signal(signal.SIGUSR1, death.arm)
     sys.addaudithook(death.hook)
+    os.environ.pop("LD_PRELOAD")  # nobody else is to be watched
+    _teller = kernel_steps.watch(death.take)
     death.arm_if_wished()
     return run("agent", AgentSettings, agent)
 

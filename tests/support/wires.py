@@ -25,6 +25,7 @@ from vm_agent.network.filtering import FilterRules
 from vm_agent.network.layout import Layout, Owner
 from vm_agent.network.lease import mac_of
 from vm_agent.network.leases import Ranges
+from vm_agent.network.nft import NftSession
 from vm_agent.network.taps import NetworkError
 
 PREFIX = IPv6Network("2001:db8:1::/56")
@@ -284,6 +285,36 @@ async def run_in(netns: str, *command: str) -> str:
     output, _ = await process.communicate()
     assert process.returncode == 0, output.decode()
     return output.decode()
+
+
+async def silence(netns: str) -> None:
+    """Let a namespace say nothing but where it is, and pass nothing on."""
+    await nft_in(
+        netns,
+        """
+        table inet silence {
+            chain output {
+                type filter hook output priority 0; policy drop;
+                icmpv6 type { 135, 136 } accept
+            }
+            chain forward { type filter hook forward priority 0; policy drop; }
+        }
+        """,
+    )
+
+
+async def nft_in(netns: str, commands: str, *, terse: bool = False) -> str:
+    """What commands of nft(8) list in a namespace, by the library: the tool may not be there."""
+
+    def work() -> bytes:
+        namespace.enter(netns)
+        session = NftSession()
+        try:
+            return session.run(commands, terse=terse, json=False)
+        finally:
+            session.close()
+
+    return (await namespace.in_own_thread(work)).decode()
 
 
 def udp_socket_in(netns: str, address: str, port: int) -> socket.socket:

@@ -95,10 +95,15 @@ _STATES = {
 
 @dataclass(slots=True)
 class _Session:
-    """What is kept open for one VMM. Can be made anew at any time."""
+    """What is kept open for one VMM. Can be made anew at any time.
+
+    Attributes:
+        starting: It was made here, and its guest does not run yet.
+    """
 
     api: UnixHttpConnection
     metrics: MetricsChannel
+    starting: bool = False
 
 
 class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
@@ -158,6 +163,7 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
     async def resume(self, vmm: Vmm) -> None:
         """Let the vCPUs go on. See `Driver`."""
         await self._set_state(vmm, "Resumed", _CALL_S)
+        self._session(vmm).starting = False
 
     async def snapshot(self, vmm: Vmm, folder: Path, kind: SnapshotKind) -> None:
         """Let it write the files, then take them. See `Snapshots`."""
@@ -287,6 +293,7 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
         super()._remove_files(run_dir)
 
     async def _configure(self, vmm: Vmm, plan: MachinePlan) -> None:
+        self._session(vmm).starting = True
         await self._until_answered(vmm, lambda: self._call(vmm, "GET", "/", b"", _CALL_S))
         for path, body in requests(plan):
             await self._tell(vmm, path, _encode(body))
@@ -303,6 +310,7 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
 
     async def _start(self, vmm: Vmm) -> None:
         await self._action(vmm, "InstanceStart", _BOOT_S)
+        self._session(vmm).starting = False
 
     async def _ends(self, vmm: Vmm) -> bool:
         """Whether a VMM that stopped answering ends now; one that hangs in its exit is helped."""
@@ -315,7 +323,8 @@ class FirecrackerDriver(ProcessDriver[_Session], DiffSnapshots):
         return await ends_soon(vmm)
 
     def _hangs_in_exit(self, vmm: Vmm) -> bool:
-        return not exit_of.has_vcpus(vmm.pid)
+        # One that is slow to start has no vCPUs either, yet.
+        return not self._session(vmm).starting and not exit_of.has_vcpus(vmm.pid)
 
     async def _action(self, vmm: Vmm, action: str, limit_s: float) -> None:
         await self._call(vmm, "PUT", "/actions", _encode({"action_type": action}), limit_s)
