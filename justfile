@@ -159,7 +159,7 @@ setup:
 [group('change')]
 system:
     @missing=""; \
-    for pair in qemu-system-x86_64:qemu-system-x86 nsenter:util-linux ip:iproute2 nft:nftables gcc:gcc; do \
+    for pair in qemu-system-x86_64:qemu-system-x86 nsenter:util-linux ip:iproute2 gcc:gcc; do \
       PATH="$PATH:/sbin:/usr/sbin" command -v "${pair%%:*}" >/dev/null || missing="$missing ${pair##*:}"; \
     done; \
     PATH="$PATH:/sbin" ldconfig -p 2>/dev/null | grep -q libnftables.so.1 || missing="$missing libnftables1"; \
