@@ -8,7 +8,8 @@ Figures are merged into `.decisec/bench/network.json`, beside those of `bench_ne
   route is gone;
 - `read_500_ms`: the bytes of all taps, as a tick reads them;
 - `create_ms`: create and boot of a real Firecracker over the bus on a host that connects its VMs,
-  and `create_unconnected_ms` on one that does not.
+  `create_after_delete_ms` while the kernel still clears up behind the VM before, and
+  `create_unconnected_ms` on a host that connects nobody.
 
     python -m tests.load.bench_fabric
 """
@@ -39,6 +40,7 @@ from tests.support.wires import fabric_rig
 from vm_agent.network.filtering import FilterRules
 
 _SPEC = VmSpec(image="tiny", memory_mib=32)
+_REST_S = 0.1
 
 
 def spread(times: list[float]) -> dict[str, float]:
@@ -94,8 +96,10 @@ async def fabric(count: int) -> dict[str, Any]:
         return found
 
 
-async def boots(lab: Lab, settings: Mapping[str, str], rounds: int) -> dict[str, float]:
-    """Create and boot over the bus, one after the other."""
+async def boots(
+    lab: Lab, settings: Mapping[str, str], rounds: int, rest_s: float = _REST_S
+) -> dict[str, float]:
+    """Create and boot over the bus, one after the other, some time after the end of the last."""
     times = []
     with tempfile.TemporaryDirectory(prefix="decisec-bench-") as folder:
         async with running_agent(Path(folder), lab, "firecracker", **settings) as (_, client):
@@ -112,6 +116,7 @@ async def boots(lab: Lab, settings: Mapping[str, str], rounds: int) -> dict[str,
                 took = await timed(start)
                 times += took if number >= 2 else []
                 await client.do(DeleteVm, vm_id)
+                await asyncio.sleep(rest_s)
     return spread(times)
 
 
@@ -133,8 +138,11 @@ def main(count: int, rounds: int) -> None:
 async def create(lab: Lab, rounds: int) -> dict[str, Any]:
     """With a network and without."""
     async with surroundings() as around:
-        connected = await boots(lab, around.settings, rounds)
-    return {"create_ms": connected, "create_unconnected_ms": await boots(lab, {}, rounds)}
+        found: dict[str, Any] = {
+            "create_ms": await boots(lab, around.settings, rounds),
+            "create_after_delete_ms": await boots(lab, around.settings, rounds, 0.0),
+        }
+    return {**found, "create_unconnected_ms": await boots(lab, {}, rounds)}
 
 
 def merge(figures: Mapping[str, Any]) -> None:
