@@ -84,7 +84,7 @@ def _findings(facts: Facts) -> Iterator[NetworkFinding]:
     yield _compared(Probed.RULES, facts.rules, "those of the VM and of the host stand")
     # Whose addresses the host has is none of its tenants' business.
     lacking = len(facts.host) + len(facts.amiss.fabric)
-    host = (f"{lacking} things are missing; the host's log says which",) if lacking else ()
+    host = (f"{_missing(lacking)}; the host's log says what",) if lacking else ()
     yield _compared(Probed.HOST, host, "it leads what comes for its VMs to them")
     for one in facts.sent:
         yield _probed(facts, one)
@@ -193,3 +193,7 @@ def _asking(one: Sent) -> str:
 
 def _port(one: Sent) -> str:
     return f"tcp/{one.probe.port}"
+
+
+def _missing(count: int) -> str:
+    return "one thing is missing" if count == 1 else f"{count} things are missing"

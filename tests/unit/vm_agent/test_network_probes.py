@@ -183,7 +183,7 @@ def test_a_tap_that_nobody_holds_and_a_host_that_lacks_something_are_named() -> 
     alone = facts(carrier=False, host=("dcfx has no address fe80::dec:a/64", "more"))
     found = {one.probed: one for one in findings(alone)}
     assert found[Probed.TAP].outcome is Outcome.WRONG
-    assert found[Probed.HOST].detail == "2 things are missing; the host's log says which"
+    assert found[Probed.HOST].detail == "2 things are missing; the host's log says what"
     many = facts(rules=tuple(f"missing: {n}" for n in range(7)))
     assert next(o for o in findings(many) if o.probed is Probed.RULES).detail.endswith(
         "; and 2 more"
