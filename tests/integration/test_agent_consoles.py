@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,18 +22,12 @@ from schemas.subjects import vm_console
 from schemas.units import MIB
 from schemas.vms import VmSpec
 from tests.support.agents import CUSTOMER, HOST, AgentProcess, Client, agent, booted, running_agent
-from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab
+from tests.support.hypervisors import REAL_DRIVERS, Lab
 from tests.support.nats import bus_with_streams
 
 pytestmark = pytest.mark.timeout(90)
 
 SPEC = VmSpec(image="tiny", memory_mib=64)
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with open_lab() as opened:
-        yield opened
 
 
 @asynccontextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import stat
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -34,7 +34,7 @@ from schemas.subjects import METRICS_RAW, VM_EVENTS
 from schemas.units import MIB
 from schemas.vms import VmSpec, VmState
 from tests.support.agents import AgentProcess, Client, booted, running_agent
-from tests.support.hypervisors import Lab, open_lab
+from tests.support.hypervisors import Lab
 from tests.support.samples import assert_exact, has_final, samples_of
 from vm_agent.drivers.paths import API_SOCKET
 from vm_agent.drivers.unix_http import UnixHttpConnection
@@ -58,12 +58,6 @@ WRITTEN, SENT = 3 * MIB, 1_000_000
 LEAST_S = 1.5
 """Both take two seconds after what may pass at once: 2 MiB at 1 MiB/s, and half a MB and more at
 half a MB/s, one after the other."""
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with open_lab() as opened:
-        yield opened
 
 
 @pytest.fixture

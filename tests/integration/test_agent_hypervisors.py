@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -15,7 +14,7 @@ from schemas.frames import Frame
 from schemas.hosts import OperationStatus
 from schemas.vms import VmSpec
 from tests.support.agents import AgentProcess, Client, booted, running_agent
-from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab
+from tests.support.hypervisors import REAL_DRIVERS, Lab
 from tests.support.processes import check_spinning, waited_ns
 from tests.support.samples import Sample, assert_exact, assert_no_hole, has_final, samples_of
 from vm_agent.drivers.metrics_lines import METRICS
@@ -31,12 +30,6 @@ SPEC = VmSpec(
 )
 SENT_BYTES = 1_000_000
 WINDOW_MS = 3000
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with open_lab() as opened:
-        yield opened
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from schemas.ids import new_id
 from schemas.units import MIB
 from schemas.vms import VmSpec, VmState
 from tests.support.agents import AgentProcess, Client, agent
-from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab
+from tests.support.hypervisors import REAL_DRIVERS, Lab
 from tests.support.nats import bus_with_streams
 from tests.support.samples import has_final, samples_of
 from vm_agent.images import ImageStore
@@ -136,12 +136,6 @@ async def test_the_store_changes_under_a_running_agent(stage: Stage) -> None:
     assert "rootfs" in refused.error.message
     # A VM that has its disk needs the image's kernel only.
     assert (await client.do(BootVm, second)).state is VmState.RUNNING
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with open_lab() as opened:
-        yield opened
 
 
 @pytest.mark.hypervisor

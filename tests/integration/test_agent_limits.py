@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,8 +11,8 @@ from schemas.commands import DeleteVm, ShutdownVm
 from schemas.devices import RateLimits
 from schemas.vms import VmSpec
 from tests.support.agents import AgentProcess, booted, running_agent
-from tests.support.connected_agent import Surroundings, lack, surroundings
-from tests.support.hypervisors import Lab, open_lab
+from tests.support.connected_agent import Surroundings, lack
+from tests.support.hypervisors import Lab
 from tests.support.samples import assert_exact, has_final, samples_of
 from tests.support.wires import run_in
 from vm_agent.data_dir import identity
@@ -38,20 +37,6 @@ SPEC = VmSpec(
     kernel_args={"tx": str(FRAMES)},
     limits=RateLimits(net_rx_bytes_per_s=LIMIT, net_tx_bytes_per_s=LIMIT),
 )
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """The guest and what runs it."""
-    with open_lab() as opened:
-        yield opened
-
-
-@pytest.fixture
-async def around() -> AsyncIterator[Surroundings]:
-    """Where the fabric leads."""
-    async with surroundings() as made:
-        yield made
 
 
 async def buckets(agent: AgentProcess) -> str:

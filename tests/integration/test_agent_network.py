@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Iterator
 from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 from uuid import UUID
@@ -19,8 +18,8 @@ from schemas.ids import new_id
 from schemas.networking import Networking
 from schemas.vms import VmSpec, VmState
 from tests.support.agents import AgentProcess, Client, booted, running_agent
-from tests.support.connected_agent import Surroundings, lack, looked_at, surroundings
-from tests.support.hypervisors import Lab, open_lab
+from tests.support.connected_agent import Surroundings, lack, looked_at
+from tests.support.hypervisors import Lab
 from tests.support.samples import assert_exact, has_final, samples_of
 from tests.support.wires import PREFIX, nft_in, run_in
 from vm_agent import namespace
@@ -36,20 +35,6 @@ pytestmark = [
 
 FRAMES = 40
 SENDER = VmSpec(image="tiny", memory_mib=64, kernel_args={"tx": str(FRAMES)})
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """The guest and what runs it."""
-    with open_lab() as opened:
-        yield opened
-
-
-@pytest.fixture
-async def around() -> AsyncIterator[Surroundings]:
-    """Where the fabric leads."""
-    async with surroundings() as made:
-        yield made
 
 
 def fabric_of(agent: AgentProcess) -> str:

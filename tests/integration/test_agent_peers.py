@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import IPv6Network
@@ -21,9 +21,9 @@ from schemas.ids import new_id
 from schemas.subjects import NETWORK_PEERS
 from schemas.vms import VmSpec
 from tests.support.agents import AgentProcess, Client, agent
-from tests.support.connected_agent import Surroundings, lack, surroundings
+from tests.support.connected_agent import Surroundings, lack
 from tests.support.halves import Halves
-from tests.support.hypervisors import Lab, open_lab
+from tests.support.hypervisors import Lab
 from tests.support.nats import NatsServer, bus_with_streams
 from tests.support.wires import Guest, open_tap
 from vm_agent import namespace
@@ -40,20 +40,6 @@ pytestmark = [
 _PORT = 4000
 _WITHIN_S = 1.0
 """Customers are promised that a change is in force by then."""
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """The guest and what runs it."""
-    with open_lab() as opened:
-        yield opened
-
-
-@pytest.fixture
-async def around() -> AsyncIterator[Surroundings]:
-    """Where the fabric leads."""
-    async with surroundings() as made:
-        yield made
 
 
 class Wire:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import UUID
 
@@ -28,7 +28,7 @@ from schemas.hosts import OperationStatus
 from schemas.ids import new_id
 from schemas.vms import SnapshotKind, VmSpec, VmState
 from tests.support.agents import AgentProcess, Client, booted, running_agent
-from tests.support.hypervisors import Lab, open_lab
+from tests.support.hypervisors import Lab
 from tests.support.samples import samples_of
 
 pytestmark = [pytest.mark.hypervisor, pytest.mark.timeout(90)]
@@ -42,12 +42,6 @@ SPEC = VmSpec(
     kernel_args={"blkw": str(KIB), "loop": str(ROUNDS)},
 )
 TOTAL = ROUNDS * KIB * 1024
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    with open_lab() as opened:
-        yield opened
 
 
 @pytest.fixture

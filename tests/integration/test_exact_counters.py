@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from tests.support.hypervisors import REAL_DRIVERS, Lab, open_lab, rig
+from tests.support.hypervisors import REAL_DRIVERS, Lab, rig
 from tests.support.processes import check_spinning, waited_ns
 from vm_agent.network import taps
 from vm_agent.process import cpu_ns
@@ -16,13 +15,6 @@ from vm_agent.process import cpu_ns
 pytestmark = pytest.mark.hypervisor
 
 CPU_WINDOW_S = 2.0
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """Guest and hypervisors, tried out once."""
-    with open_lab() as made:
-        yield made
 
 
 @pytest.mark.parametrize("how", ["shutdown", "kill"])

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from schemas.vms import SnapshotKind
-from tests.support.hypervisors import Lab, Rig, open_lab, rig
+from tests.support.hypervisors import Lab, Rig, rig
 from vm_agent.drivers.abc import (
     DeviceCounters,
     DiffSnapshots,
@@ -27,13 +27,6 @@ pytestmark = pytest.mark.hypervisor
 
 ROUNDS, KIB = 6000, 64
 TOTAL = ROUNDS * KIB * 1024
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """The tiny guest and Firecracker."""
-    with open_lab() as made:
-        yield made
 
 
 @pytest.fixture

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from schemas.units import MIB
-from tests.support.hypervisors import UID, Lab, Rig, open_lab, rig
+from tests.support.hypervisors import UID, Lab, Rig, rig
 from vm_agent.drivers.abc import DriverError
 from vm_agent.drivers.firecracker import FirecrackerDriver
 from vm_agent.drivers.jail import Jail, root_of
@@ -21,13 +21,6 @@ pytestmark = [
     pytest.mark.hypervisor,
     pytest.mark.skipif(os.geteuid() != 0, reason="only root can jail a VMM"),
 ]
-
-
-@pytest.fixture(scope="module")
-def lab() -> Iterator[Lab]:
-    """The tiny guest and Firecracker."""
-    with open_lab() as made:
-        yield made
 
 
 @pytest.fixture

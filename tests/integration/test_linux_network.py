@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from uuid import UUID
@@ -26,7 +25,6 @@ from tests.support.connected_agent import (
     lack,
     looked_at,
     pings,
-    surroundings,
 )
 from tests.support.linux_guest import ACCEL, MEMORY_MIB, linux_parts, totals_in
 from tests.support.nats import bus_with_streams
@@ -38,13 +36,6 @@ pytestmark = [
     pytest.mark.timeout(240),
     pytest.mark.skipif(lack() is not None, reason=lack() or "nothing is missing"),
 ]
-
-
-@pytest.fixture
-async def around() -> AsyncIterator[Surroundings]:
-    """Where the fabric leads."""
-    async with surroundings() as made:
-        yield made
 
 
 async def test_linux_finds_its_address_and_talks_to_whom_it_may(
