@@ -8,7 +8,6 @@ gets meanwhile.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,9 +15,10 @@ import msgspec
 
 from gateway import acts
 from gateway.auth import Principal, Scope
+from gateway.contention import written
 from gateway.cursors import digest, name_only, seal, unseal
 from gateway.customer_changes import made, patched
-from gateway.errors import RETRY_AFTER_S, RefusedError
+from gateway.errors import RefusedError
 from gateway.fleet import Fleet
 from gateway.ledger import limits_of
 from gateway.price_plans import PricePlanService
@@ -40,8 +40,6 @@ MAX_EXAMINED = 10_240
 """Customers that one request looks at."""
 
 _SLICE = 512
-_WITHIN_S = 5.0
-_PAUSE_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,35 +194,25 @@ class CustomerService:
     ) -> CustomerDetails:
         """Write a change to the entry as it stands, again if somebody else was faster."""
         bucket = self._book.bucket
-        try:
-            async with asyncio.timeout(_WITHIN_S):
-                while True:
-                    entry = await bucket.get(customer_id)
-                    if entry is None:
-                        raise no_such_customer()
-                    at, stands = entry.value.generation, entry.value
-                    customer = change(stands)
-                    if generations is not None and at not in generations:
-                        # Unless an earlier try of this very request has made it what is wanted.
-                        ours = acts.repeated() and at - 1 in generations and customer is stands
-                        if not ours:
-                            raise _changed()
-                    if customer is stands:
-                        return self._details(stands)
-                    try:
-                        revision = await bucket.update(customer_id, customer, entry.revision)
-                    except RevisionConflictError:
-                        await asyncio.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
-                        continue
-                    break
-        except TimeoutError:
-            raise RefusedError(
-                ErrorCode.UNAVAILABLE,
-                "Others change this customer all the time. Look at it, and try again.",
-                retry_after_s=RETRY_AFTER_S,
-                unsure=True,
-            ) from None
-        await self._book.shown(revision)
+
+        async def attempt() -> tuple[Customer, int | None]:
+            entry = await bucket.get(customer_id)
+            if entry is None:
+                raise no_such_customer()
+            at, stands = entry.value.generation, entry.value
+            customer = change(stands)
+            if generations is not None and at not in generations:
+                # Unless an earlier try of this very request has made it what is wanted.
+                ours = acts.repeated() and at - 1 in generations and customer is stands
+                if not ours:
+                    raise _changed()
+            if customer is stands:
+                return stands, None
+            return customer, await bucket.update(customer_id, customer, entry.revision)
+
+        customer, revision = await written(attempt, "this customer")
+        if revision is not None:
+            await self._book.shown(revision)
         return self._details(customer)
 
     def _details(self, customer: Customer) -> CustomerDetails:

@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from uuid import UUID
 
 import msgspec
 
 from gateway import acts
-from gateway.errors import RETRY_AFTER_S, RefusedError, no_such_vm
+from gateway.contention import written
+from gateway.errors import RefusedError, no_such_vm
 from gateway.fleet import Fleet
 from gateway.host_names import Naming, real
 from gateway.vm_views import view as vm_view
-from runtime.buckets import RevisionConflictError
 from schemas.api import FieldProblem, VmPatch, VmView
 from schemas.errors import ErrorCode
 from schemas.subjects import vm_key
 from schemas.vms import VmRecord
 
 MAX_LABELS = 32
-_WITHIN_S = 5.0
-_PAUSE_S = 0.02
 
 
 def patched(record: VmRecord, patch: VmPatch) -> VmRecord:
@@ -79,36 +75,24 @@ async def patch(
         TransientError: The server cannot be reached; the patch may or may not have been stored.
     """
     key = vm_key(customer_id, vm_id)
-    try:
-        async with asyncio.timeout(_WITHIN_S):
-            while True:
-                found = await fleet.fresh(customer_id, vm_id)
-                if found is None:
-                    raise no_such_vm()
-                entry, status = found
-                record = patched(entry.value, wanted)
-                at = entry.value.generation
-                if generations is not None and at not in generations:
-                    # Unless an earlier try of this very request has made it what is wanted.
-                    ours = acts.repeated() and at - 1 in generations and record is entry.value
-                    if not ours:
-                        raise changed()
-                if record is entry.value:
-                    return vm_view(record, status, naming)
-                try:
-                    revision = await fleet.specs.update(key, record, entry.revision)
-                except RevisionConflictError:
-                    await asyncio.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
-                    continue
-                fleet.note(record, revision)
-                return vm_view(record, status, naming)
-    except TimeoutError:
-        raise RefusedError(
-            ErrorCode.UNAVAILABLE,
-            "Others change this VM all the time. Look at it, and try again.",
-            retry_after_s=RETRY_AFTER_S,
-            unsure=True,
-        ) from None
+
+    async def attempt() -> VmView:
+        found = await fleet.fresh(customer_id, vm_id)
+        if found is None:
+            raise no_such_vm()
+        entry, status = found
+        record = patched(entry.value, wanted)
+        at = entry.value.generation
+        if generations is not None and at not in generations:
+            # Unless an earlier try of this very request has made it what is wanted.
+            ours = acts.repeated() and at - 1 in generations and record is entry.value
+            if not ours:
+                raise changed()
+        if record is not entry.value:
+            fleet.note(record, await fleet.specs.update(key, record, entry.revision))
+        return vm_view(record, status, naming)
+
+    return await written(attempt, "this VM")
 
 
 def changed() -> RefusedError:

@@ -7,17 +7,16 @@ such a customer: one who is missing, closed or silent has just not agreed.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable
 
 import msgspec
 import structlog
 
 from gateway.auth import Principal, Scope
+from gateway.contention import written
 from gateway.cursors import digest, name_only, seal, unseal
-from gateway.errors import RETRY_AFTER_S, RefusedError
+from gateway.errors import RefusedError
 from gateway.peer_book import PeerBook
-from runtime.buckets import RevisionConflictError
 from runtime.bus import Bus
 from runtime.clock import utc_now
 from runtime.errors import TransientError
@@ -38,8 +37,6 @@ from schemas.network_peers import (
 _log = structlog.get_logger("decisec.peers")
 
 _SWEEP_S = 1.0
-_WITHIN_S = 5.0
-_PAUSE_S = 0.02
 _NO_PEERS = CustomerPeers()
 
 
@@ -167,28 +164,17 @@ class PeerService:
     ) -> None:
         """Write a change to what stands, again if somebody else was faster."""
         bucket = self._book.bucket
-        try:
-            async with asyncio.timeout(_WITHIN_S):
-                while True:
-                    entry = await bucket.get(customer_id)
-                    stands, revision = (entry.value, entry.revision) if entry else (_NO_PEERS, 0)
-                    wanted = change(stands)
-                    if wanted is not stands:
-                        try:
-                            revision = await bucket.update(customer_id, wanted, revision)
-                        except RevisionConflictError:
-                            await asyncio.sleep(random.uniform(0, _PAUSE_S))  # noqa: S311 - no secret
-                            continue
-                    break
-        except TimeoutError:
-            raise RefusedError(
-                ErrorCode.UNAVAILABLE,
-                "Your peers are changed by others all the time. Look at them, and try again.",
-                retry_after_s=RETRY_AFTER_S,
-                unsure=True,
-            ) from None
+
+        async def attempt() -> int:
+            entry = await bucket.get(customer_id)
+            stands, revision = (entry.value, entry.revision) if entry else (_NO_PEERS, 0)
+            wanted = change(stands)
+            if wanted is stands:
+                return revision
+            return await bucket.update(customer_id, wanted, revision)
+
         # What the other one said before is seen then, too.
-        await self._book.shown(revision)
+        await self._book.shown(await written(attempt, "your peers"))
 
     async def _sweep(self) -> None:
         """Of a closed customer nothing is left that would hold again if it were opened."""
