@@ -16,6 +16,7 @@ from vm_agent.network.changes import delete_links, open_link, put, take
 from vm_agent.network.items import Address, Item, Link, Neighbour, Route, find_link, read_all
 from vm_agent.network.mending import in_order
 from vm_agent.network.netlink import Netlink
+from vm_agent.network.shaping import limit_of
 
 T = TypeVar("T")
 
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.skipif(taps.available() is not None, reason=taps.availa
 VM = "vm00000001"
 MAC = "06:12:34:56:78:9a"
 BEHIND: list[Item] = [
+    limit_of(VM, 1_000_000, 1500),
     Address(VM, "fe80::1/64"),
     Address("lo", "169.254.0.1/32"),
     Neighbour(VM, "fe80::412:34ff:fe56:789a", MAC),
@@ -143,6 +145,7 @@ async def test_what_cannot_be_put_says_what_the_kernel_says(
             put([Address("gone0", "fe80::1/64")])
         with pytest.raises(OSError, match=os.strerror(113)):
             put([Route("2001:db8::/64", "2001:db8:1::1", VM)])
-        take([Address("gone0", "fe80::1/64"), Neighbour("gone0", "fe80::2", MAC)])
+        gone = limit_of("gone0", 1_000_000, 1500)
+        take([Address("gone0", "fe80::1/64"), Neighbour("gone0", "fe80::2", MAC), gone])
 
     await alone(work)

@@ -7,7 +7,6 @@ Ethernet headers, as the tap's own counters do.
 
 from __future__ import annotations
 
-import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -72,8 +71,8 @@ def limit_of(link: str, bytes_per_s: int, mtu: int) -> Limit:
     return Limit(link, rate, min(ticks, _TICKS_MOST), queue)
 
 
-def message(limit: Limit) -> tuple[int, bytes]:
-    """The message that puts a limit in place of whatever is there; the next kind takes it away.
+def message(limit: Limit, index: int) -> tuple[int, bytes]:
+    """The message that puts a limit in place of what an interface has; the next kind takes it away.
 
     The counts of a limit go on when another one takes its place.
     """
@@ -82,7 +81,7 @@ def message(limit: Limit) -> tuple[int, bytes]:
     options = attribute(_TBF_PARMS, _PARMS.pack(spec, limit.queue_bytes, limit.bucket_ticks, 0))
     if limit.bytes_per_s > rate:
         options += attribute(_TBF_RATE64, struct.pack("=Q", limit.bytes_per_s))
-    place = _QDISC.pack(0, socket.if_nametoindex(limit.link), _HANDLE, _ROOT, 0)
+    place = _QDISC.pack(0, index, _HANDLE, _ROOT, 0)
     return RTM_NEWQDISC, (place + attribute(_TCA_KIND, b"tbf\0") + attribute(_TCA_OPTIONS, options))
 
 
