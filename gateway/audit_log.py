@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from gateway.auth import Principal, Scope
-from gateway.errors import RefusedError, unavailable
+from gateway.store_questions import StoreQuestions
 from runtime.bus import Bus
 from runtime.errors import TransientError
 from schemas.audit_log import AuditPage, AuditQuery, decode_audit_reply
-from schemas.codec import encode
-from schemas.errors import MalformedMessageError
 from schemas.subjects import audit_query
 
 
@@ -21,8 +19,7 @@ class AuditLog:
     """
 
     def __init__(self, bus: Bus, timeout_s: float) -> None:
-        self._bus = bus
-        self._timeout_s = timeout_s
+        self._store = StoreQuestions(bus, timeout_s)
 
     async def page(self, principal: Principal, query: AuditQuery) -> AuditPage:
         """Entries, newest first.
@@ -32,17 +29,7 @@ class AuditLog:
             TransientError: Nobody answers.
         """
         principal.require(Scope.VMS_READ)
-        if not self._bus.connected:
-            raise unavailable()
-        answer = await self._bus.request(
-            audit_query(principal.customer_id), encode(query), timeout_s=self._timeout_s
-        )
-        try:
-            reply = decode_audit_reply(answer.data)
-        except MalformedMessageError as error:
-            raise TransientError(f"malformed audit reply: {error.detail}") from error
-        if reply.error is not None:
-            raise RefusedError(reply.error.code, reply.error.message)
+        reply = await self._store.ask(audit_query(principal.customer_id), query, decode_audit_reply)
         if reply.page is None or any(
             entry.customer_id != principal.customer_id for entry in reply.page.entries
         ):

@@ -17,6 +17,7 @@ from gateway.event_hub import Choice, EventHub
 from gateway.event_ids import EventIds, UnknownPlaceError
 from gateway.settings import GatewaySettings
 from gateway.sse import SLOW
+from gateway.store_questions import StoreQuestions
 from gateway.streams import Streams
 from runtime.bus import Bus
 from runtime.errors import TransientError
@@ -71,6 +72,7 @@ class EventService:
         self, bus: Bus, hub: EventHub, streams: Streams, settings: GatewaySettings
     ) -> None:
         self._bus = bus
+        self._store = StoreQuestions(bus, _TIMEOUT_S)
         self._hub = hub
         self._streams = streams
         self._heartbeat_s = settings.stream_heartbeat_s
@@ -87,17 +89,12 @@ class EventService:
             limit=wanted.limit,
             after=_place(wanted.cursor) if wanted.cursor else None,
         )
-        if not self._bus.connected:
-            raise unavailable()
-        answer = await self._bus.request(
-            events_query(principal.customer_id), encode(query), timeout_s=_TIMEOUT_S
+        reply = await self._store.ask(
+            events_query(principal.customer_id), query, decode_events_reply
         )
+        if reply.found is None:
+            raise TransientError("the events reply is empty")
         try:
-            reply = decode_events_reply(answer.data)
-            if reply.error is not None:
-                raise RefusedError(reply.error.code, reply.error.message)
-            if reply.found is None:
-                raise TransientError("the events reply is empty")
             events = tuple(decode_vm_event(bytes(body)) for body in reply.found.events)
         except MalformedMessageError as error:
             raise TransientError(f"malformed events reply: {error.detail}") from error
