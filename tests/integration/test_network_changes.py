@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -47,6 +48,8 @@ def alone() -> Callable[[Callable[[], T]], Awaitable[T]]:
     async def run(work: Callable[[], T]) -> T:
         def inside() -> T:
             namespace.enter_new()
+            # As in a fabric: no address comes of itself, a while after a link was opened.
+            Path("/proc/sys/net/ipv6/conf/default/addr_gen_mode").write_text("1")
             with IPRoute() as route:
                 route.link("add", ifname=VM, kind="veth", peer={"ifname": "other"})
             for name in ("lo", VM, "other"):
