@@ -14,7 +14,7 @@ from vm_agent import namespace
 from vm_agent.network.changes import put
 from vm_agent.network.items import Address, Item, read_all
 from vm_agent.network.layout import UPLINK, Layout
-from vm_agent.network.netlink import Netlink
+from vm_agent.network.netlink import opened
 from vm_agent.network.resident import Resident
 from vm_agent.network.taps import NetworkError
 
@@ -81,11 +81,8 @@ def mend(wanted: set[Item]) -> dict[str, int]:
     """Put in place what is missing; how many of each kind."""
     if not wanted:
         return {}
-    netlink = Netlink()
-    try:
+    with opened() as netlink:
         missing = wanted - read_all(netlink).items
-    finally:
-        netlink.close()
     put(sorted(missing, key=lambda one: type(one).__name__))  # addresses before routes
     kinds: dict[str, int] = {}
     for item in missing:
@@ -96,11 +93,8 @@ def mend(wanted: set[Item]) -> dict[str, int]:
 
 def addresses() -> list[IPv6Network | IPv4Network]:
     """Every address that is the host's own, for a thread that is where it has them."""
-    netlink = Netlink()
-    try:
+    with opened() as netlink:
         items = read_all(netlink).items
-    finally:
-        netlink.close()
     found = sorted({one.address.partition("/")[0] for one in items if isinstance(one, Address)})
     # Link-local ones are out of reach, and anybody's.
     return [ip_network(one) for one in found if not ip_address(one).is_link_local]

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from vm_agent.network.items import PROTOCOL, Address, Item, Link, Neighbour, Route, is_ipv6
-from vm_agent.network.netlink import Netlink, attribute
+from vm_agent.network.netlink import Netlink, attribute, opened
 from vm_agent.network.shaping import Limit, message
 
 RTM_SETLINK = 19
@@ -48,7 +48,7 @@ def put(items: Iterable[Item]) -> None:
     Raises:
         OSError: The kernel refuses; those before stand.
     """
-    with _opened() as netlink:
+    with opened() as netlink:
         for item in items:
             if isinstance(item, Link):
                 netlink.tell(RTM_SETLINK, _link(item))
@@ -72,7 +72,7 @@ def take(items: Iterable[Item]) -> None:
     Raises:
         OSError: The kernel refuses; those before are gone.
     """
-    with _opened() as netlink:
+    with opened() as netlink:
         for item in items:
             # Of a queueing discipline that is not the one in place the kernel says `EINVAL`.
             with _unless_gone(errno.EINVAL if isinstance(item, Limit) else 0):
@@ -88,7 +88,7 @@ def delete_links(names: Iterable[str]) -> None:
     Raises:
         OSError: The kernel refuses.
     """
-    with _opened() as netlink:
+    with opened() as netlink:
         there: list[int] = []
         for name in names:
             with _unless_gone():
@@ -111,7 +111,7 @@ def open_link(name: str) -> None:
     Raises:
         OSError: The kernel refuses.
     """
-    with _opened() as netlink:
+    with opened() as netlink:
         netlink.tell(RTM_SETLINK, LINK.pack(0, 0, _index(name), _IFF_UP, _IFF_UP))
 
 
@@ -188,15 +188,6 @@ def _index(name: str) -> int:
     except OSError as error:
         # Python's says so in words only.
         raise OSError(errno.ENODEV, f"there is no interface {name}") from error
-
-
-@contextmanager
-def _opened() -> Iterator[Netlink]:
-    netlink = Netlink()
-    try:
-        yield netlink
-    finally:
-        netlink.close()
 
 
 @contextmanager

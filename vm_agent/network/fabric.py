@@ -26,7 +26,7 @@ from vm_agent.network.items import Link, find_link, read_links
 from vm_agent.network.layout import Layout, Owner, owner_in
 from vm_agent.network.mending import Repairs, in_order, repair
 from vm_agent.network.moving import move
-from vm_agent.network.netlink import Netlink
+from vm_agent.network.netlink import Netlink, opened
 from vm_agent.network.path_check import Facts, examine
 from vm_agent.network.readings import Readings
 from vm_agent.network.reasons import Reason
@@ -366,8 +366,5 @@ class Fabric:
 
 
 def _read(question: Callable[[Netlink], T]) -> T:
-    netlink = Netlink()
-    try:
+    with opened() as netlink:
         return question(netlink)
-    finally:
-        netlink.close()

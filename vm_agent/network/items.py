@@ -93,10 +93,6 @@ class Standing(NamedTuple):
     links: dict[int, Link]
     items: set[Item]
 
-    def index_of(self, name: str) -> int | None:
-        """The index of an interface."""
-        return next((index for index, link in self.links.items() if link.name == name), None)
-
 
 def read_links(netlink: Netlink) -> dict[int, Link]:
     """All interfaces by index."""

@@ -12,7 +12,7 @@ from vm_agent.network.attachment import Attachment
 from vm_agent.network.changes import delete_links, put, take
 from vm_agent.network.items import Item, Link, Neighbour, Route, Standing, read_all
 from vm_agent.network.layout import Layout, Owner, owner_in
-from vm_agent.network.netlink import Netlink
+from vm_agent.network.netlink import opened
 from vm_agent.network.shaping import Limit
 
 
@@ -36,11 +36,8 @@ def repair(layout: Layout, vms: tuple[Attachment, ...]) -> Repairs:
     Raises:
         OSError: The kernel refuses.
     """
-    netlink = Netlink()
-    try:
+    with opened() as netlink:
         standing = read_all(netlink)
-    finally:
-        netlink.close()
     there = {link.name: link for link in standing.links.values()}
     lost = frozenset(vm.tap for vm in vms if not _is_its(layout, vm, there.get(vm.tap)))
     kept = [vm for vm in vms if vm.tap not in lost]

@@ -14,6 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
@@ -131,6 +132,16 @@ class Netlink:
                     raise OSError(number, os.strerror(number))
                 continue
             yield message
+
+
+@contextmanager
+def opened() -> Iterator[Netlink]:
+    """A socket in the namespace of this thread, closed afterwards."""
+    netlink = Netlink()
+    try:
+        yield netlink
+    finally:
+        netlink.close()
 
 
 def attribute(kind: int, value: bytes) -> bytes:

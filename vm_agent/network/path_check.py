@@ -20,7 +20,7 @@ from vm_agent.network.attachment import Attachment, interface_id
 from vm_agent.network.differences import Differences, differences, missing
 from vm_agent.network.items import Standing, read_all
 from vm_agent.network.layout import UPLINK, Layout
-from vm_agent.network.netlink import Netlink
+from vm_agent.network.netlink import opened
 from vm_agent.network.probes import Probe, ping, ping_from_outside, solicitation, syn
 from vm_agent.network.probing import Sent, send_all
 from vm_agent.network.resident import Resident
@@ -159,11 +159,8 @@ def _within(number: int, vm: Attachment) -> bool:
 
 
 def _read() -> Standing:
-    netlink = Netlink()
-    try:
+    with opened() as netlink:
         return read_all(netlink)
-    finally:
-        netlink.close()
 
 
 def _carrier(route: IPRoute, vm: Attachment) -> bool | None:

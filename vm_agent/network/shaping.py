@@ -18,6 +18,7 @@ from vm_agent.network.netlink import (
     Netlink,
     attribute,
     attributes,
+    opened,
     text,
 )
 
@@ -156,12 +157,9 @@ class Overflow:
 
 
 def _counts() -> dict[int, int]:
-    netlink = Netlink()
-    try:
+    with opened() as netlink:
         found = {}
         for index, given in _ours(netlink):
             queue = attributes(given[_TCA_STATS2], 0)[_TCA_STATS_QUEUE]
             found[index] = _DROPS.unpack_from(queue)[0]
         return found
-    finally:
-        netlink.close()
